@@ -1,0 +1,145 @@
+// swift-tools-version: 6.2
+// SPDX-License-Identifier: Apache-2.0
+//
+// The manifest is the architecture: each line names a layer and all that it may import.
+// CI builds with `--explicit-target-dependency-import-check error`, which holds it to that.
+
+import PackageDescription
+
+let package = Package(
+    name: "usbvfiod",
+    products: [
+        .executable(name: "usbvfiod", targets: ["usbvfiod"])
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.5.0"),
+        .package(url: "https://github.com/apple/swift-collections", from: "1.1.0"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.6.0"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.4.0"),
+    ],
+    targets: [
+        // The framework, from the operating system upwards.
+        .target(name: "CLinux", path: "Sources/Framework/CLinux"),
+        .framework("Platform", ["CLinux", .system]),
+        .framework("DMA", ["Platform", .system]),
+        .framework("USB", []),
+        .framework("PCI", []),
+        .framework("VFIOUser", ["Platform", .system, .logging]),
+        .framework("XHCI", ["DMA", "USB", .collections, .logging]),
+        .framework("BackendKit", ["Platform", "USB", .logging]),
+        .framework(
+            "Service",
+            ["Platform", "DMA", "USB", "PCI", "VFIOUser", "XHCI", "BackendKit", .system, .logging]),
+
+        // The backends: each sees USB, BackendKit and Platform, never the controller.
+        .backend("MassStorage", [.system]),
+        .backend("HostUSB", ["CLibUSB"]),
+        .systemLibrary(
+            name: "CLibUSB", path: "Sources/Backends/CLibUSB", pkgConfig: "libusb-1.0",
+            providers: [.apt(["libusb-1.0-0-dev"])]),
+
+        // The program.
+        .executableTarget(
+            name: "usbvfiod",
+            dependencies: [
+                "Platform", "BackendKit", "Service", "MassStorage", "HostUSB",
+                .argumentParser, .logging, .system,
+            ],
+            path: "Sources/usbvfiod", swiftSettings: .strict),
+
+        // What tests are written with: a guest's driver, a VMM's half of the socket, real VMs,
+        // and the device that docs/writing-a-backend.md explains.
+        .support("GuestKit", ["DMA", "USB", "XHCI", "Platform", .system, .logging]),
+        .support("VFIOClient", ["Platform", .system]),
+        .support("VMKit", ["Platform", .system]),
+        .target(
+            name: "ExampleBackend", dependencies: ["BackendKit", "USB", "Platform"],
+            path: "Tests/ExampleBackend", swiftSettings: .strict),
+
+        // Tests, layer by layer.
+        .tests("Platform", [.system]),
+        .tests("DMA", ["Platform", .system]),
+        .tests("USB", []),
+        .tests("PCI", []),
+        .tests("VFIOUser", ["VFIOClient", "Platform", .system, .logging]),
+        .tests("XHCI", ["GuestKit", "DMA", "USB", "Platform", .system, .logging]),
+        .tests("BackendKit", ["USB", "Platform", .logging]),
+        .tests(
+            "Service",
+            [
+                "VFIOClient", "VFIOUser", "DMA", "USB", "PCI", "XHCI", "BackendKit", "Platform",
+                .system, .logging,
+            ]),
+        .tests("MassStorage", ["USB", "BackendKit", "Platform", .system, .logging]),
+        .tests("HostUSB", ["USB", "BackendKit", "Platform", "CLibUSB", .logging]),
+        .tests("ExampleBackend", ["USB", "BackendKit", "GuestKit", "Platform", .logging]),
+        .testTarget(
+            name: "SimulationTests",
+            dependencies: ["GuestKit", "XHCI", "DMA", "USB", "Platform", "MassStorage", .logging],
+            path: "Tests/SimulationTests", swiftSettings: .relaxed),
+        .testTarget(
+            name: "EndToEndTests",
+            dependencies: ["VFIOClient", "VMKit", "Platform", "usbvfiod", .system],
+            path: "Tests/EndToEndTests", swiftSettings: .relaxed),
+        .testTarget(
+            name: "VMTests", dependencies: ["VMKit", "Platform", "usbvfiod", .system],
+            path: "Tests/VMTests", swiftSettings: .relaxed),
+    ]
+)
+
+extension [SwiftSetting] {
+    /// Every target: Swift 6, explicit existentials, imports that say what they expose, no warning let
+    /// through.
+    static var relaxed: Self {
+        [
+            .swiftLanguageMode(.v6),
+            .enableUpcomingFeature("ExistentialAny"),  // SE-0335
+            .enableUpcomingFeature("InternalImportsByDefault"),  // SE-0409
+            .enableUpcomingFeature("MemberImportVisibility"),  // SE-0444
+            .treatAllWarnings(as: .error),  // SE-0480
+        ]
+    }
+
+    /// Product code: each unsafe expression must also be marked, which makes the word `unsafe` in a
+    /// diff the sign to look twice (SE-0458).
+    static var strict: Self { relaxed + [.strictMemorySafety()] }
+}
+
+extension Target {
+    /// A layer of the framework, in `Sources/Framework`.
+    static func framework(_ name: String, _ dependencies: [Dependency]) -> Target {
+        .target(
+            name: name, dependencies: dependencies, path: "Sources/Framework/\(name)",
+            swiftSettings: .strict)
+    }
+
+    /// A source of USB devices, in `Sources/Backends`.
+    static func backend(_ name: String, _ dependencies: [Dependency] = []) -> Target {
+        .target(
+            name: name, dependencies: ["USB", "BackendKit", "Platform", .logging] + dependencies,
+            path: "Sources/Backends/\(name)", swiftSettings: .strict)
+    }
+
+    /// A library that only tests use, in `Tests/Support`.
+    static func support(_ name: String, _ dependencies: [Dependency]) -> Target {
+        .target(
+            name: name, dependencies: dependencies, path: "Tests/Support/\(name)",
+            swiftSettings: .relaxed)
+    }
+
+    /// The tests of the target called `name`.
+    static func tests(_ name: String, _ dependencies: [Dependency]) -> Target {
+        .testTarget(
+            name: "\(name)Tests", dependencies: [.target(name: name)] + dependencies,
+            path: "Tests/\(name)Tests", swiftSettings: .relaxed)
+    }
+}
+
+extension Target.Dependency {
+    static var argumentParser: Self {
+        .product(name: "ArgumentParser", package: "swift-argument-parser")
+    }
+    static var collections: Self { .product(name: "DequeModule", package: "swift-collections") }
+    static var logging: Self { .product(name: "Logging", package: "swift-log") }
+    static var system: Self { .product(name: "SystemPackage", package: "swift-system") }
+}

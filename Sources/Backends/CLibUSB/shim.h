@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+#include <libusb.h>
+
+/* libusb_set_option is variadic, which Swift cannot call. */
+static inline int usbvfiod_libusb_disable_discovery(void)
+{
+    return libusb_set_option(NULL, LIBUSB_OPTION_NO_DEVICE_DISCOVERY);
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import Logging
+public import Platform
+public import USB
+
+/// A source of USB devices that the operator can name on the command line.
+///
+/// A backend is chosen by its scheme, reads its own parameters and, once started, attaches one or
+/// more devices to the bus. It lives as long as the program: guests come and go meanwhile.
+public protocol DeviceBackend: AnyObject {
+    /// The word before the colon of a device specification, such as `storage`.
+    static var scheme: String { get }
+    /// One line that says what the backend is for.
+    static var summary: String { get }
+    /// What may stand behind the colon; help and error messages are made from it.
+    static var parameters: [Parameter] { get }
+    /// An example specification that works, such as `storage:file=disk.img`.
+    static var example: String { get }
+
+    /// Checks the specification and opens what it names.
+    init(_ specification: DeviceSpecification, context: BackendContext) throws(BackendError)
+
+    /// Attaches the devices.
+    func start(on bus: any USBBus) throws(BackendError)
+
+    /// Detaches the devices and gives back what was opened; data that was accepted is written.
+    func stop()
+}
+
+/// What the program lends to each backend.
+public struct BackendContext {
+    public let loop: any EventLoop
+    public let logger: Logger
+
+    public init(loop: any EventLoop, logger: Logger) {
+        self.loop = loop
+        self.logger = logger
+    }
+}
+
+/// A parameter of a backend, as help and error messages show it.
+public struct Parameter: Sendable {
+    public let name: String
+    /// What is to be put in, such as `PATH`; `nil` for a flag.
+    public let value: String?
+    public let isRequired: Bool
+    public let summary: String
+
+    public init(_ name: String, value: String?, isRequired: Bool = false, summary: String) {
+        self.name = name
+        self.value = value
+        self.isRequired = isRequired
+        self.summary = summary
+    }
+}
+
+/// Why a backend cannot do what was asked, in words for the operator: what is wrong and what to do.
+public struct BackendError: Error, Equatable, CustomStringConvertible {
+    public let reason: String
+
+    public init(_ reason: String) { self.reason = reason }
+
+    public var description: String { reason }
+}

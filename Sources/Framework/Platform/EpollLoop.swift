@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+public import SystemPackage
+
+/// The event loop of the real program: epoll with deadlines.
+///
+/// The epoll word carries a registration's slot and generation beside each other, so an event that
+/// was already fetched for a descriptor which has been closed and reused since is recognised and
+/// dropped.
+@safe
+public final class EpollLoop: EventLoop {
+    private struct Registration {
+        var generation: UInt32
+        var descriptor: CInt
+        var body: ((Readiness) -> Void)?
+    }
+
+    private struct Timer {
+        let id: UInt64
+        let deadline: Duration
+        let body: () -> Void
+    }
+
+    /// Events fetched by one `epoll_wait`; the rest come with the next turn.
+    private static let eventsPerTurn = 64
+
+    private let epoll: Descriptor
+    private var registrations: [Registration] = []
+    private var freeSlots: [Int] = []
+    /// Sorted by deadline; few at any time (moderation, suspend and resume timers).
+    private var timers: [Timer] = []
+    private var nextTimer: UInt64 = 0
+    private let origin: Duration
+
+    /// Creates a loop whose clock begins now.
+    public init() throws(Errno) {
+        epoll = Descriptor(owning: try systemCall { epoll_create1(CInt(EPOLL_CLOEXEC)) })
+        origin = Self.monotonicTime()
+    }
+
+    public var now: Duration { Self.monotonicTime() - origin }
+
+    public func watch(
+        _ descriptor: borrowing Descriptor, for events: Readiness,
+        _ body: @escaping (Readiness) -> Void
+    ) throws(Errno) -> Watch {
+        let slot = freeSlots.popLast() ?? registrations.count
+        let generation: UInt32
+        if slot == registrations.count {
+            generation = 0
+            registrations.append(Registration(generation: 0, descriptor: -1, body: nil))
+        } else {
+            generation = registrations[slot].generation
+        }
+        let number = descriptor.rawValue
+        var event = unsafe epoll_event()
+        unsafe event.events = events.epollEvents
+        unsafe event.data.u64 = UInt64(generation) << 32 | UInt64(slot)
+        do throws(Errno) {
+            _ = try systemCall { unsafe epoll_ctl(epoll.rawValue, EPOLL_CTL_ADD, number, &event) }
+        } catch {
+            freeSlots.append(slot)
+            throw error
+        }
+        registrations[slot].descriptor = number
+        registrations[slot].body = body
+        return Watch { [weak self] in self?.unregister(slot, generation: generation) }
+    }
+
+    public func schedule(at deadline: Duration, _ body: @escaping () -> Void) -> Watch {
+        let id = nextTimer
+        nextTimer += 1
+        let place = timers.firstIndex { $0.deadline > deadline } ?? timers.count
+        timers.insert(Timer(id: id, deadline: deadline, body: body), at: place)
+        return Watch { [weak self] in self?.timers.removeAll { $0.id == id } }
+    }
+
+    /// Waits for something to happen, runs the bodies concerned, and returns.
+    ///
+    /// - Parameter limit: the time at which to return although nothing happened; `nil` waits for
+    ///   events and timers alone.
+    public func turn(until limit: Duration? = nil) throws(Errno) {
+        var wakeUp = limit
+        if let first = timers.first?.deadline { wakeUp = wakeUp.map { min($0, first) } ?? first }
+        let wait = wakeUp.map { max(($0 - now).nanoseconds, 0) } ?? -1
+
+        var events = unsafe [epoll_event](repeating: epoll_event(), count: Self.eventsPerTurn)
+        let count: Int
+        do throws(Errno) {
+            count = Int(
+                try systemCall {
+                    unsafe clinux_epoll_wait(
+                        epoll.rawValue, &events, CInt(Self.eventsPerTurn), wait)
+                })
+        } catch {
+            throw error
+        }
+        for index in 0..<count {
+            let event = unsafe events[index]
+            let word = unsafe event.data.u64
+            let slot = Int(word & 0xffff_ffff)
+            guard registrations.indices.contains(slot),
+                registrations[slot].generation == UInt32(word >> 32),
+                let body = registrations[slot].body
+            else { continue }
+            body(Readiness(epollEvents: unsafe event.events))
+        }
+        let time = now
+        // Only what was due at the start of this step: a body that schedules itself for now must
+        // not keep the loop here.
+        let due = timers.prefix { $0.deadline <= time }.map(\.id)
+        for id in due {
+            guard let place = timers.firstIndex(where: { $0.id == id }) else { continue }
+            timers.remove(at: place).body()
+        }
+    }
+
+    private func unregister(_ slot: Int, generation: UInt32) {
+        guard registrations[slot].generation == generation, registrations[slot].body != nil else {
+            return
+        }
+        _ = epoll_ctl(epoll.rawValue, EPOLL_CTL_DEL, registrations[slot].descriptor, nil)
+        registrations[slot].generation &+= 1
+        registrations[slot].descriptor = -1
+        registrations[slot].body = nil
+        freeSlots.append(slot)
+    }
+
+    private static func monotonicTime() -> Duration {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+        return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
+    }
+}
+
+extension Duration {
+    /// Whole nanoseconds, saturating.
+    public var nanoseconds: Int64 {
+        let (seconds, attoseconds) = components
+        let (scaled, overflow) = seconds.multipliedReportingOverflow(by: 1_000_000_000)
+        if overflow { return seconds < 0 ? .min : .max }
+        return scaled.addingReportingOverflow(attoseconds / 1_000_000_000).partialValue
+    }
+}
+
+extension Readiness {
+    fileprivate var epollEvents: UInt32 {
+        var events: UInt32 = 0
+        if contains(.readable) { events |= EPOLLIN.rawValue }
+        if contains(.writable) { events |= EPOLLOUT.rawValue }
+        return events
+    }
+
+    fileprivate init(epollEvents: UInt32) {
+        self = []
+        if epollEvents & EPOLLIN.rawValue != 0 { insert(.readable) }
+        if epollEvents & EPOLLOUT.rawValue != 0 { insert(.writable) }
+        if epollEvents & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { insert(.closed) }
+    }
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// What a controller offers its driver; fixed when the controller is made.
+public struct Capabilities: Sendable {
+    /// Device slots, 1...255.
+    public var slots = 64
+    /// Root hub ports for low, full and high speed. They have the numbers 1...`usb2Ports`.
+    public var usb2Ports = 8
+    /// Root hub ports for SuperSpeed, numbered after those of USB 2.
+    public var usb3Ports = 8
+    /// Interrupters, each with a vector of its own, 1...16.
+    public var interrupters = 8
+    /// 2^n segments of an event ring, n in 0...15.
+    public var eventRingSegmentsLog2 = 4
+
+    public init() {}
+}
