@@ -27,6 +27,7 @@ public final class EpollLoop: EventLoop {
     private static let eventsPerTurn = 64
 
     private let epoll: Descriptor
+    private let events: UnsafeMutableBufferPointer<epoll_event>
     private var registrations: [Registration] = []
     private var freeSlots: [Int] = []
     /// Sorted by deadline; few at any time (moderation, suspend and resume timers).
@@ -37,8 +38,12 @@ public final class EpollLoop: EventLoop {
     /// Creates a loop whose clock begins now.
     public init() throws(Errno) {
         epoll = Descriptor(owning: try systemCall { epoll_create1(CInt(EPOLL_CLOEXEC)) })
+        unsafe events = .allocate(capacity: Self.eventsPerTurn)
+        unsafe events.initialize(repeating: epoll_event())
         origin = Self.monotonicTime()
     }
+
+    deinit { unsafe events.deallocate() }
 
     public var now: Duration { Self.monotonicTime() - origin }
 
@@ -86,18 +91,11 @@ public final class EpollLoop: EventLoop {
         if let first = timers.first?.deadline { wakeUp = wakeUp.map { min($0, first) } ?? first }
         let wait = wakeUp.map { max(($0 - now).nanoseconds, 0) } ?? -1
 
-        var events = unsafe [epoll_event](repeating: epoll_event(), count: Self.eventsPerTurn)
-        let count: Int
-        do throws(Errno) {
-            count = Int(
-                try systemCall {
-                    unsafe clinux_epoll_wait(
-                        epoll.rawValue, &events, CInt(Self.eventsPerTurn), wait)
-                })
-        } catch {
-            throw error
+        let count = try systemCall {
+            unsafe clinux_epoll_wait(
+                epoll.rawValue, events.baseAddress, CInt(Self.eventsPerTurn), wait)
         }
-        for index in 0..<count {
+        for index in 0..<Int(count) {
             let event = unsafe events[index]
             let word = unsafe event.data.u64
             let slot = Int(word & 0xffff_ffff)
@@ -107,9 +105,10 @@ public final class EpollLoop: EventLoop {
             else { continue }
             body(Readiness(epollEvents: unsafe event.events))
         }
-        let time = now
-        // Only what was due at the start of this step: a body that schedules itself for now must
+        guard let first = timers.first, first.deadline <= now else { return }
+        // Only what is due at the start of this step: a body that schedules itself for now must
         // not keep the loop here.
+        let time = now
         let due = timers.prefix { $0.deadline <= time }.map(\.id)
         for id in due {
             guard let place = timers.firstIndex(where: { $0.id == id }) else { continue }

@@ -46,7 +46,11 @@ public final class Worker {
     }
 
     /// The thread finishes what was queued and ends by itself; completions no longer run.
-    deinit { queue.close() }
+    deinit {
+        // Before the eventfd that it watches can be closed.
+        delivery?.cancel()
+        queue.close()
+    }
 }
 
 /// What the thread and its owner share.
