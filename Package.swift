@@ -49,7 +49,7 @@ let package = Package(
 
         // What tests are written with: a guest's driver, a VMM's half of the socket, real VMs,
         // and the device that docs/writing-a-backend.md explains.
-        .support("GuestKit", ["DMA", "USB", "XHCI", "Platform", .system, .logging]),
+        .support("GuestKit", ["CLinux", "DMA", "USB", "XHCI", "Platform", .system, .logging]),
         .support("VFIOClient", ["Platform", .system]),
         .support("VMKit", ["Platform", .system]),
         .target(
