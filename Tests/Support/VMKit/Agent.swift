@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// The host's end of a guest's agent (scripts/bed/guest/agent): one shell command at a time, its
+/// output and status back.
+final class Agent {
+    private let channel: Channel
+    private var commands = 0
+
+    init(path: String, deadline: Deadline) throws {
+        channel = try Channel(path: path, name: "the guest's agent", deadline: deadline)
+    }
+
+    /// Waits until the guest's userland says that it is up, as it does once a boot.
+    func waitUntilReady(before deadline: Deadline) throws {
+        while let line = try channel.line(before: deadline) {
+            if line.hasPrefix("ready ") { return }
+        }
+        throw VMError("the guest did not come up in time")
+    }
+
+    /// Runs one command to its end.
+    func run(_ command: String, timeout: Duration) throws -> CommandResult {
+        commands += 1
+        let nonce = "\(commands)-\(UInt64.random(in: 0...UInt64.max))"
+        let deadline = Deadline(timeout)
+        try channel.send(line: "\(nonce) \(Data(command.utf8).base64EncodedString())")
+        var lines: [String] = []
+        while let line = try channel.line(before: deadline) {
+            guard line.hasPrefix("\(nonce) ") else {
+                lines.append(line)
+                continue
+            }
+            // The agent starts its answer on a line of its own, which adds one end of line.
+            let status = line.split(separator: " ").last.flatMap { Int32($0) } ?? -1
+            return CommandResult(
+                status: status,
+                output: lines.joined(separator: "\n")
+                    .trimmingCharacters(in: .whitespacesAndNewlines))
+        }
+        throw VMError(
+            "no end after \(timeout): \(command)", detail: lines.suffix(20).joined(separator: "\n"))
+    }
+}
+
+/// What a command in a guest came to.
+public struct CommandResult: Sendable {
+    /// The shell's exit status.
+    public let status: Int32
+    /// Both output streams, without white space around.
+    public let output: String
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Glibc
+public import Testing
+
+/// The prepared test bed: a userland tree, kernels and a VMM, as `scripts/bed/prepare` leaves them.
+///
+/// Whoever uses it holds its lock shared, so that nobody changes it under a running guest.
+public struct Bed: Sendable {
+    let path: String
+    /// `kvm` or `tcg`: what was seen to boot a guest on this machine.
+    let accelerator: String
+
+    /// The bed, or why this machine has none.
+    public static let current: Result<Bed, VMError> = find()
+
+    /// Whether tests that need virtual machines can run here.
+    public static var isReady: Bool { (try? current.get()) != nil }
+
+    /// Why they cannot.
+    public static var absence: Comment {
+        if case .failure(let error) = current { return Comment(rawValue: error.description) }
+        return "the bed is ready"
+    }
+
+    var qemu: String { "\(path)/qemu" }
+    var tree: String { "\(path)/tree" }
+
+    private static func find() -> Result<Bed, VMError> {
+        let result = Result { () throws(VMError) in try open() }
+        if case .failure(let error) = result {
+            FileHandle.standardError.write(
+                Data("\n*** VM TESTS ARE SKIPPED: \(error) ***\n\n".utf8))
+        }
+        return result
+    }
+
+    private static func open() throws(VMError) -> Bed {
+        let script = URL(filePath: #filePath)
+            .deletingLastPathComponent().deletingLastPathComponent()
+            .deletingLastPathComponent().deletingLastPathComponent()
+            .appending(path: "scripts/bed/prepare").path
+        guard let path = try? outputLine(of: [script, "--check"]), !path.isEmpty else {
+            throw VMError("the test bed is not prepared; run scripts/bed/prepare")
+        }
+        let lock = Glibc.open("\(path)/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0o644)
+        guard lock >= 0, flock(lock, LOCK_SH) == 0 else {
+            throw VMError("cannot lock \(path)/lock: \(String(cString: strerror(errno)))")
+        }
+        guard
+            let accelerator = try? String(contentsOfFile: "\(path)/accel", encoding: .utf8)
+        else { throw VMError("\(path)/accel is missing; remove \(path) and prepare it again") }
+        return Bed(
+            path: path,
+            accelerator: accelerator.trimmingCharacters(in: .whitespacesAndNewlines))
+    }
+}
+
+/// A guest's kernel: what a Debian release ships, and the newest that has been brought to it.
+public enum Kernel: String, CaseIterable, Sendable, CustomTestStringConvertible {
+    case stable
+    case newest
+
+    /// The version, which is what a reader of test results wants to know.
+    public var testDescription: String {
+        guard let bed = try? Bed.current.get(),
+            let version = try? String(
+                contentsOfFile: "\(bed.tree)/boot/\(rawValue)/version", encoding: .utf8)
+        else { return rawValue }
+        return "Linux \(version.trimmingCharacters(in: .whitespacesAndNewlines))"
+    }
+}
+
+/// Runs a short program to its end and returns the first line it printed.
+func outputLine(of arguments: [String]) throws -> String {
+    let process = Process()
+    let pipe = Pipe()
+    process.executableURL = URL(filePath: "/usr/bin/env")
+    process.arguments = arguments
+    process.standardOutput = pipe
+    try process.run()
+    let output = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+    process.waitUntilExit()
+    guard process.terminationStatus == 0 else {
+        throw VMError("\(arguments[0]) failed with \(process.terminationStatus)")
+    }
+    return output.split(separator: "\n").first.map(String.init) ?? ""
+}

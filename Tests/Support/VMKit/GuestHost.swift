@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// A guest that is itself a host: it has USB devices, runs usbvfiod on them, and boots a guest of
+/// its own under its own KVM. To all above the bus, its devices are as real as any.
+public final class GuestHost: Shell {
+    private let guest: Guest
+    private static let serverFolder = "/run/usbvfiod"
+
+    init(_ lab: Lab, _ kernel: Kernel, devices: [Machine.Device]) throws {
+        var machine = Machine(kernel, devices: devices)
+        machine.memory = 3072
+        machine.processors = 2
+        machine.folders = Self.program
+        machine.ports = ["inner"]
+        guest = try lab.boot(machine)
+        try guest.run("modprobe kvm-amd || modprobe kvm-intel; test -c /dev/kvm")
+    }
+
+    /// QEMU's monitor, at which its USB devices are plugged in and out.
+    public var qmp: QMP { guest.qmp }
+    public var logTail: String { guest.logTail }
+
+    public func execute(_ command: String, timeout: Duration) throws -> CommandResult {
+        try guest.execute(command, timeout: timeout)
+    }
+
+    /// Where a device of this maker and product is now on its buses.
+    public func address(vendor: String, product: String) throws -> USBAddress {
+        let here = "grep -lx \(vendor) /sys/bus/usb/devices/*/idVendor | xargs dirname"
+        try wait(until: "grep -qx \(vendor) /sys/bus/usb/devices/*/idVendor")
+        let numbers = try run(
+            """
+            for device in $(\(here)); do
+                grep -qx \(product) $device/idProduct && cat $device/busnum $device/devnum
+            done
+            """
+        ).split(separator: "\n").compactMap { Int($0) }
+        guard numbers.count == 2 else {
+            throw VMError("not exactly one device \(vendor):\(product)", detail: try run("lsusb"))
+        }
+        return USBAddress(bus: numbers[0], device: numbers[1])
+    }
+
+    /// Starts usbvfiod in it, and waits until it is up.
+    public func serve(_ devices: String...) throws {
+        let arguments = devices.map { "--device '\($0)'" }.joined(separator: " ")
+        try run(
+            """
+            mkdir -p \(Self.serverFolder); cd \(Self.serverFolder); rm -f socket
+            LD_LIBRARY_PATH=/mnt/runtime setsid /mnt/program/\(Self.programName) \
+                --socket-path $PWD/socket -v \(arguments) >log 2>&1 &
+            echo $! >pid
+            """)
+        do {
+            try wait(until: "grep -q ' 00010000 .*\(Self.serverFolder)/socket$' /proc/net/unix")
+        } catch {
+            throw VMError("usbvfiod did not come up in the outer guest", detail: try serverLog())
+        }
+    }
+
+    /// Whether usbvfiod still runs in it.
+    public func isServing() throws -> Bool {
+        try execute("kill -0 $(<\(Self.serverFolder)/pid)", timeout: .seconds(30)).status == 0
+    }
+
+    /// What usbvfiod said in it.
+    public func serverLog() throws -> String { try run("cat \(Self.serverFolder)/log") }
+
+    /// Boots the inner guest, whose USB controller is what usbvfiod serves, and waits until it is up.
+    public func bootInner(_ kernel: Kernel) throws -> InnerGuest {
+        let folder = "/run/inner"
+        let machine = Machine(kernel, devices: [.usbvfiod("\(Self.serverFolder)/socket")])
+        let arguments = machine.arguments(
+            at: Machine.Site(
+                qemu: "qemu-system-x86_64", accelerator: "kvm", tree: "/bed", folder: folder,
+                logLevel: 4))
+        let command = arguments.map { "'\($0)'" }.joined(separator: " ")
+        try run(
+            """
+            rm -rf \(folder); mkdir -p \(folder); cd \(folder)
+            setsid \(command) >qemu.log 2>&1 &
+            echo $! >pid
+            until [[ -S agent ]] || ! kill -0 $(<pid); do sleep 0.05; done
+            setsid socat UNIX-CONNECT:agent "OPEN:/dev/$(/usr/lib/bed/port inner)" >socat.log 2>&1 &
+            """)
+        guard let agent = guest.innerAgents["inner"] else {
+            throw VMError("the outer guest has no port for an inner one")
+        }
+        do {
+            try agent.waitUntilReady(before: Deadline(.seconds(120)))
+        } catch {
+            let logs = try run("cd \(folder); tail -n 20 qemu.log socat.log console.log")
+            throw VMError("\(error)", detail: "\(logs)\nusbvfiod said:\n\(try serverLog())")
+        }
+        return InnerGuest(host: self, agent: agent)
+    }
+
+    private static let programName = (Server.binary as NSString).lastPathComponent
+
+    /// The folders of usbvfiod and of the Swift runtime it needs, if it does not carry it along.
+    private static var program: [String: String] {
+        var folders = ["program": (Server.binary as NSString).deletingLastPathComponent]
+        let find = "ldd '\(Server.binary)' | sed -n 's/.*libswiftCore.so => \\([^ ]*\\).*/\\1/p'"
+        if let library = try? outputLine(of: ["sh", "-c", find]), !library.isEmpty {
+            folders["runtime"] = (library as NSString).deletingLastPathComponent
+        }
+        return folders
+    }
+}
+
+/// A guest in a guest.
+public final class InnerGuest: Shell {
+    private let host: GuestHost
+    private let agent: Agent
+
+    init(host: GuestHost, agent: Agent) {
+        self.host = host
+        self.agent = agent
+    }
+
+    public var logTail: String {
+        (try? agent.run("dmesg | tail -n 25", timeout: .seconds(20)).output)
+            ?? (try? host.run("tail -n 25 /run/inner/console.log")) ?? ""
+    }
+
+    public func execute(_ command: String, timeout: Duration) throws -> CommandResult {
+        try agent.run(command, timeout: timeout)
+    }
+}
+
+/// A device's place on a host: its bus and its number on it.
+public struct USBAddress: Sendable {
+    /// The bus's number.
+    public let bus: Int
+    /// The device's number on the bus.
+    public let device: Int
+
+    /// The device's file, which is one way of naming it to usbvfiod.
+    public var path: String {
+        func digits(_ number: Int) -> String {
+            String(repeating: "0", count: max(0, 3 - "\(number)".count)) + "\(number)"
+        }
+        return "/dev/bus/usb/\(digits(bus))/\(digits(device))"
+    }
+
+    /// The other way.
+    public var specification: String { "host:bus=\(bus),address=\(device)" }
+}

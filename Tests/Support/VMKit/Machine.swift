@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// A virtual machine as QEMU is told of it.
+public struct Machine: Sendable {
+    /// What it boots.
+    public var kernel: Kernel
+    /// Its memory in MiB.
+    public var memory = 1024
+    /// Whether its memory is a file that the server can map. If not, each DMA is a message.
+    public var sharesMemory = true
+    /// Its number of processors.
+    public var processors = 1
+    /// The controllers and devices that the test is about.
+    public var devices: [Device]
+    /// Folders of the host that it sees, each as /mnt/NAME.
+    public var folders: [String: String] = [:]
+    /// Further ports, by name, that end at a socket of that name on the host.
+    public var ports: [String] = []
+
+    /// A machine with a kernel, some devices, and no more than it takes to drive it.
+    public init(_ kernel: Kernel, devices: [Device] = []) {
+        self.kernel = kernel
+        self.devices = devices
+    }
+
+    /// Something plugged into the machine.
+    public struct Device: Sendable {
+        let arguments: [String]
+
+        /// Whatever QEMU's command line can say.
+        public static func qemu(_ arguments: String...) -> Device { Device(arguments: arguments) }
+
+        /// A controller that usbvfiod serves at this socket.
+        public static func usbvfiod(_ socket: String) -> Device {
+            .qemu(
+                "-device",
+                #"{"driver":"vfio-user-pci","socket":{"path":"\#(socket)","type":"unix"}}"#)
+        }
+
+        /// QEMU's own xHCI controller.
+        public static let controller = Device.qemu("-device", "qemu-xhci,id=usb")
+
+        /// A stick at QEMU's own controller, holding an image.
+        public static func stick(_ image: DiskImage) -> Device {
+            .qemu(
+                "-drive", "if=none,id=image,format=raw,file=\(image.path)",
+                "-device", "usb-storage,bus=usb.0,id=stick,drive=image")
+        }
+
+        /// A keyboard at QEMU's own controller.
+        public static let keyboard = Device.qemu("-device", "usb-kbd,bus=usb.0,id=keyboard")
+    }
+
+    /// Where a machine runs and finds its files: on the host, or in another guest.
+    struct Site {
+        let qemu: String
+        let accelerator: String
+        let tree: String
+        /// For sockets and logs.
+        let folder: String
+        /// Kernel messages up to this level go to the console. Each character costs an inner guest
+        /// two changes of world.
+        let logLevel: Int
+    }
+
+    func arguments(at site: Site) -> [String] {
+        let boot = "\(site.tree)/boot/\(kernel.rawValue)"
+        var arguments = [
+            site.qemu, "-accel", site.accelerator,
+            "-cpu", site.accelerator == "kvm" ? "host" : "max",
+            "-smp", "\(processors)", "-nodefaults", "-display", "none",
+            "-kernel", "\(boot)/vmlinuz", "-initrd", "\(boot)/initrd",
+            "-append", "console=ttyS0 loglevel=\(site.logLevel)",
+            "-serial", "file:\(site.folder)/console.log",
+            "-qmp", "unix:\(site.folder)/qmp,server=on,wait=off",
+            "-device", "virtio-rng-pci",
+            "-fsdev", "local,id=tree,path=\(site.tree),security_model=none,readonly=on",
+            "-device", "virtio-9p-pci,fsdev=tree,mount_tag=tree",
+            "-device", "virtio-serial-pci",
+        ]
+        for port in ["agent"] + ports {
+            // QEMU waits for the test to connect, or the guest's first words would be lost.
+            arguments += [
+                "-chardev", "socket,id=\(port),path=\(site.folder)/\(port),server=on,wait=on",
+                "-device", "virtserialport,chardev=\(port),name=\(port)",
+            ]
+        }
+        for (name, path) in folders.sorted(by: { $0.key < $1.key }) {
+            arguments += [
+                "-fsdev", "local,id=\(name),path=\(path),security_model=none",
+                "-device", "virtio-9p-pci,fsdev=\(name),mount_tag=\(name)",
+            ]
+        }
+        if sharesMemory {
+            arguments += [
+                "-object", "memory-backend-memfd,id=ram,size=\(memory)M,share=on",
+                "-machine", "q35,memory-backend=ram",
+            ]
+        } else {
+            arguments += ["-m", "\(memory)", "-machine", "q35"]
+        }
+        return arguments + devices.flatMap(\.arguments)
+    }
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// A client of QEMU's monitor: plugs devices in and out, types on keyboards.
+public final class QMP {
+    private let channel: Channel
+    private var events: [String] = []
+
+    init(path: String, deadline: Deadline) throws {
+        channel = try Channel(path: path, name: "QEMU's monitor", deadline: deadline)
+        try execute("qmp_capabilities")
+    }
+
+    /// Runs one command and returns what it returns.
+    @discardableResult
+    public func execute(_ command: String, _ arguments: [String: Any] = [:]) throws -> Any? {
+        let request: [String: Any] = ["execute": command, "arguments": arguments]
+        let data = try JSONSerialization.data(withJSONObject: request)
+        try channel.send(line: String(decoding: data, as: UTF8.self))
+        let deadline = Deadline(.seconds(30))
+        while let message = try message(before: deadline) {
+            if let error = message["error"] { throw VMError("QEMU refused \(command): \(error)") }
+            if let result = message["return"] { return result }
+        }
+        throw VMError("QEMU did not answer \(command)")
+    }
+
+    /// Waits for an event that comes after the last command, or came before and was not asked for.
+    public func wait(forEvent name: String, within limit: Duration = .seconds(30)) throws {
+        let deadline = Deadline(limit)
+        while true {
+            if let index = events.firstIndex(of: name) {
+                events.removeSubrange(...index)
+                return
+            }
+            guard try message(before: deadline) != nil else {
+                throw VMError("QEMU sent no \(name) within \(limit)")
+            }
+        }
+    }
+
+    /// Pulls out the device with this id, and waits until it is gone.
+    public func unplug(_ device: String) throws {
+        try execute("device_del", ["id": device])
+        try wait(forEvent: "DEVICE_DELETED")
+    }
+
+    /// Presses keys and lets them go, one after the other, by QEMU's names for them: `a`, `ret`.
+    public func type(_ keys: [String]) throws {
+        for key in keys {
+            for down in [true, false] {
+                let event: [String: Any] = [
+                    "type": "key",
+                    "data": ["down": down, "key": ["type": "qcode", "data": key]],
+                ]
+                try execute("input-send-event", ["events": [event]])
+            }
+        }
+    }
+
+    private func message(before deadline: Deadline) throws -> [String: Any]? {
+        guard let line = try channel.line(before: deadline) else { return nil }
+        let message = try JSONSerialization.jsonObject(with: Data(line.utf8)) as? [String: Any]
+        if let event = message?["event"] as? String { events.append(event) }
+        return message ?? [:]
+    }
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Glibc
+
+/// The real usbvfiod on this host, serving some devices. It dies with its last reference.
+public final class Server {
+    private let process: ChildProcess
+    /// Where VMMs find it.
+    public let socket: String
+
+    init(devices: [String], folder: String) throws {
+        socket = "\(folder)/socket"
+        process = try ChildProcess(
+            [Self.binary, "--socket-path", socket, "-v"]
+                + devices.flatMap { ["--device", $0] },
+            output: "\(folder)/usbvfiod.log")
+        do {
+            try Deadline(.seconds(20)).wait(for: "usbvfiod to listen at \(socket)") {
+                guard process.isRunning else { throw VMError("usbvfiod exited at its start") }
+                return isListening ? true : nil
+            }
+        } catch {
+            throw VMError("\(error)", detail: log)
+        }
+    }
+
+    /// The program under test: USBVFIOD_BINARY, or what was built along with the tests.
+    public static let binary: String =
+        ProcessInfo.processInfo.environment["USBVFIOD_BINARY"]
+        ?? URL(filePath: "/proc/self/exe").resolvingSymlinksInPath()
+        .deletingLastPathComponent().appending(path: "usbvfiod").path
+
+    /// Whether it still runs.
+    public var isRunning: Bool { process.isRunning }
+
+    /// What it said.
+    public var log: String { process.output }
+
+    /// Ends it as a service manager would, and returns its exit status.
+    @discardableResult
+    public func terminate() throws -> Int32 {
+        process.send(signal: SIGTERM)
+        return try process.waitForExit(within: .seconds(10))
+    }
+
+    /// Ends it without a chance to do anything about it.
+    public func kill() { process.kill() }
+
+    /// A connection would be a client of it, so the kernel is asked instead.
+    private var isListening: Bool {
+        let sockets = (try? String(contentsOfFile: "/proc/net/unix", encoding: .utf8)) ?? ""
+        return sockets.split(separator: "\n").contains {
+            $0.hasSuffix(" \(socket)") && $0.split(separator: " ")[3] == "00010000"
+        }
+    }
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// A running Linux that a test gives commands to.
+public protocol Shell: AnyObject {
+    /// Runs a shell command to its end, whatever its status.
+    func execute(_ command: String, timeout: Duration) throws -> CommandResult
+    /// What its kernel wrote, for the eyes of whoever looks into a failure.
+    var logTail: String { get }
+}
+
+extension Shell {
+    /// Runs a shell command that must succeed, and returns what it printed.
+    @discardableResult
+    public func run(_ command: String, timeout: Duration = .seconds(60)) throws -> String {
+        let result: CommandResult
+        do {
+            result = try execute(command, timeout: timeout)
+        } catch {
+            throw VMError("\(error)", detail: "its kernel's last words:\n\(logTail)")
+        }
+        guard result.status == 0 else {
+            throw VMError(
+                "status \(result.status) from: \(command)",
+                detail: "\(result.output)\nthe kernel's last words:\n\(logTail)")
+        }
+        return result.output
+    }
+
+    /// Waits until a shell condition holds.
+    public func wait(until condition: String, within limit: Duration = .seconds(30)) throws {
+        // A little longer than the guest itself waits, so that the guest's answer comes first.
+        let seconds = limit.components.seconds
+        let loop = """
+            end=$((SECONDS + \(seconds)))
+            until \(condition); do
+                if ((SECONDS >= end)); then exit 1; fi
+                sleep 0.05
+            done
+            """
+        guard try execute(loop, timeout: limit + .seconds(30)).status == 0 else {
+            throw VMError(
+                "waited \(limit) in vain until: \(condition)",
+                detail: "the kernel's last words:\n\(logTail)")
+        }
+    }
+
+    /// Waits for the USB disk, and returns its device file.
+    public func disk(within limit: Duration = .seconds(30)) throws -> String {
+        try wait(until: "[[ -b /dev/sda && -s /sys/block/sda/size ]]", within: limit)
+        return "/dev/sda"
+    }
+
+    /// The SHA-256 of a file or device, or of its first `mebibytes`, as the disk has it: what the
+    /// guest has cached of it is forgotten first.
+    public func checksum(
+        of path: String, mebibytes: Int? = nil, timeout: Duration = .seconds(120)
+    ) throws -> String {
+        let count = mebibytes.map { "count=\($0)" } ?? ""
+        return try run(
+            """
+            set -o pipefail
+            sync; echo 3 >/proc/sys/vm/drop_caches
+            dd if=\(path) bs=1M \(count) status=none | sha256sum | cut -d' ' -f1
+            """, timeout: timeout)
+    }
+
+    /// Lines of the kernel's log in which USB or the disk complains.
+    public func complaints() throws -> [String] {
+        let subject = #/xhci|usb|uas|scsi|\bsd\b|\bsd[a-z]\b|I/O/#.ignoresCase()
+        let complaint =
+            #/error|reset|time.?out|timed out|fail|abort|not respond|unable|warn|died|halted/#
+            .ignoresCase()
+        return try run("dmesg --notime").split(separator: "\n").map(String.init).filter {
+            $0.contains(subject) && $0.contains(complaint)
+        }
+    }
+}
