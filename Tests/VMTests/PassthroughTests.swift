@@ -58,9 +58,9 @@ extension VMTests {
     }
 }
 
-extension InnerGuest {
+extension Shell {
     /// The keys that this guest sees pressed while the host's keyboard is typed on.
-    fileprivate func keys(pressing keys: [String], at host: GuestHost) throws -> [String] {
+    func keys(pressing keys: [String], at host: GuestHost) throws -> [String] {
         try wait(until: "ls /dev/input/by-path >/dev/null 2>&1 || ls /dev/input/event*")
         try run(
             """

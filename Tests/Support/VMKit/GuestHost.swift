@@ -6,7 +6,7 @@ import Foundation
 /// its own under its own KVM. To all above the bus, its devices are as real as any.
 public final class GuestHost: Shell {
     private let guest: Guest
-    private static let serverFolder = "/run/usbvfiod"
+    public static let serverFolder = "/run/usbvfiod"
 
     init(_ lab: Lab, _ kernel: Kernel, devices: [Machine.Device]) throws {
         var machine = Machine(kernel, devices: devices)
@@ -68,10 +68,14 @@ public final class GuestHost: Shell {
     /// What usbvfiod said in it.
     public func serverLog() throws -> String { try run("cat \(Self.serverFolder)/log") }
 
-    /// Boots the inner guest, whose USB controller is what usbvfiod serves, and waits until it is up.
-    public func bootInner(_ kernel: Kernel) throws -> InnerGuest {
+    /// Boots the inner guest, whose USB controller is what usbvfiod serves if nothing else is given,
+    /// and waits until it is up.
+    public func bootInner(
+        _ kernel: Kernel,
+        devices: [Machine.Device] = [.usbvfiod("\(GuestHost.serverFolder)/socket")]
+    ) throws -> InnerGuest {
         let folder = "/run/inner"
-        let machine = Machine(kernel, devices: [.usbvfiod("\(Self.serverFolder)/socket")])
+        let machine = Machine(kernel, devices: devices)
         let arguments = machine.arguments(
             at: Machine.Site(
                 qemu: "qemu-system-x86_64", accelerator: "kvm", tree: "/bed", folder: folder,
