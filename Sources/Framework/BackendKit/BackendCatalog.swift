@@ -16,16 +16,24 @@ public struct BackendCatalog {
         return try DeviceSpecification(parsing: text)
     }
 
-    /// Opens the device that `text` specifies.
-    public func makeBackend(
-        _ text: String, context: BackendContext
-    ) throws(BackendError) -> any DeviceBackend {
+    /// The backend that `text` names, with its parameters checked by name; nothing is opened.
+    public func resolve(
+        _ text: String
+    ) throws(BackendError) -> (backend: any DeviceBackend.Type, DeviceSpecification) {
         let specification = try specification(text)
         guard let type = backends.first(where: { $0.scheme == specification.scheme }) else {
             let schemes = backends.map { $0.scheme }.joined(separator: ", ")
             throw BackendError("no backend '\(specification.scheme)'; there are: \(schemes)")
         }
         try specification.check(against: type)
+        return (type, specification)
+    }
+
+    /// Opens the device that `text` specifies.
+    public func makeBackend(
+        _ text: String, context: BackendContext
+    ) throws(BackendError) -> any DeviceBackend {
+        let (type, specification) = try resolve(text)
         return try type.init(specification, context: context)
     }
 
