@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DMA
+public import Logging
+public import Platform
+public import SystemPackage
+public import USB
+internal import VFIOUser
+internal import XHCI
+
+/// The program's heart: one controller, served to one client at a time.
+///
+/// A turn of the loop handles whatever is ready, messages of the client and completions of devices
+/// alike, and only then lets the controller work: so several register writes of a guest cost one
+/// pass, and several completions one interrupt.
+public final class Server {
+    /// How long to leave the listening socket alone after `accept` failed, for want of descriptors
+    /// usually.
+    private static let acceptPause: Duration = .seconds(1)
+
+    private let loop: EpollLoop
+    private let logger: Logger
+    private let function: XHCIFunction
+    private var listener: ListeningSocket?
+    private var listenerWatch: Watch?
+    private var connection: Connection?
+    /// Whether the end of the client is the end of the server: it came by itself, not by a listener.
+    private var endsWithClient = false
+    private var isStopping = false
+
+    /// A controller without devices and without a client.
+    public init(loop: EpollLoop, logger: Logger) {
+        self.loop = loop
+        self.logger = logger
+        function = XHCIFunction(loop: loop, logger: logger)
+    }
+
+    /// Where devices are plugged in. They stay while clients come and go.
+    public var bus: any USBBus { function.controller }
+
+    /// Serves the clients that connect to `listener`, one after the other.
+    public func listen(on listener: ListeningSocket) throws(Errno) {
+        self.listener = listener
+        try watchListener()
+    }
+
+    /// Serves the client at the other end of `socket`, then ends ``run()``.
+    public func serve(_ socket: consuming Descriptor) throws(Errno) {
+        try socket.setNonblocking()
+        endsWithClient = true
+        try connect(socket)
+    }
+
+    /// Serves until ``stop()``.
+    public func run() throws(Errno) {
+        var wakeUp: Duration?
+        while !isStopping {
+            try loop.turn(until: wakeUp)
+            wakeUp = function.service(now: loop.now)
+        }
+        listenerWatch = nil
+        listener = nil
+        if connection != nil { clientEnded(.closedByServer) }
+        // Lets the controller see what its reset has left to do.
+        _ = function.service(now: loop.now)
+    }
+
+    /// Ends ``run()`` at the end of this turn. To be called on the loop.
+    public func stop() { isStopping = true }
+
+    // MARK: - Clients
+
+    private func watchListener() throws(Errno) {
+        // One socket can be watched once.
+        listenerWatch = nil
+        guard let listener, !isStopping else { return }
+        listenerWatch = try listener.watch(on: loop) { [unowned self] in listenerIsReady() }
+    }
+
+    private func listenerIsReady() {
+        guard connection == nil else {
+            // It stays in the queue of the listening socket. A VM that reboots connects anew before
+            // its old connection is seen to end, so refusing would be wrong.
+            logger.notice("another client waits until the present one has left")
+            listenerWatch = nil
+            return
+        }
+        do throws(Errno) {
+            guard let socket = try listener?.accept() else { return }
+            try connect(socket)
+        } catch {
+            logger.error("cannot take a client: \(error); trying again in \(Self.acceptPause)")
+            listenerWatch = loop.schedule(at: loop.now + Self.acceptPause) { [unowned self] in
+                resumeListening()
+            }
+        }
+    }
+
+    private func connect(_ socket: consuming Descriptor) throws(Errno) {
+        let connection = try Connection(
+            socket: socket, device: function, loop: loop, logger: logger
+        ) { [unowned self] end in clientEnded(end) }
+        self.connection = connection
+        function.clientCame(connection)
+        logger.notice("client connected")
+    }
+
+    private func clientEnded(_ end: Connection.End) {
+        connection = nil
+        function.clientLeft()
+        switch end {
+        case .clientLeft: logger.notice("client left")
+        case .closedByServer: logger.notice("client disconnected")
+        case .protocolViolation(let what): logger.error("client broke the protocol: \(what)")
+        case .clientStoppedReading: logger.error("client no longer reads its answers")
+        case .failed(let error): logger.error("connection failed: \(error)")
+        }
+        if endsWithClient { stop() }
+        if listener != nil { resumeListening() }
+    }
+
+    private func resumeListening() {
+        do throws(Errno) {
+            try watchListener()
+        } catch {
+            logger.critical("cannot listen any more: \(error)")
+            stop()
+        }
+    }
+}
