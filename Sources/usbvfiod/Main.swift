@@ -1,6 +1,146 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import ArgumentParser
+internal import BackendKit
+internal import Logging
+internal import Platform
+internal import Service
+internal import SystemPackage
+
+extension BackendCatalog {
+    /// All devices that this program can offer a guest. A new backend is one more name here.
+    static var all: BackendCatalog { BackendCatalog() }
+}
+
+/// The command line: what is asked for is checked, opened and served.
 @main
-struct Usbvfiod {
-    static func main() {}
+struct Usbvfiod: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "usbvfiod",
+        abstract:
+            "Gives a virtual machine a USB controller, with devices of the host and image files.",
+        usage: """
+            usbvfiod --socket-path PATH [--device SPEC]... [-v...]
+            usbvfiod backends [--json]
+            """,
+        discussion: """
+            It speaks vfio-user on a UNIX socket and is, to the guest, a PCI xHCI controller. Start it \
+            first, then the virtual machine; the machine may come and go while devices stay.
+
+            EXAMPLES
+              A stick made of an image file, for Cloud Hypervisor:
+                usbvfiod --socket-path /tmp/usb.sock --device storage:file=stick.img
+                cloud-hypervisor … --memory size=1G,shared=on \\
+                    --user-device socket=/tmp/usb.sock
+
+              A device of the host (see lsusb), and the image read-only:
+                usbvfiod --socket-path /tmp/usb.sock --device /dev/bus/usb/001/004 \\
+                    --device storage:file=stick.img,readonly
+
+              What devices there are, and their parameters:
+                usbvfiod backends
+            """,
+        version: version,
+        subcommands: [Backends.self])
+
+    static let version = "0.1.0"
+
+    @Option(
+        help: ArgumentHelp(
+            "Where to listen. A file that a dead server left there is replaced.",
+            valueName: "path"))
+    var socketPath: String?
+
+    @Option(
+        name: .customLong("fd"),
+        help: ArgumentHelp(
+            "Use this open socket instead: a listening one, or one that a client is connected to.",
+            valueName: "number"))
+    var descriptor: CInt?
+
+    @Option(
+        name: .customLong("device"),
+        help: ArgumentHelp(
+            "Plug in a device: BACKEND:KEY=VALUE,… or /dev/bus/usb/BUS/ADDRESS. May be repeated.",
+            valueName: "spec"))
+    var devices: [String] = []
+
+    @Flag(
+        name: [.short, .customLong("verbose")],
+        help: "Log more: -v what the guest does, -vv each message.")
+    var verbosity: Int
+
+    @Flag(help: "Print what this program is, as JSON for management tools, and exit.")
+    var printCapabilities = false
+
+    func run() throws {
+        if printCapabilities { return print(capabilities) }
+        let endpoint = try Endpoint(path: socketPath, descriptor: descriptor)
+        for device in devices {
+            do { _ = try BackendCatalog.all.resolve(device) } catch {
+                throw ValidationError(error.reason)
+            }
+        }
+        let level: Logger.Level = verbosity == 0 ? .info : verbosity == 1 ? .debug : .trace
+        LoggingSystem.bootstrap { label in ConsoleLog(label: label, level: level) }
+        do {
+            try serve(endpoint, logger: Logger(label: "usbvfiod"))
+        } catch let error as BackendError {
+            throw Failure(description: error.reason)
+        } catch let error as Errno {
+            throw Failure(description: "the system refused: \(error)")
+        }
+    }
+
+    private func serve(_ endpoint: Endpoint, logger: Logger) throws {
+        ignoreBrokenPipes()
+        let loop = try EpollLoop()
+        let server = Server(loop: loop, logger: logger)
+        let signals = try SignalWatch(SignalWatch.termination, on: loop) { signal in
+            logger.notice("signal \(signal): ending")
+            server.stop()
+        }
+        let context = BackendContext(loop: loop, logger: logger)
+        let backends = try devices.map { text throws(BackendError) in
+            try BackendCatalog.all.makeBackend(text, context: context)
+        }
+        let socket = try endpoint.open()
+        var started: [any DeviceBackend] = []
+        defer { for backend in started.reversed() { backend.stop() } }
+        for backend in backends {
+            try backend.start(on: server.bus)
+            started.append(backend)
+        }
+        switch consume socket {
+        case .connected(let client):
+            try server.serve(client)
+            logger.notice("serving one client; \(deviceCount)")
+        case .listening(let listener):
+            try server.listen(on: listener)
+            logger.notice(
+                "listening at \(listener.path ?? "a socket without a name"); \(deviceCount)")
+            if let path = listener.path { ClientHints(socketPath: path).print() }
+        }
+        try withExtendedLifetime(signals) { try server.run() }
+        logger.notice("ended")
+    }
+
+    private var deviceCount: String {
+        devices.count == 1 ? "1 device" : "\(devices.count) devices"
+    }
+
+    /// As the conventions for backend programs have it: a type, and what else can be relied on.
+    private var capabilities: String {
+        """
+        {
+          "type": "usb",
+          "features": ["xhci", "reconnect", "socket-activation"]
+        }
+        """
+    }
+}
+
+/// An end that is not the caller's mistake: one line on stderr, and exit code 1.
+struct Failure: Error, CustomStringConvertible {
+    let description: String
 }
