@@ -71,7 +71,7 @@ let package = Package(
                 .system, .logging,
             ]),
         .tests("MassStorage", ["USB", "BackendKit", "Platform", .system, .logging]),
-        .tests("HostUSB", ["USB", "BackendKit", "Platform", "CLibUSB", .logging]),
+        .tests("HostUSB", ["USB", "BackendKit", "Platform", "CLibUSB", .logging, .system]),
         .tests("ExampleBackend", ["USB", "BackendKit", "GuestKit", "Platform", .logging]),
         .testTarget(
             name: "SimulationTests",

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLibUSB
+internal import Synchronization
+internal import USB
+
+/// The blocking half of an opened device: claims, configurations, resets.
+///
+/// Used by one thread at a time: that of the worker, and before it the one that starts the device.
+/// It knows which interfaces are ours and which of them a driver of the host's had before.
+final class DeviceControl: Sendable {
+    private struct State {
+        /// Numbers of the interfaces that are claimed.
+        var claimed: [UInt8] = []
+        /// Numbers of those from which a kernel driver was taken, which gets them back.
+        var borrowed: [UInt8] = []
+        /// The configuration in which the device was found.
+        var original: UInt8?
+        var isGivenBack = false
+    }
+
+    private let pointer: LibUSBHandle.Pointer
+    /// The kernel's directory of the device, for looking up who holds an interface.
+    private let portPath: String
+    private let state = Mutex(State())
+
+    init(_ pointer: LibUSBHandle.Pointer, portPath: String) {
+        self.pointer = pointer
+        self.portPath = portPath
+    }
+
+    /// Whether ``giveBack()`` has ended.
+    var isGivenBack: Bool { state.withLock { $0.isGivenBack } }
+
+    func close() { unsafe libusb_close(pointer.raw) }
+
+    // MARK: - Claims
+
+    /// What came of claiming the interfaces of a configuration.
+    struct Claims: Equatable {
+        var claimed: [UInt8] = []
+        /// One sentence for each interface that somebody else keeps.
+        var problems: [String] = []
+        var isGone = false
+    }
+
+    /// Takes all interfaces of the configuration in which the device is found.
+    func begin() -> Claims {
+        state.withLock { $0.original = activeConfiguration()?.value }
+        return claimAll()
+    }
+
+    private func claimAll() -> Claims {
+        var claims = Claims()
+        for number in activeConfiguration()?.interfaces ?? [] {
+            do throws(LibUSBError) {
+                try claim(number)
+                claims.claimed.append(number)
+            } catch {
+                if error == .noDevice { claims.isGone = true }
+                let holder = SystemFiles.driver(ofInterface: number, of: portPath)
+                claims.problems.append(
+                    "interface \(number) cannot be claimed: \(error)"
+                        + (holder.map { " (held by '\($0)')" } ?? ""))
+            }
+        }
+        let claimed = claims.claimed
+        state.withLock { $0.claimed = claimed }
+        return claims
+    }
+
+    private func claim(_ number: UInt8) throws(LibUSBError) {
+        do throws(LibUSBError) {
+            try libusb { unsafe libusb_detach_kernel_driver(pointer.raw, CInt(number)) }
+            state.withLock { state in
+                if !state.borrowed.contains(number) { state.borrowed.append(number) }
+            }
+        } catch {
+            // Mostly there is no driver to detach; if there is one, claiming fails and says so.
+            if error == .noDevice { throw error }
+        }
+        try libusb { unsafe libusb_claim_interface(pointer.raw, CInt(number)) }
+    }
+
+    private func releaseAll() {
+        let claimed = state.withLock { state in
+            defer { state.claimed = [] }
+            return state.claimed
+        }
+        for number in claimed { _ = unsafe libusb_release_interface(pointer.raw, CInt(number)) }
+    }
+
+    private func activeConfiguration() -> (value: UInt8, interfaces: [UInt8])? {
+        var descriptor: UnsafeMutablePointer<libusb_config_descriptor>?
+        let device = unsafe libusb_get_device(pointer.raw)
+        guard unsafe libusb_get_active_config_descriptor(device, &descriptor) == 0,
+            let descriptor = unsafe descriptor
+        else { return nil }
+        defer { unsafe libusb_free_config_descriptor(descriptor) }
+        var numbers: [UInt8] = []
+        let count = unsafe Int(descriptor.pointee.bNumInterfaces)
+        if let interfaces = unsafe descriptor.pointee.interface {
+            for index in 0..<count {
+                let interface = unsafe interfaces[index]
+                // A device may describe an interface without any setting.
+                guard let setting = unsafe interface.altsetting,
+                    unsafe interface.num_altsetting > 0
+                else { continue }
+                let number = unsafe setting.pointee.bInterfaceNumber
+                if !numbers.contains(number) { numbers.append(number) }
+            }
+        }
+        return (unsafe descriptor.pointee.bConfigurationValue, numbers)
+    }
+
+    // MARK: - Operations
+
+    func perform(_ operation: DeviceOperation) -> DeviceOperation.Outcome {
+        switch operation {
+        case .setConfiguration(let value):
+            return setConfiguration(value)
+        case .setInterface(let number, let setting):
+            return Self.outcome {
+                unsafe libusb_set_interface_alt_setting(
+                    pointer.raw, CInt(number), CInt(setting))
+            }
+        case .clearHalt(let endpoint):
+            return Self.outcome { unsafe libusb_clear_halt(pointer.raw, endpoint.rawValue) }
+        case .reset:
+            return reset()
+        }
+    }
+
+    /// The kernel sets a configuration only while nobody has an interface. For the one that is
+    /// active it resets endpoints and settings, as the device does, and binds no driver.
+    private func setConfiguration(_ value: UInt8) -> DeviceOperation.Outcome {
+        releaseAll()
+        // libusb's word for "none" is -1: a device may, against the rules, have a configuration 0.
+        var outcome = Self.outcome {
+            unsafe libusb_set_configuration(pointer.raw, value == 0 ? -1 : CInt(value))
+        }
+        if outcome.result == .disconnected { return outcome }
+        let claims = claimAll()
+        if claims.isGone { return .init(result: .disconnected) }
+        if outcome.result == .refused, !claims.problems.isEmpty,
+            activeConfiguration()?.value == value
+        {
+            // Somebody keeps an interface, so the kernel refuses. The device is in that
+            // configuration anyway, and the interfaces that are ours are of use to the guest.
+            outcome.result = .done
+        }
+        outcome.warnings += claims.problems
+        return outcome
+    }
+
+    private func reset() -> DeviceOperation.Outcome {
+        do throws(LibUSBError) {
+            try libusb { unsafe libusb_reset_device(pointer.raw) }
+            return .init(result: .done)
+        } catch {
+            switch error {
+            // After the reset it was another device, or its interfaces are not to be had again.
+            case .notFound, .noDevice: return .init(result: .disconnected)
+            default: return .init(result: .refused, warnings: ["reset failed: \(error)"])
+            }
+        }
+    }
+
+    private static func outcome(_ call: () -> CInt) -> DeviceOperation.Outcome {
+        do throws(LibUSBError) {
+            try libusb(call)
+            return .init(result: .done)
+        } catch {
+            return .init(result: error == .noDevice ? .disconnected : .refused)
+        }
+    }
+
+    // MARK: - The end
+
+    /// Leaves the device as it was found: in its configuration, with the host's drivers, and reset
+    /// if a guest has spoken to it.
+    func giveBack(resetting: Bool) {
+        let (original, borrowed) = state.withLock { ($0.original, $0.borrowed) }
+        if resetting { _ = unsafe libusb_reset_device(pointer.raw) }
+        releaseAll()
+        if let original, activeConfiguration()?.value != original {
+            _ = unsafe libusb_set_configuration(pointer.raw, CInt(original))
+        }
+        for number in borrowed { _ = unsafe libusb_attach_kernel_driver(pointer.raw, CInt(number)) }
+        state.withLock { $0.isGivenBack = true }
+    }
+}

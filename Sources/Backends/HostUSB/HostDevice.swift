@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Logging
+internal import Platform
+internal import USB
+
+/// A device of the host as the guest's controller sees it.
+///
+/// Transfers go to the kernel as they come and return in its order. A few control requests and the
+/// port's reset change the device as a whole (``DeviceOperation``): while one is under way, the
+/// transfers that it concerns wait here.
+///
+/// Isochronous transfers and bulk streams are not carried yet; they end as failed.
+final class HostDevice: USBDevice, HostHandleObserver {
+    /// A transfer that the kernel has, or that waits for an earlier one to end before its answer.
+    private struct InFlight {
+        let id: Transfer.ID
+        var isCancelled = false
+        var answer: Transfer.Completion?
+    }
+
+    /// One endpoint's transfers, oldest first.
+    private struct Pipe {
+        var inFlight: [InFlight] = []
+        var waiting: [Transfer] = []
+    }
+
+    /// An operation that was begun, and the control transfer that asked for it, unless that is over.
+    private struct Running {
+        let operation: DeviceOperation
+        var request: Transfer?
+        var isStarted = false
+    }
+
+    /// How long a transfer waits for the kernel's memory while none of this device's is in flight.
+    static let longestStarvation = Duration.seconds(1)
+    /// After which time it is tried again.
+    static let starvationStep = Duration.milliseconds(20)
+
+    let speed: USBSpeed
+    let summary: String
+
+    /// Called once when the device has left the host.
+    var whenLost: (() -> Void)?
+
+    private let handle: any HostHandle
+    private let loop: any EventLoop
+    private let logger: Logger
+    private weak var port: (any USBPort)?
+
+    /// By number, IN sixteen after OUT; both directions of the control endpoint are the first.
+    private var pipes = [Pipe](repeating: Pipe(), count: 32)
+    private var inFlightCount = 0
+    private var waitingCount = 0
+
+    private var running: Running?
+    private var wantsReset = false
+    /// Whether the device may differ from one that was just reset. It does at first: the host's
+    /// drivers have used it.
+    private var isTouched = true
+    private var isLost = false
+
+    private var starvedSince: Duration?
+    private var retry: Watch?
+
+    init(
+        _ handle: any HostHandle, speed: USBSpeed, summary: String, loop: any EventLoop,
+        logger: Logger
+    ) {
+        self.handle = handle
+        self.speed = speed
+        self.summary = summary
+        self.loop = loop
+        self.logger = logger
+        handle.observer = self
+    }
+
+    // MARK: - USBDevice
+
+    func attach(to port: any USBPort) { self.port = port }
+
+    func detached() {
+        port = nil
+        retry = nil
+        running?.request = nil
+        for place in pipes.indices {
+            waitingCount -= pipes[place].waiting.count
+            pipes[place].waiting = []
+        }
+        cancelInFlight()
+    }
+
+    func submit(_ transfer: Transfer) {
+        guard !isLost else {
+            port?.complete(transfer.completion(.disconnected))
+            return
+        }
+        let place = Self.place(of: transfer.endpoint)
+        if !pipes[place].waiting.isEmpty || isHeld(place) || !start(transfer, in: place) {
+            pipes[place].waiting.append(transfer)
+            waitingCount += 1
+        }
+    }
+
+    func cancel(_ id: Transfer.ID) {
+        if let request = running?.request, request.id == id {
+            // What has begun in the kernel runs on, and later transfers wait for it.
+            running?.request = nil
+            port?.complete(request.completion(.cancelled))
+            return
+        }
+        for place in pipes.indices {
+            if let index = pipes[place].waiting.firstIndex(where: { $0.id == id }) {
+                let transfer = pipes[place].waiting.remove(at: index)
+                waitingCount -= 1
+                port?.complete(transfer.completion(.cancelled))
+                startWaiting()
+                return
+            }
+            if let index = pipes[place].inFlight.firstIndex(where: { $0.id == id }) {
+                pipes[place].inFlight[index].isCancelled = true
+                handle.cancel(id)
+                return
+            }
+        }
+    }
+
+    func reset() {
+        if let request = running?.request {
+            running?.request = nil
+            port?.complete(request.completion(.cancelled))
+        }
+        endWaiting(as: .cancelled)
+        cancelInFlight()
+        // Enumeration resets twice and only reads in between; the second is one too many.
+        guard isTouched, !isLost else { return }
+        wantsReset = true
+        advance()
+    }
+
+    /// Nothing is to be done. The data toggles of host and device agree with each other, whatever
+    /// the guest's controller thinks of its own: they start afresh together with the guest's when
+    /// the guest sets a configuration or an interface or clears a halt, which a driver that renews
+    /// an endpoint must do for the device's sake.
+    func resetEndpoint(_ endpoint: EndpointAddress) {}
+
+    // MARK: - Starting
+
+    private static func place(of endpoint: EndpointAddress) -> Int {
+        endpoint.number == 0
+            ? 0 : Int(endpoint.number) + (endpoint.direction == .in ? 16 : 0)
+    }
+
+    /// Whether an endpoint's transfers must wait for an operation.
+    private func isHeld(_ place: Int) -> Bool {
+        if wantsReset { return true }
+        switch running?.operation {
+        case nil: return false
+        case .clearHalt(let endpoint): return place == 0 || place == Self.place(of: endpoint)
+        case .setConfiguration, .setInterface, .reset: return true
+        }
+    }
+
+    /// Begins a transfer.
+    ///
+    /// - Returns: false if it has to wait for the kernel's memory.
+    private func start(_ transfer: Transfer, in place: Int) -> Bool {
+        switch transfer.kind {
+        case .control(let setup):
+            switch RequestRoute(setup) {
+            case .forward:
+                if !setup.isHarmless { isTouched = true }
+                return hand(over: transfer, in: place)
+            case .acknowledge:
+                answer(transfer.completion(.completed, transferred: transfer.buffer.count), place)
+            case .refuse:
+                answer(transfer.completion(.stalled), place)
+            case .operate(let operation):
+                isTouched = true
+                running = Running(operation: operation, request: transfer)
+                advance()
+            }
+        case .bulk(stream: 0), .interrupt:
+            isTouched = true
+            return hand(over: transfer, in: place)
+        case .bulk, .isochronous:
+            answer(transfer.completion(.failed), place)
+        }
+        return true
+    }
+
+    private func hand(over transfer: Transfer, in place: Int) -> Bool {
+        switch handle.submit(transfer) {
+        case .started:
+            starvedSince = nil
+            inFlightCount += 1
+            pipes[place].inFlight.append(InFlight(id: transfer.id))
+        case .refused:
+            // A device stalls what it does not know; for a pipe that is not there is no such word.
+            answer(transfer.completion(place == 0 ? .stalled : .failed), place)
+        case .disconnected:
+            port?.complete(transfer.completion(.disconnected))
+            deviceLeft()
+        case .noMemory:
+            return !waitsForMemory(transfer, in: place)
+        }
+        return true
+    }
+
+    /// Answers a transfer that never reached the kernel, in its turn.
+    private func answer(_ completion: Transfer.Completion, _ place: Int) {
+        if pipes[place].inFlight.isEmpty {
+            port?.complete(completion)
+        } else {
+            pipes[place].inFlight.append(InFlight(id: completion.id, answer: completion))
+        }
+    }
+
+    /// Starts what waited, as far as nothing holds it.
+    private func startWaiting() {
+        guard waitingCount > 0 else { return }
+        for place in pipes.indices {
+            while !pipes[place].waiting.isEmpty && !isHeld(place) {
+                let transfer = pipes[place].waiting.removeFirst()
+                waitingCount -= 1
+                if start(transfer, in: place) { continue }
+                pipes[place].waiting.insert(transfer, at: 0)
+                waitingCount += 1
+                return
+            }
+        }
+    }
+
+    /// The kernel has no memory for a transfer: each one that ends frees some, and other programs
+    /// use the same limit, so it is tried again for a while.
+    private func waitsForMemory(_ transfer: Transfer, in place: Int) -> Bool {
+        guard inFlightCount == 0 else { return true }
+        let since = starvedSince ?? loop.now
+        starvedSince = since
+        guard loop.now - since < Self.longestStarvation else {
+            starvedSince = nil
+            logger.error("\(summary): \(Diagnosis.memoryLimit(transfer.buffer.count))")
+            answer(transfer.completion(.failed), place)
+            return false
+        }
+        retry = loop.schedule(at: loop.now + Self.starvationStep) { [weak self] in
+            self?.startWaiting()
+        }
+        return true
+    }
+
+    // MARK: - Ending
+
+    func transferEnded(_ transfer: Transfer, with completion: Transfer.Completion) {
+        let place = Self.place(of: transfer.endpoint)
+        guard let index = pipes[place].inFlight.firstIndex(where: { $0.id == transfer.id }) else {
+            return
+        }
+        let entry = pipes[place].inFlight.remove(at: index)
+        inFlightCount -= 1
+        var status = completion.status
+        if isLost {
+            status = .disconnected
+        } else if status == .cancelled && !entry.isCancelled {
+            // The kernel took it back by itself: its interface was lost.
+            status = .failed
+        }
+        port?.complete(
+            Transfer.Completion(
+                id: completion.id, status: status, transferred: completion.transferred))
+        switch status {
+        case .stalled, .babbled, .failed:
+            // The guest's endpoint halts here, so nothing behind this transfer may still run.
+            if place != 0 { cancelInFlight(in: place) }
+        case .disconnected:
+            deviceLeft()
+        case .completed, .cancelled:
+            break
+        }
+        while let answer = pipes[place].inFlight.first?.answer {
+            pipes[place].inFlight.removeFirst()
+            port?.complete(answer)
+        }
+        if running != nil || wantsReset { advance() }
+        startWaiting()
+    }
+
+    func deviceLeft() {
+        guard !isLost else { return }
+        isLost = true
+        retry = nil
+        wantsReset = false
+        if let request = running?.request {
+            running?.request = nil
+            port?.complete(request.completion(.disconnected))
+        }
+        endWaiting(as: .disconnected)
+        cancelInFlight()
+        port?.disconnect()
+        whenLost?()
+    }
+
+    private func endWaiting(as status: Transfer.Status) {
+        for place in pipes.indices {
+            let waiting = pipes[place].waiting
+            pipes[place].waiting = []
+            waitingCount -= waiting.count
+            for transfer in waiting { port?.complete(transfer.completion(status)) }
+        }
+        retry = nil
+        starvedSince = nil
+    }
+
+    private func cancelInFlight() {
+        for place in pipes.indices { cancelInFlight(in: place) }
+    }
+
+    private func cancelInFlight(in place: Int) {
+        for index in pipes[place].inFlight.indices where !pipes[place].inFlight[index].isCancelled {
+            pipes[place].inFlight[index].isCancelled = true
+            handle.cancel(pipes[place].inFlight[index].id)
+        }
+    }
+
+    // MARK: - Operations
+
+    /// Starts the operation that is due once the cancelled transfers it concerns have ended: the
+    /// kernel would otherwise still carry them out, after a halt was cleared or in a device that
+    /// was just reset.
+    private func advance() {
+        if running == nil && wantsReset {
+            wantsReset = false
+            running = Running(operation: .reset, request: nil)
+        }
+        guard let next = running, !next.isStarted, !isLost else { return }
+        let isWaiting = pipes.indices.contains { place in
+            isHeld(place)
+                && pipes[place].inFlight.contains { $0.isCancelled && $0.answer == nil }
+        }
+        if isWaiting { return }
+        running?.isStarted = true
+        handle.perform(next.operation) { [weak self] outcome in
+            self?.operationEnded(outcome)
+        }
+    }
+
+    private func operationEnded(_ outcome: DeviceOperation.Outcome) {
+        guard let ended = running else { return }
+        running = nil
+        for warning in outcome.warnings { logger.warning("\(summary): \(warning)") }
+        switch outcome.result {
+        case .disconnected:
+            if let request = ended.request { port?.complete(request.completion(.disconnected)) }
+            deviceLeft()
+            return
+        case .done:
+            if let request = ended.request { port?.complete(request.completion(.completed)) }
+            if ended.operation == .reset { isTouched = false }
+        case .refused:
+            if let request = ended.request { port?.complete(request.completion(.stalled)) }
+        }
+        advance()
+        startWaiting()
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLibUSB
+internal import Glibc
+internal import Platform
+
+/// libusb as a guest of the event loop: it is told when its descriptors are ready and never waits.
+///
+/// Its callbacks run inside ``handleEvents(waiting:)``. They only note what happened; the notes are
+/// acted on after libusb has returned, so that nothing calls into libusb from within it.
+///
+/// No transfer has a timeout, so there is no deadline of libusb's to keep.
+@safe
+final class LibUSBContext {
+    private let raw: OpaquePointer
+    private let loop: any EventLoop
+    private var watches: [(descriptor: CInt, watch: Watch)] = []
+    /// Transfers whose callback has run, and the array that they are swapped with to be worked off.
+    private var ended: [TransferSlot] = []
+    private var endedSpare: [TransferSlot] = []
+    private var departed: [LibUSBDevice.Identity] = []
+
+    /// Called with each device that leaves the host.
+    var whenDeparted: ((LibUSBDevice.Identity) -> Void)?
+
+    init(loop: any EventLoop) throws(LibUSBError) {
+        var context: OpaquePointer?
+        try libusb { unsafe libusb_init(&context) }
+        guard let context = unsafe context else { throw .notFound }
+        unsafe raw = context
+        self.loop = loop
+        watchDescriptors()
+        watchDepartures()
+    }
+
+    deinit {
+        unsafe libusb_set_pollfd_notifiers(raw, nil, nil, nil)
+        watches = []
+        unsafe libusb_exit(raw)
+    }
+
+    // MARK: - Devices
+
+    /// The devices that the host has now, in the order of bus and address.
+    func devices() -> [LibUSBDevice] {
+        var list: UnsafeMutablePointer<OpaquePointer?>?
+        let count = unsafe libusb_get_device_list(raw, &list)
+        guard let list = unsafe list, count >= 0 else { return [] }
+        defer { unsafe libusb_free_device_list(list, 1) }
+        var devices: [LibUSBDevice] = []
+        for index in 0..<count {
+            if let device = unsafe list[index] { unsafe devices.append(LibUSBDevice(device)) }
+        }
+        return devices.sorted { ($0.bus, $0.address) < ($1.bus, $1.address) }
+    }
+
+    // MARK: - Events
+
+    /// Lets libusb reap what is ready, then ends the transfers concerned.
+    ///
+    /// - Parameter limit: how long to wait for the first event; only the end of the program, when
+    ///   the loop no longer turns, waits at all.
+    func handleEvents(waiting limit: Duration = .zero) {
+        var time = timeval(tv_sec: 0, tv_usec: suseconds_t(limit.nanoseconds / 1000))
+        _ = unsafe libusb_handle_events_timeout_completed(raw, &time, nil)
+        swap(&ended, &endedSpare)
+        for slot in endedSpare { slot.finish() }
+        endedSpare.removeAll(keepingCapacity: true)
+        guard !departed.isEmpty else { return }
+        let left = departed
+        departed = []
+        for device in left { whenDeparted?(device) }
+    }
+
+    /// From a transfer's callback: it is to be finished once libusb has returned.
+    func note(ended slot: TransferSlot) { ended.append(slot) }
+
+    private func watchDescriptors() {
+        let context = unsafe Unmanaged.passUnretained(self).toOpaque()
+        // The notifiers tell of changes only, so what is there already is asked for.
+        if let descriptors = unsafe libusb_get_pollfds(raw) {
+            var index = 0
+            while let descriptor = unsafe descriptors[index] {
+                unsafe watch(descriptor.pointee.fd, events: descriptor.pointee.events)
+                index += 1
+            }
+            unsafe libusb_free_pollfds(descriptors)
+        }
+        unsafe libusb_set_pollfd_notifiers(
+            raw,
+            { descriptor, events, context in
+                unsafe LibUSBContext.from(context)?.watch(descriptor, events: events)
+            },
+            { descriptor, context in
+                unsafe LibUSBContext.from(context)?.watches.removeAll {
+                    $0.descriptor == descriptor
+                }
+            }, context)
+    }
+
+    private func watch(_ number: CInt, events: CShort) {
+        var readiness: Readiness = []
+        if CInt(events) & POLLIN != 0 { readiness.insert(.readable) }
+        if CInt(events) & POLLOUT != 0 { readiness.insert(.writable) }
+        // libusb owns the descriptor and tells before it closes it.
+        let descriptor = Descriptor(owning: number)
+        let watch = try? loop.watch(descriptor, for: readiness) { [unowned self] _ in
+            handleEvents()
+        }
+        _ = descriptor.release()
+        if let watch { watches.append((number, watch)) }
+    }
+
+    private func watchDepartures() {
+        let context = unsafe Unmanaged.passUnretained(self).toOpaque()
+        let any = CInt(LIBUSB_HOTPLUG_MATCH_ANY)
+        // Where the library has no hotplug support, a departure shows in the transfers alone.
+        _ = unsafe libusb_hotplug_register_callback(
+            raw, CInt(LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT.rawValue), 0, any, any, any,
+            { _, device, _, context in
+                if let device = unsafe device {
+                    unsafe LibUSBContext.from(context)?.departed.append(.init(device))
+                }
+                return 0
+            }, context, nil)
+    }
+
+    private static func from(_ context: UnsafeMutableRawPointer?) -> LibUSBContext? {
+        guard let context = unsafe context else { return nil }
+        return unsafe Unmanaged<LibUSBContext>.fromOpaque(context).takeUnretainedValue()
+    }
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLibUSB
+internal import USB
+
+/// A device of the host, seen from outside: what can be known without opening it.
+@safe
+final class LibUSBDevice {
+    /// Tells devices that are plugged in apart; good for as long as a reference is kept.
+    struct Identity: Equatable {
+        private let number: UInt
+
+        init(_ raw: OpaquePointer) { number = UInt(bitPattern: raw) }
+    }
+
+    let identity: Identity
+    private let raw: OpaquePointer
+    let bus: UInt8
+    let address: UInt8
+    let vendor: UInt16
+    let product: UInt16
+    let deviceClass: UInt8
+    /// The name of the kernel's directory for it: `1-2.3` is port 3 of the hub at port 2 of bus 1.
+    let portPath: String
+
+    /// Keeps a reference on the device that `raw` names.
+    init(_ raw: OpaquePointer) {
+        unsafe self.raw = libusb_ref_device(raw)
+        unsafe identity = Identity(raw)
+        bus = unsafe libusb_get_bus_number(raw)
+        address = unsafe libusb_get_device_address(raw)
+        var descriptor = libusb_device_descriptor()
+        _ = unsafe libusb_get_device_descriptor(raw, &descriptor)
+        vendor = descriptor.idVendor
+        product = descriptor.idProduct
+        deviceClass = descriptor.bDeviceClass
+        // USB 3.2, 10.16: a chain has at most five hubs, so at most six ports and the root's.
+        var ports = [UInt8](repeating: 0, count: 7)
+        let count = unsafe Int(libusb_get_port_numbers(raw, &ports, CInt(ports.count)))
+        portPath =
+            count > 0
+            ? "\(bus)-" + ports[..<count].map { String($0) }.joined(separator: ".")
+            : "usb\(bus)"
+    }
+
+    deinit { unsafe libusb_unref_device(raw) }
+
+    /// The speed of the link, if libusb knows it.
+    var speed: USBSpeed? {
+        switch unsafe libusb_speed(UInt32(bitPattern: libusb_get_device_speed(raw))) {
+        case LIBUSB_SPEED_LOW: .low
+        case LIBUSB_SPEED_FULL: .full
+        case LIBUSB_SPEED_HIGH: .high
+        case LIBUSB_SPEED_SUPER: .superSpeed
+        case LIBUSB_SPEED_SUPER_PLUS: .superSpeedPlus
+        default: nil
+        }
+    }
+
+    var isHub: Bool { UInt32(deviceClass) == LIBUSB_CLASS_HUB.rawValue }
+
+    /// Opens the device node.
+    func open() throws(LibUSBError) -> LibUSBHandle.Pointer {
+        var handle: OpaquePointer?
+        try libusb { unsafe libusb_open(raw, &handle) }
+        guard let handle = unsafe handle else { throw .noDevice }
+        return unsafe LibUSBHandle.Pointer(raw: handle)
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import USB
+
+/// What becomes of a control request of the guest.
+///
+/// Some standard requests (USB 2.0, 9.4) change what the host's kernel keeps of the device as well:
+/// its configuration, its claimed interfaces, the data toggles of its endpoints. Sent as they are,
+/// they would leave kernel and device disagreeing; they become the kernel's own calls. Others
+/// belong to the link between the device and the host's port, which is not the guest's.
+enum RequestRoute: Equatable {
+    /// The device gets it as it is.
+    case forward
+    /// It takes effect through the host's kernel.
+    case operate(DeviceOperation)
+    /// It concerns the virtual link only; the guest is told that it was done.
+    case acknowledge
+    /// It is not for the guest to do, or it is malformed.
+    case refuse
+
+    init(_ setup: SetupPacket) {
+        guard setup.kind == .standard else {
+            self = .forward
+            return
+        }
+        switch StandardRequest(rawValue: setup.request) {
+        case .setAddress:
+            // The host's kernel has given the device its address; the guest's is the controller's.
+            self = setup.isPlain(.device) ? .acknowledge : .refuse
+        case .setConfiguration:
+            guard setup.isPlain(.device), let value = UInt8(exactly: setup.value) else {
+                self = .refuse
+                return
+            }
+            self = .operate(.setConfiguration(value))
+        case .setInterface:
+            guard setup.isPlain(.interface), let number = UInt8(exactly: setup.index),
+                let setting = UInt8(exactly: setup.value)
+            else {
+                self = .refuse
+                return
+            }
+            self = .operate(.setInterface(number, setting: setting))
+        case .clearFeature where setup.recipient == .endpoint:
+            let endpoint = EndpointAddress(rawValue: UInt8(truncatingIfNeeded: setup.index))
+            // The control endpoint keeps no halt and no toggle between transfers.
+            guard setup.value == Feature.endpointHalt, endpoint.number != 0 else {
+                self = .forward
+                return
+            }
+            self = setup.isPlain(.endpoint) ? .operate(.clearHalt(endpoint)) : .refuse
+        case .setFeature where setup.recipient == .device && setup.value == Feature.testMode:
+            // The port would need a power cycle afterwards.
+            self = .refuse
+        case .setFeature where setup.isLinkPower, .clearFeature where setup.isLinkPower:
+            self = .acknowledge
+        case .setSystemExitLatency, .setIsochronousDelay:
+            // They describe the way from controller to device, which is the host's.
+            self = setup.direction == .out ? .acknowledge : .refuse
+        default:
+            self = .forward
+        }
+    }
+}
+
+/// `bRequest` of standard requests (USB 3.2, table 9-5); open, because the guest writes it.
+private struct StandardRequest: RawRepresentable, Equatable {
+    let rawValue: UInt8
+    init(rawValue: UInt8) { self.rawValue = rawValue }
+    static let clearFeature = StandardRequest(rawValue: 1)
+    static let setFeature = StandardRequest(rawValue: 3)
+    static let setAddress = StandardRequest(rawValue: 5)
+    static let setConfiguration = StandardRequest(rawValue: 9)
+    static let setInterface = StandardRequest(rawValue: 11)
+    static let setSystemExitLatency = StandardRequest(rawValue: 48)
+    static let setIsochronousDelay = StandardRequest(rawValue: 49)
+}
+
+/// Feature selectors (USB 3.2, table 9-7).
+private enum Feature {
+    static let endpointHalt: UInt16 = 0
+    static let testMode: UInt16 = 2
+    /// U1_ENABLE, U2_ENABLE and LTM_ENABLE, which are device features.
+    static let linkPower: ClosedRange<UInt16> = 48...50
+}
+
+extension SetupPacket {
+    /// Whether the packet goes OUT to `recipient` and has no data stage.
+    fileprivate func isPlain(_ wanted: Recipient) -> Bool {
+        direction == .out && recipient == wanted && length == 0
+    }
+
+    fileprivate var isLinkPower: Bool {
+        isPlain(.device) && Feature.linkPower.contains(value)
+    }
+
+    /// Whether the device is left as it was: a standard request that only reads.
+    var isHarmless: Bool { kind == .standard && direction == .in }
+}

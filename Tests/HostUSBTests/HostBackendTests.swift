@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BackendKit
+import Foundation
+import Logging
+import Platform
+import Testing
+import USB
+
+@testable import HostUSB
+
+/// What the operator is told.
+struct HostBackendTests {
+    let catalog = BackendCatalog(HostBackend.self)
+    let context: BackendContext
+
+    init() throws {
+        context = BackendContext(loop: try EpollLoop(), logger: Logger(label: "test"))
+    }
+
+    private func refusal(_ text: String) -> String? {
+        do throws(BackendError) {
+            _ = try catalog.makeBackend(text, context: context)
+            return nil
+        } catch {
+            return error.reason
+        }
+    }
+
+    @Test func `a device that is not there is named together with those that are`() {
+        let reason = refusal("host:bus=250,address=127")
+        #expect(reason?.hasPrefix("no device 250:127; this host has") == true)
+    }
+
+    @Test func `a device node stands for bus and address`() {
+        let reason = refusal("/dev/bus/usb/250/127")
+        #expect(reason?.hasPrefix("no device 250:127; this host has") == true)
+    }
+
+    @Test(arguments: [
+        "host:bus=0,address=1", "host:bus=256,address=1", "host:bus=1,address=0",
+        "host:bus=1,address=128", "host:bus=x,address=1",
+    ])
+    func `bus and address are within bounds`(text: String) {
+        #expect(refusal(text)?.contains("must be a number from 1 to") == true)
+    }
+
+    @Test(arguments: ["host", "host:bus=1", "host:address=4"])
+    func `bus and address are both needed`(text: String) {
+        #expect(refusal(text)?.contains("lacks") == true)
+    }
+
+    @Test func `the list of devices has ready-made specifications`() {
+        let names = [
+            HostDeviceName(
+                bus: 1, address: 4, vendor: 0x46f4, product: 1, words: "QEMU USB HARDDRIVE"),
+            HostDeviceName(bus: 2, address: 12, vendor: 0x627, product: 1, words: nil),
+        ]
+        #expect(
+            Diagnosis.noDevice(bus: 1, address: 9, of: names).reason == """
+                no device 1:9; this host has:
+                  host:bus=1,address=4  46f4:0001 QEMU USB HARDDRIVE
+                  host:bus=2,address=12  0627:0001
+                """)
+        #expect(
+            Diagnosis.noDevice(bus: 1, address: 9, of: []).reason
+                == "no device 1:9; this host has no USB devices")
+    }
+
+    @Test func `a missing permission comes with the rule that gives it`() {
+        let name = HostDeviceName(bus: 1, address: 4, vendor: 0x46f4, product: 1, words: nil)
+        let reason = Diagnosis.cannotOpen(name, .access).reason
+        #expect(reason.hasPrefix("cannot open /dev/bus/usb/001/004 (46f4:0001): permission denied"))
+        #expect(
+            reason.contains(
+                "SUBSYSTEM==\"usb\", ATTR{idVendor}==\"46f4\", ATTR{idProduct}==\"0001\", "
+                    + "MODE=\"0660\", GROUP=\"plugdev\""))
+    }
+
+    @Test func `a device in use comes with its users`() {
+        let name = HostDeviceName(bus: 1, address: 4, vendor: 1, product: 2, words: "X")
+        let reason = Diagnosis.nothingClaimed(
+            name, problems: ["interface 0 cannot be claimed: Resource busy (held by 'usbfs')"],
+            holders: ["qemu (process 812)"]
+        ).reason
+        #expect(
+            reason == "/dev/bus/usb/001/004 (0001:0002 X): interface 0 cannot be claimed: "
+                + "Resource busy (held by 'usbfs'); in use by qemu (process 812)")
+    }
+}
+
+/// What is read from the kernel's file systems, with folders of the test in their place.
+struct SystemFilesTests {
+    let root: String
+
+    init() throws {
+        root = NSTemporaryDirectory() + "usbvfiod-host-\(UUID().uuidString)"
+        try FileManager.default.createDirectory(
+            atPath: root, withIntermediateDirectories: true)
+    }
+
+    private func write(_ text: String, to path: String) throws {
+        let url = URL(fileURLWithPath: root + "/" + path)
+        try FileManager.default.createDirectory(
+            at: url.deletingLastPathComponent(), withIntermediateDirectories: true)
+        try Data(text.utf8).write(to: url)
+    }
+
+    private func link(_ target: String, at path: String) throws {
+        let url = URL(fileURLWithPath: root + "/" + path)
+        try FileManager.default.createDirectory(
+            at: url.deletingLastPathComponent(), withIntermediateDirectories: true)
+        try FileManager.default.createSymbolicLink(
+            atPath: url.path, withDestinationPath: target)
+    }
+
+    @Test func `a device's names are put together`() throws {
+        try write("QEMU\n", to: "1-2/manufacturer")
+        try write("USB HARDDRIVE\n", to: "1-2/product")
+        try write("only product\n", to: "1-3/product")
+        #expect(SystemFiles.name(of: "1-2", devices: root) == "QEMU USB HARDDRIVE")
+        #expect(SystemFiles.name(of: "1-3", devices: root) == "only product")
+        #expect(SystemFiles.name(of: "1-4", devices: root) == nil)
+        try FileManager.default.removeItem(atPath: root)
+    }
+
+    @Test func `a device's name cannot play with the terminal`() throws {
+        try write("\u{1b}[2Jevil\u{202e} \u{7}name\n", to: "1-2/product")
+        #expect(SystemFiles.name(of: "1-2", devices: root) == "[2Jevil name")
+        try FileManager.default.removeItem(atPath: root)
+    }
+
+    @Test func `an interface's driver is found in any configuration`() throws {
+        try link("../../../../bus/usb/drivers/usb-storage", at: "1-2:1.0/driver")
+        try link("../../../../bus/usb/drivers/usbfs", at: "1-2:2.1/driver")
+        #expect(SystemFiles.driver(ofInterface: 0, of: "1-2", devices: root) == "usb-storage")
+        #expect(SystemFiles.driver(ofInterface: 1, of: "1-2", devices: root) == "usbfs")
+        #expect(SystemFiles.driver(ofInterface: 2, of: "1-2", devices: root) == nil)
+        try FileManager.default.removeItem(atPath: root)
+    }
+
+    @Test func `the programs that have a node open are named`() throws {
+        try write("qemu-system-x86\n", to: "4000001/comm")
+        try link("/dev/bus/usb/001/004", at: "4000001/fd/7")
+        try write("other\n", to: "4000002/comm")
+        try link("/dev/bus/usb/001/005", at: "4000002/fd/7")
+        #expect(
+            SystemFiles.holders(ofNode: "/dev/bus/usb/001/004", processes: root)
+                == ["qemu-system-x86 (process 4000001)"])
+        try FileManager.default.removeItem(atPath: root)
+    }
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import CLibUSB
+import Platform
+import Testing
+import USB
+
+@testable import HostUSB
+
+/// What a slot tells libusb, and what it makes of the answer, with the test as the kernel.
+struct TransferSlotTests {
+    let context: LibUSBContext
+    let slot: TransferSlot
+
+    init() throws {
+        context = try LibUSBContext(loop: ManualLoop())
+        slot = try TransferSlot(context: context)
+    }
+
+    private func transfer(
+        _ endpoint: EndpointAddress, _ kind: Transfer.Kind, _ buffer: TransferBuffer
+    ) -> Transfer {
+        Transfer(id: .init(rawValue: 1), endpoint: endpoint, kind: kind, buffer: buffer)
+    }
+
+    /// Ends the prepared transfer as the kernel would.
+    private func end(
+        _ status: libusb_transfer_status = LIBUSB_TRANSFER_COMPLETED, count: Int
+    ) -> Transfer.Completion? {
+        var found: Transfer.Completion?
+        slot.whenFinished = { _, _, completion in found = completion }
+        slot.withRaw { raw in
+            raw.pointee.status = status
+            raw.pointee.actual_length = CInt(count)
+        }
+        slot.finish()
+        return found
+    }
+
+    @Test func `a buffer in one piece is given to the kernel itself`() throws {
+        let bytes = Bytes([1, 2, 3, 4])
+        try slot.prepare(transfer(EndpointAddress(1, .in), .bulk(stream: 0), bytes.buffer))
+        slot.withRaw { raw in
+            #expect(UnsafeMutableRawPointer(raw.pointee.buffer) == bytes.raw.baseAddress)
+            #expect(raw.pointee.length == 4)
+            #expect(raw.pointee.endpoint == 0x81)
+            #expect(raw.pointee.type == UInt8(LIBUSB_TRANSFER_TYPE_BULK.rawValue))
+            #expect(raw.pointee.timeout == 0)
+        }
+        let completion = end(count: 3)
+        #expect(completion?.status == .completed)
+        #expect(completion?.transferred == 3)
+        #expect(slot.transfer == nil)
+    }
+
+    @Test func `an empty transfer has no bytes`() throws {
+        try slot.prepare(transfer(EndpointAddress(1, .out), .bulk(stream: 0), TransferBuffer()))
+        slot.withRaw { #expect($0.pointee.length == 0) }
+        #expect(end(count: 0)?.status == .completed)
+    }
+
+    @Test func `an interrupt transfer is one`() throws {
+        try slot.prepare(transfer(EndpointAddress(2, .in), .interrupt, Bytes([0]).buffer))
+        slot.withRaw {
+            #expect($0.pointee.type == UInt8(LIBUSB_TRANSFER_TYPE_INTERRUPT.rawValue))
+        }
+    }
+
+    @Test func `pieces going out are put together`() throws {
+        let parts = [Bytes([1, 2, 3]), Bytes([4]), Bytes([5, 6])]
+        try slot.prepare(
+            transfer(EndpointAddress(1, .out), .bulk(stream: 0), Bytes.buffer(parts)))
+        slot.withRaw { raw in
+            #expect(raw.pointee.length == 6)
+            #expect((0..<6).map { raw.pointee.buffer[$0] } == [1, 2, 3, 4, 5, 6])
+        }
+        #expect(end(count: 6)?.transferred == 6)
+    }
+
+    @Test(arguments: 0...6)
+    func `what comes in is spread over the pieces, and no more than came`(count: Int) throws {
+        let parts = [Bytes([9, 9, 9]), Bytes([9]), Bytes([9, 9])]
+        try slot.prepare(transfer(EndpointAddress(1, .in), .bulk(stream: 0), Bytes.buffer(parts)))
+        slot.withRaw { raw in for place in 0..<6 { raw.pointee.buffer[place] = UInt8(place + 1) } }
+        #expect(end(count: count)?.transferred == count)
+        let expected = (1...6).map { $0 <= count ? UInt8($0) : 9 }
+        #expect(parts.flatMap(\.content) == expected)
+    }
+
+    @Test func `a control transfer is its setup packet and its data`() throws {
+        let setup = SetupPacket(
+            requestType: 0x21, request: 9, value: 0x0200, index: 1, length: 3)
+        try slot.prepare(transfer(.control, .control(setup), Bytes([7, 8, 9]).buffer))
+        slot.withRaw { raw in
+            #expect(raw.pointee.type == UInt8(LIBUSB_TRANSFER_TYPE_CONTROL.rawValue))
+            #expect(raw.pointee.length == 11)
+            let expected: [UInt8] = [0x21, 9, 0, 2, 1, 0, 3, 0, 7, 8, 9]
+            #expect((0..<11).map { raw.pointee.buffer[$0] } == expected)
+        }
+        #expect(end(count: 3)?.transferred == 3)
+    }
+
+    @Test func `the data of a control read reaches the guest`() throws {
+        let parts = [Bytes([0, 0]), Bytes([0, 0])]
+        let setup = SetupPacket(requestType: 0x80, request: 6, value: 0x100, index: 0, length: 4)
+        try slot.prepare(transfer(.control, .control(setup), Bytes.buffer(parts)))
+        slot.withRaw { raw in for place in 0..<4 { raw.pointee.buffer[8 + place] = 0x40 } }
+        #expect(end(count: 3)?.transferred == 3)
+        #expect(parts.flatMap(\.content) == [0x40, 0x40, 0x40, 0])
+    }
+
+    @Test func `a control read that brings more than the guest has room for is a babble`() throws {
+        let bytes = Bytes([0, 0])
+        let setup = SetupPacket(requestType: 0x80, request: 6, value: 0x100, index: 0, length: 18)
+        try slot.prepare(transfer(.control, .control(setup), bytes.buffer))
+        slot.withRaw { raw in for place in 0..<18 { raw.pointee.buffer[8 + place] = 1 } }
+        let completion = end(count: 18)
+        #expect(completion?.status == .babbled)
+        #expect(completion?.transferred == 2)
+        #expect(bytes.content == [1, 1])
+    }
+
+    @Test func `a control write with less data than it announces is refused`() {
+        let setup = SetupPacket(requestType: 0x21, request: 9, value: 0, index: 0, length: 3)
+        #expect(throws: LibUSBError.invalidParameter) {
+            try slot.prepare(transfer(.control, .control(setup), Bytes([7, 8]).buffer))
+        }
+        #expect(slot.transfer == nil)
+    }
+
+    @Test func `the longest control transfer fits`() throws {
+        let bytes = Bytes([UInt8](repeating: 0, count: 0xffff))
+        let setup = SetupPacket(
+            requestType: 0xc0, request: 1, value: 0, index: 0, length: 0xffff)
+        try slot.prepare(transfer(.control, .control(setup), bytes.buffer))
+        slot.withRaw { #expect($0.pointee.length == 0x10007) }
+        #expect(end(count: 0xffff)?.transferred == 0xffff)
+    }
+
+    @Test(arguments: [
+        (LIBUSB_TRANSFER_COMPLETED, Transfer.Status.completed),
+        (LIBUSB_TRANSFER_STALL, .stalled), (LIBUSB_TRANSFER_OVERFLOW, .babbled),
+        (LIBUSB_TRANSFER_TIMED_OUT, .failed), (LIBUSB_TRANSFER_ERROR, .failed),
+        (LIBUSB_TRANSFER_CANCELLED, .cancelled), (LIBUSB_TRANSFER_NO_DEVICE, .disconnected),
+        (libusb_transfer_status(rawValue: 77), .failed),
+    ])
+    func `each end has its status`(raw: libusb_transfer_status, status: Transfer.Status) throws {
+        try slot.prepare(
+            transfer(EndpointAddress(1, .in), .bulk(stream: 0), Bytes([0]).buffer))
+        #expect(end(raw, count: 0)?.status == status)
+    }
+
+    @Test func `a slot is used again`() throws {
+        let setup = SetupPacket(requestType: 0x80, request: 6, value: 0, index: 0, length: 2)
+        try slot.prepare(transfer(.control, .control(setup), Bytes([0, 0]).buffer))
+        #expect(end(count: 2)?.transferred == 2)
+        let bytes = Bytes([1, 2])
+        try slot.prepare(transfer(EndpointAddress(3, .in), .bulk(stream: 0), bytes.buffer))
+        slot.withRaw { raw in
+            #expect(UnsafeMutableRawPointer(raw.pointee.buffer) == bytes.raw.baseAddress)
+        }
+        #expect(end(count: 1)?.transferred == 1)
+        #expect(bytes.content == [1, 2])
+    }
+
+    @Test func `the guest's memory is held until the kernel has given it back`() throws {
+        weak var memory: Bytes?
+        do {
+            let bytes = Bytes([1, 2, 3])
+            memory = bytes
+            try slot.prepare(transfer(EndpointAddress(1, .in), .bulk(stream: 0), bytes.buffer))
+        }
+        slot.cancel()
+        #expect(memory != nil)
+        _ = end(LIBUSB_TRANSFER_CANCELLED, count: 0)
+        #expect(memory == nil)
+    }
+}
