@@ -65,10 +65,7 @@ public final class GuestMemory {
             })
         else { throw .noSuchFileOrDirectory }
         lastFound = nil
-        let region = regions.remove(at: place)
-        let unmapping = Unmapping()
-        region.unmapping = unmapping
-        return unmapping
+        return regions.remove(at: place).retire()
     }
 
     /// Removes every region.
@@ -76,11 +73,7 @@ public final class GuestMemory {
         lastFound = nil
         let all = regions
         regions = []
-        return all.map { region in
-            let unmapping = Unmapping()
-            region.unmapping = unmapping
-            return unmapping
-        }
+        return all.map { $0.retire() }
     }
 
     /// Whether a buffer of a transfer lies in mapped memory that overlaps the range.

@@ -14,7 +14,7 @@ package final class MemoryRegion {
     /// `nil` for a region without a descriptor, which is reached by messages.
     private let mapping: Mapping?
     /// Set when the region has left the table; finished by `deinit`.
-    package var unmapping: Unmapping?
+    private var unmapping: Unmapping?
 
     init(start: UInt64, count: UInt64, isWritable: Bool, mapping: Mapping?) {
         self.start = start
@@ -24,6 +24,17 @@ package final class MemoryRegion {
     }
 
     deinit { unmapping?.finish() }
+
+    /// Tells when the region, which has left the table, is no longer used.
+    ///
+    /// A region without a mapping has nothing to wait for: an access that is late is refused by the
+    /// client. To wait would even do harm, since the client may answer no access before the
+    /// unmapping is over.
+    func retire() -> Unmapping {
+        let unmapping = Unmapping()
+        if isRemote { unmapping.finish() } else { self.unmapping = unmapping }
+        return unmapping
+    }
 
     package var isRemote: Bool { mapping == nil }
 

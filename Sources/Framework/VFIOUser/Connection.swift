@@ -24,6 +24,49 @@ public final class Connection {
         case closedByServer
     }
 
+    /// Descriptors, and where in `input` the message begins that they came with.
+    private final class Arrival {
+        var descriptors: DescriptorList
+        var place: Int
+
+        init(_ descriptors: consuming DescriptorList, place: Int) {
+            self.descriptors = descriptors
+            self.place = place
+        }
+    }
+
+    let loop: any EventLoop
+    let session: Session
+    let logger: Logger
+    /// The access to guest memory that waits for the client's answer.
+    var access: MemoryAccessInProgress?
+    /// The place of the data in the client's memory messages, once known.
+    var memoryLayout: MemoryMessageLayout?
+    /// The number of the last request that was given up for lack of an answer. Until the answer
+    /// comes the client is taken for unable to give any.
+    var overdueRequest: UInt16?
+    var nextRequest: UInt16 = 1
+    /// A request has arrived that can only be carried out when the device is at rest. It and all
+    /// behind it stay in the buffer until the loop runs again.
+    private(set) var mustRest = false
+
+    private var socket: Descriptor?
+    private var watch: Watch?
+    private var watchedEvents: Readiness = []
+    private var resumption: Watch?
+    private var ended: ((End) -> Void)?
+
+    /// Received bytes; those in `unread` are not consumed yet.
+    private let input: UnsafeMutableRawBufferPointer
+    private var unread = 0..<0
+    /// Descriptors whose messages are among the unread bytes.
+    private var arrivals: [Arrival] = []
+
+    private let reply = MessageBuffer(capacity: Limits.messageSize)
+    private let request = MessageBuffer(capacity: Limits.messageSize)
+    /// What the socket did not take at once.
+    private var output: [UInt8] = []
+
     /// Serves `device` to the client at the other end of `socket`, a connected stream socket.
     ///
     /// - Parameter ended: called once, on the loop, never from within another function of this
@@ -31,26 +74,341 @@ public final class Connection {
     public init(
         socket: consuming Descriptor, device: any VFIODevice, loop: any EventLoop, logger: Logger,
         whenEnded ended: @escaping (End) -> Void
-    ) throws(Errno) {}
+    ) throws(Errno) {
+        try socket.setNonblocking()
+        self.loop = loop
+        self.logger = logger
+        self.ended = ended
+        self.socket = consume socket
+        session = Session(device: device, logger: logger)
+        unsafe input = .allocate(byteCount: Limits.receiveBuffer, alignment: 16)
+        session.sendLater = { [weak self] reply in self?.send(reply) }
+        try watchSocket(for: .readable)
+    }
+
+    deinit { unsafe input.deallocate() }
 
     /// Whether the client answers requests for guest memory that it gave without a descriptor.
-    public var servesMemory: Bool { false }
+    public var servesMemory: Bool { session.phase == .ready && session.client.servesMemory }
 
     /// Closes the socket. The end is told on the loop afterwards.
-    public func close() {}
+    public func close() { end(.closedByServer) }
 
-    /// Reads guest memory by asking the client, and waits for the answer, serving the client's
-    /// requests meanwhile.
+    /// Whether the socket is closed.
+    public var isClosed: Bool { socket == nil }
+
+    // MARK: - The loop
+
+    private func watchSocket(for events: Readiness) throws(Errno) {
+        guard events != watchedEvents, let descriptor = socket.take() else { return }
+        watch = nil
+        watchedEvents = events
+        let result: Result<Watch, Errno>
+        do throws(Errno) {
+            result = .success(
+                try loop.watch(descriptor, for: events) { [weak self] ready in
+                    self?.socketIsReady(ready)
+                })
+        } catch {
+            result = .failure(error)
+        }
+        socket = consume descriptor
+        watch = try result.get()
+    }
+
+    private func socketIsReady(_ ready: Readiness) {
+        mustRest = false
+        if ready.contains(.writable) { flush() }
+        process()
+        // A peer that hung up may have left messages to be read first.
+        if ready.contains(.readable) || ready.contains(.closed) { receive() }
+    }
+
+    /// Continues with what had to wait for the device to come to rest.
+    private func resume() {
+        resumption = nil
+        mustRest = false
+        process()
+    }
+
+    func end(_ reason: End) {
+        guard socket != nil else { return }
+        logger.debug("the connection ends", metadata: ["reason": "\(reason)"])
+        watch = nil
+        session.close()
+        socket = nil
+        arrivals = []
+        unread = 0..<0
+        output = []
+        resumption = loop.schedule(at: loop.now) { [self] in
+            resumption = nil
+            let body = ended
+            ended = nil
+            body?(reason)
+        }
+    }
+
+    // MARK: - Receiving
+
+    /// Receives what there is and carries it out.
+    func receive() {
+        for _ in 0..<Limits.receiveRounds {
+            guard let descriptor = socket.take() else { return }
+            makeRoom()
+            let room = unsafe UnsafeMutableRawBufferPointer(rebasing: input[unread.upperBound...])
+            guard room.count > 0 else {
+                // Only while requests wait for the device to rest.
+                socket = consume descriptor
+                return
+            }
+            var arrived = DescriptorList()
+            let result: Result<Int, Errno>
+            do throws(Errno) {
+                result = .success(
+                    try unsafe UnixSocket.receive(
+                        into: room, descriptors: &arrived, from: descriptor))
+            } catch {
+                result = .failure(error)
+            }
+            socket = consume descriptor
+            switch result {
+            case .success(0): return end(.clientLeft)
+            case .failure(.wouldBlock): return
+            case .failure(.connectionReset): return end(.clientLeft)
+            case .failure(let error): return end(.failed(error))
+            case .success(let count):
+                let start = unread.upperBound
+                unread = unread.lowerBound..<start + count
+                let hadDescriptors = !arrived.isEmpty || arrived.isTruncated
+                if hadDescriptors { keep(arrived, receivedFrom: start) }
+                process()
+                if mustRest { return }
+                // Less than there was room for was all there is, unless descriptors cut it short.
+                if count < room.count && !hadDescriptors { return }
+            }
+        }
+    }
+
+    /// Moves a partial message to the front when it could not be completed where it is.
+    private func makeRoom() {
+        if unread.isEmpty {
+            unread = 0..<0
+            arrivals = []
+            return
+        }
+        guard unsafe input.count - unread.lowerBound < Limits.messageSize else { return }
+        let count = unread.count
+        unsafe input.copyMemory(
+            from: UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(input)[unread]))
+        for arrival in arrivals { arrival.place -= unread.lowerBound }
+        unread = 0..<count
+    }
+
+    /// Decides which message the descriptors of one `recvmsg` belong to.
     ///
-    /// - Throws: `ENOTSUP` if the client serves no memory, `ETIMEDOUT` if it does not answer,
-    ///   `ECANCELED` if it asked for something that can only be done when the device has come to
-    ///   rest, `ENOTCONN` if it is gone, or the errno with which it refused.
-    public func readMemory(
-        into bytes: UnsafeMutableRawBufferPointer, at address: UInt64
-    ) throws(Errno) { throw .notSupported }
+    /// The kernel puts bytes before a message with descriptors into the same answer, but none behind
+    /// it: so they belong to the last message that begins here. Only if a client joins messages
+    /// itself can that be wrong; then the last that can use descriptors is meant. If no message
+    /// begins here they belong to the one that is being received.
+    private func keep(_ arrived: consuming DescriptorList, receivedFrom start: Int) {
+        var place = unread.lowerBound
+        var target = unread.lowerBound
+        var targetTakes = false
+        while place < unread.upperBound {
+            let header = header(at: place)
+            let takes = header.map { $0.command == .dmaMap || $0.command == .deviceSetIRQs }
+            if place >= start || place == unread.lowerBound, takes ?? true || !targetTakes {
+                target = place
+                targetTakes = takes ?? true
+            }
+            guard let header, header.size >= Header.size,
+                Int(header.size) <= unread.upperBound - place
+            else { break }
+            place += Int(header.size)
+        }
+        guard let same = arrivals.last, same.place == target else {
+            return arrivals.append(Arrival(arrived, place: target))
+        }
+        if arrived.isTruncated { same.descriptors.isTruncated = true }
+        for index in 0..<arrived.count {
+            if let descriptor = arrived.take(index) { same.descriptors.append(descriptor) }
+        }
+    }
 
-    /// Writes guest memory by asking the client; otherwise like ``readMemory(into:at:)``.
-    public func writeMemory(
-        _ bytes: UnsafeRawBufferPointer, at address: UInt64
-    ) throws(Errno) { throw .notSupported }
+    /// The descriptors of the message at a place. What belonged to earlier messages is closed.
+    private func takeDescriptors(at place: Int) -> DescriptorList {
+        var taken = DescriptorList()
+        while let first = arrivals.first, first.place <= place {
+            if first.place == place { swap(&taken, &first.descriptors) }
+            arrivals.removeFirst()
+        }
+        return taken
+    }
+
+    private func header(at place: Int) -> Header? {
+        guard unread.upperBound - place >= Header.size else { return nil }
+        return withInput(place..<place + Header.size) { Header($0) }
+    }
+
+    private func withInput<Result>(
+        _ range: Range<Int>, _ body: (Span<UInt8>) -> Result
+    ) -> Result {
+        let bytes = unsafe UnsafeRawBufferPointer(rebasing: input[range])
+        return unsafe bytes.withMemoryRebound(to: UInt8.self) { unsafe body($0.span) }
+    }
+
+    // MARK: - Messages
+
+    /// Carries out the whole messages that have been received.
+    private func process() {
+        while !mustRest, let header = header(at: unread.lowerBound) {
+            guard header.size >= Header.size, header.size <= Limits.messageSize else {
+                return end(.protocolViolation("a message of \(header.size) bytes"))
+            }
+            let start = unread.lowerBound
+            let size = Int(header.size)
+            guard unread.count >= size else { return }
+            switch header.flags.type {
+            case 0:
+                if access != nil, !session.canHandleDuringMemoryAccess(header.command) {
+                    return restFirst()
+                }
+                unread = start + size..<unread.upperBound
+                carryOut(header, at: start)
+            case Header.Flags.reply.type:
+                unread = start + size..<unread.upperBound
+                withInput(start + Header.size..<start + size) { payload in
+                    receiveReply(header, payload)
+                }
+            default:
+                return end(.protocolViolation("a message of type \(header.flags.type)"))
+            }
+        }
+    }
+
+    private func carryOut(_ header: Header, at place: Int) {
+        var taken = arrivals.isEmpty ? DescriptorList() : takeDescriptors(at: place)
+        if taken.isTruncated || taken.count > Limits.descriptors {
+            session.refuseDescriptors(header, into: reply)
+            return send(reply)
+        }
+        let payload = place + Header.size..<place + Int(header.size)
+        let disposition = withInput(payload) { payload in
+            session.handle(header, payload, descriptors: &taken, into: reply)
+        }
+        switch disposition {
+        case .answered: send(reply)
+        case .refused(let reason):
+            send(reply)
+            end(.protocolViolation(reason))
+        case .delayed(let delayed):
+            delayed.timer = loop.schedule(at: loop.now + Limits.unmappingTime) {
+                [weak session, logger] in
+                logger.warning("memory that the client takes away is still in use")
+                session?.complete(delayed, error: .resourceBusy)
+            }
+            // The client's answer to us would wait for our answer to this.
+            if access != nil { restFirst() }
+        }
+    }
+
+    /// Gives up the access in progress and leaves the rest of the input for the next turn.
+    private func restFirst() {
+        mustRest = true
+        if resumption == nil {
+            resumption = loop.schedule(at: loop.now) { [weak self] in self?.resume() }
+        }
+    }
+
+    // MARK: - Sending
+
+    /// Sends a message with one system call; what the socket does not take waits.
+    func send(_ message: MessageBuffer) {
+        guard message.count > 0, let descriptor = socket.take() else { return }
+        var sent = 0
+        var failure: Errno?
+        if output.isEmpty {
+            do throws(Errno) {
+                sent = try unsafe UnixSocket.send(message.bytes, to: descriptor)
+            } catch {
+                if error != .wouldBlock { failure = error }
+            }
+        }
+        socket = consume descriptor
+        if let failure { return endAfterSending(failure) }
+        guard sent < message.count else { return }
+        guard output.count + message.count - sent <= Limits.outputQueue else {
+            return end(.clientStoppedReading)
+        }
+        unsafe output.append(contentsOf: message.bytes[sent...])
+        watchOutput()
+    }
+
+    /// Sends what waits, as far as the socket takes it.
+    func flush() {
+        guard !output.isEmpty, let descriptor = socket.take() else { return }
+        var failure: Errno?
+        let sent = unsafe output.withUnsafeBytes { bytes in
+            do throws(Errno) {
+                return try unsafe UnixSocket.send(bytes, to: descriptor)
+            } catch {
+                if error != .wouldBlock { failure = error }
+                return 0
+            }
+        }
+        socket = consume descriptor
+        if let failure { return endAfterSending(failure) }
+        output.removeFirst(sent)
+        watchOutput()
+    }
+
+    private func endAfterSending(_ error: Errno) {
+        end(error == .brokenPipe || error == .connectionReset ? .clientLeft : .failed(error))
+    }
+
+    private func watchOutput() {
+        do throws(Errno) {
+            try watchSocket(for: output.isEmpty ? .readable : [.readable, .writable])
+        } catch {
+            end(.failed(error))
+        }
+    }
+
+    // MARK: - Requests of our own
+
+    /// Sends a request that `body` writes behind the header.
+    func sendRequest(
+        _ command: Command, payload: Int, _ body: (MessageBuffer) -> Void
+    ) -> UInt16 {
+        let id = nextRequest
+        nextRequest &+= 1
+        request.removeAll()
+        request.append(id)
+        request.append(command.rawValue)
+        request.append(UInt32(Header.size + payload))
+        request.append(0 as UInt32)
+        request.append(0 as UInt32)
+        body(request)
+        precondition(request.count == Header.size + payload, "\(request.count) bytes written")
+        send(request)
+        return id
+    }
+
+    /// Serves the client until the socket has something more or the time is over.
+    func serve(atMost limit: Duration) throws(Errno) {
+        guard let descriptor = socket.take() else { throw .socketNotConnected }
+        var ready: Readiness = []
+        var failure: Errno?
+        do throws(Errno) {
+            ready = try UnixSocket.wait(
+                for: output.isEmpty ? .readable : [.readable, .writable], on: descriptor,
+                atMost: limit)
+        } catch {
+            failure = error
+        }
+        socket = consume descriptor
+        if let failure { throw failure }
+        if ready.contains(.writable) { flush() }
+        if ready.contains(.readable) || ready.contains(.closed) { receive() }
+    }
 }
