@@ -50,18 +50,18 @@ let package = Package(
         // What tests are written with: a guest's driver, a VMM's half of the socket, real VMs,
         // and the device that docs/writing-a-backend.md explains.
         .support("GuestKit", ["CLinux", "DMA", "USB", "XHCI", "Platform", .system, .logging]),
-        .support("VFIOClient", ["Platform", .system]),
+        .support("VFIOClient", ["CLinux", "Platform", .system]),
         .support("VMKit", ["Platform", .system]),
         .target(
             name: "ExampleBackend", dependencies: ["BackendKit", "USB", "Platform"],
             path: "Tests/ExampleBackend", swiftSettings: .strict),
 
         // Tests, layer by layer.
-        .tests("Platform", [.system]),
-        .tests("DMA", ["Platform", .system]),
+        .tests("Platform", ["CLinux", .system]),
+        .tests("DMA", ["CLinux", "Platform", .system]),
         .tests("USB", []),
         .tests("PCI", []),
-        .tests("VFIOUser", ["VFIOClient", "Platform", .system, .logging]),
+        .tests("VFIOUser", ["VFIOClient", "CLinux", "Platform", .system, .logging]),
         .tests("XHCI", ["GuestKit", "DMA", "USB", "Platform", .system, .logging]),
         .tests("BackendKit", ["USB", "Platform", .logging]),
         .tests(

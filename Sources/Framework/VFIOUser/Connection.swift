@@ -35,6 +35,14 @@ public final class Connection {
         }
     }
 
+    /// A class, so that the descriptor can be borrowed while other state changes, and outlives a call
+    /// that ends the connection.
+    private final class OpenSocket {
+        let descriptor: Descriptor
+
+        init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
+    }
+
     let loop: any EventLoop
     let session: Session
     let logger: Logger
@@ -50,7 +58,7 @@ public final class Connection {
     /// behind it stay in the buffer until the loop runs again.
     private(set) var mustRest = false
 
-    private var socket: Descriptor?
+    private var socket: OpenSocket?
     private var watch: Watch?
     private var watchedEvents: Readiness = []
     private var resumption: Watch?
@@ -79,7 +87,7 @@ public final class Connection {
         self.loop = loop
         self.logger = logger
         self.ended = ended
-        self.socket = consume socket
+        self.socket = OpenSocket(socket)
         session = Session(device: device, logger: logger)
         unsafe input = .allocate(byteCount: Limits.receiveBuffer, alignment: 16)
         session.sendLater = { [weak self] reply in self?.send(reply) }
@@ -100,20 +108,12 @@ public final class Connection {
     // MARK: - The loop
 
     private func watchSocket(for events: Readiness) throws(Errno) {
-        guard events != watchedEvents, let descriptor = socket.take() else { return }
+        guard events != watchedEvents, let socket else { return }
         watch = nil
         watchedEvents = events
-        let result: Result<Watch, Errno>
-        do throws(Errno) {
-            result = .success(
-                try loop.watch(descriptor, for: events) { [weak self] ready in
-                    self?.socketIsReady(ready)
-                })
-        } catch {
-            result = .failure(error)
+        watch = try loop.watch(socket.descriptor, for: events) { [weak self] ready in
+            self?.socketIsReady(ready)
         }
-        socket = consume descriptor
-        watch = try result.get()
     }
 
     private func socketIsReady(_ ready: Readiness) {
@@ -153,39 +153,28 @@ public final class Connection {
     /// Receives what there is and carries it out.
     func receive() {
         for _ in 0..<Limits.receiveRounds {
-            guard let descriptor = socket.take() else { return }
+            guard let socket else { return }
             makeRoom()
             let room = unsafe UnsafeMutableRawBufferPointer(rebasing: input[unread.upperBound...])
-            guard room.count > 0 else {
-                // Only while requests wait for the device to rest.
-                socket = consume descriptor
-                return
-            }
+            // Full only while requests wait for the device to rest.
+            guard room.count > 0 else { return }
             var arrived = DescriptorList()
-            let result: Result<Int, Errno>
+            let count: Int
             do throws(Errno) {
-                result = .success(
-                    try unsafe UnixSocket.receive(
-                        into: room, descriptors: &arrived, from: descriptor))
+                count = try unsafe UnixSocket.receive(
+                    into: room, descriptors: &arrived, from: socket.descriptor)
             } catch {
-                result = .failure(error)
+                if error == .wouldBlock { return }
+                return end(error == .connectionReset ? .clientLeft : .failed(error))
             }
-            socket = consume descriptor
-            switch result {
-            case .success(0): return end(.clientLeft)
-            case .failure(.wouldBlock): return
-            case .failure(.connectionReset): return end(.clientLeft)
-            case .failure(let error): return end(.failed(error))
-            case .success(let count):
-                let start = unread.upperBound
-                unread = unread.lowerBound..<start + count
-                let hadDescriptors = !arrived.isEmpty || arrived.isTruncated
-                if hadDescriptors { keep(arrived, receivedFrom: start) }
-                process()
-                if mustRest { return }
-                // Less than there was room for was all there is, unless descriptors cut it short.
-                if count < room.count && !hadDescriptors { return }
-            }
+            guard count > 0 else { return end(.clientLeft) }
+            let start = unread.upperBound
+            unread = unread.lowerBound..<start + count
+            let hadDescriptors = !arrived.isEmpty || arrived.isTruncated
+            if hadDescriptors { keep(arrived, receivedFrom: start) }
+            process()
+            // Less than there was room for was all there is, unless descriptors cut it short.
+            if mustRest || (count < room.count && !hadDescriptors) { return }
         }
     }
 
@@ -324,18 +313,15 @@ public final class Connection {
 
     /// Sends a message with one system call; what the socket does not take waits.
     func send(_ message: MessageBuffer) {
-        guard message.count > 0, let descriptor = socket.take() else { return }
+        guard message.count > 0, let socket else { return }
         var sent = 0
-        var failure: Errno?
         if output.isEmpty {
             do throws(Errno) {
-                sent = try unsafe UnixSocket.send(message.bytes, to: descriptor)
+                sent = try unsafe UnixSocket.send(message.bytes, to: socket.descriptor)
             } catch {
-                if error != .wouldBlock { failure = error }
+                if error != .wouldBlock { return endAfterSending(error) }
             }
         }
-        socket = consume descriptor
-        if let failure { return endAfterSending(failure) }
         guard sent < message.count else { return }
         guard output.count + message.count - sent <= Limits.outputQueue else {
             return end(.clientStoppedReading)
@@ -346,17 +332,16 @@ public final class Connection {
 
     /// Sends what waits, as far as the socket takes it.
     func flush() {
-        guard !output.isEmpty, let descriptor = socket.take() else { return }
+        guard !output.isEmpty, let socket else { return }
         var failure: Errno?
         let sent = unsafe output.withUnsafeBytes { bytes in
             do throws(Errno) {
-                return try unsafe UnixSocket.send(bytes, to: descriptor)
+                return try unsafe UnixSocket.send(bytes, to: socket.descriptor)
             } catch {
                 if error != .wouldBlock { failure = error }
                 return 0
             }
         }
-        socket = consume descriptor
         if let failure { return endAfterSending(failure) }
         output.removeFirst(sent)
         watchOutput()
@@ -396,18 +381,10 @@ public final class Connection {
 
     /// Serves the client until the socket has something more or the time is over.
     func serve(atMost limit: Duration) throws(Errno) {
-        guard let descriptor = socket.take() else { throw .socketNotConnected }
-        var ready: Readiness = []
-        var failure: Errno?
-        do throws(Errno) {
-            ready = try UnixSocket.wait(
-                for: output.isEmpty ? .readable : [.readable, .writable], on: descriptor,
-                atMost: limit)
-        } catch {
-            failure = error
-        }
-        socket = consume descriptor
-        if let failure { throw failure }
+        guard let socket else { throw .socketNotConnected }
+        let ready = try UnixSocket.wait(
+            for: output.isEmpty ? .readable : [.readable, .writable], on: socket.descriptor,
+            atMost: limit)
         if ready.contains(.writable) { flush() }
         if ready.contains(.readable) || ready.contains(.closed) { receive() }
     }

@@ -273,7 +273,8 @@ final class Session {
 
     // MARK: - Description
 
-    private func describeDevice(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+    private func describeDevice(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer)
+    {
         guard payload.count >= 16 else { return fail(header, .invalidArgument, into: reply) }
         start(header, payload: 16, into: reply)
         reply.append(16 as UInt32)
@@ -285,7 +286,8 @@ final class Session {
 
     /// An index that the device does not have is a region of size zero: an error would be read as the
     /// description of something.
-    private func describeRegion(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+    private func describeRegion(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer)
+    {
         guard payload.count >= 32 else { return fail(header, .invalidArgument, into: reply) }
         let index = payload.integer(UInt32.self, at: 8)
         let region = index < regions.count ? regions[Int(index)] : .absent

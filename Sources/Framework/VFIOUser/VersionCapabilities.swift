@@ -38,7 +38,9 @@ public struct VersionCapabilities: Equatable, Sendable {
         self = capabilities
     }
 
-    private mutating func read(_ key: String, _ data: Span<UInt8>, _ parser: inout JSONParser) -> Bool {
+    private mutating func read(_ key: String, _ data: Span<UInt8>, _ parser: inout JSONParser)
+        -> Bool
+    {
         switch key {
         case "max_msg_fds":
             guard let value = parser.number(data) else { return false }

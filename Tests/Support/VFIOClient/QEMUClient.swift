@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Platform
+
+/// QEMU's side (`vfio-user-pci`): the order of messages, their sizes and their quirks.
+///
+/// Requests of the server are answered by QEMU's main loop, which waits while a processor of the guest
+/// waits for a reply: so here they are put aside while a reply is awaited, and answered by
+/// ``serveMemory()`` and by every wait that is not for a reply.
+public final class QEMUClient: VMMClient {
+    /// The version data, as long as QEMU's (the closing NUL is added).
+    public static let versionData = """
+        {"capabilities": {"migration": {"pgsize": 4096, "max_bitmap_size": 268435456}, \
+        "max_msg_fds": 16, "max_data_xfer_size": 1048576, "pgsizes": 4096, \
+        "max_dma_maps": 65535, "write_multiple": true}}
+        """
+
+    /// Memory of the virtual machine. Without a descriptor the server has to ask for it.
+    public struct Memory {
+        public let address: UInt64
+        public let size: UInt64
+        /// The memory that the guest sees.
+        public let contents: SharedMemory
+        public let isShared: Bool
+        public let isWritable: Bool
+
+        public init(
+            address: UInt64, contents: SharedMemory, isShared: Bool, isWritable: Bool = true
+        ) {
+            self.address = address
+            size = UInt64(contents.size)
+            self.contents = contents
+            self.isShared = isShared
+            self.isWritable = isWritable
+        }
+    }
+
+    /// Where data lies in the messages for memory: QEMU counts with 32 bits where the document of the
+    /// protocol has 64.
+    public var dataOffset = 28
+    /// Requests for memory that were answered.
+    public private(set) var servedRequests = 0
+    /// Answers nothing to the server's requests, like a main loop that hangs.
+    public var ignoresRequests = false
+
+    private var memory: [Memory]
+    /// Requests of the server that came while a reply was awaited.
+    private var incoming: [WireMessage] = []
+
+    /// How long QEMU waits for a reply.
+    public static let timeout: Duration = .seconds(5)
+
+    public init(wire: WireClient, memory: [Memory]) {
+        self.memory = memory
+        super.init(wire: wire)
+        wire.patience = Self.timeout
+    }
+
+    // MARK: - Start
+
+    public override func start() throws {
+        try negotiate()
+        try addMemory()
+        try describe()
+    }
+
+    private func negotiate() throws {
+        let request = WireMessage(
+            id: wire.makeID(), command: Command.version,
+            payload: WireMessage.version(minor: 0, json: Array(Self.versionData.utf8) + [0]))
+        try wire.send(request)
+        let reply = try receiveReply(to: request.id, longest: request.size)
+        guard !reply.isError, reply.payload.count > 4 else { throw Failure("no version") }
+        guard reply.payload.integer(UInt32.self, at: 0) == 0 else {
+            throw Failure("the minor version is more than was offered")
+        }
+        guard reply.payload.last == 0 else { throw Failure("the version data has no NUL") }
+    }
+
+    /// All memory is announced before any answer is awaited.
+    private func addMemory() throws {
+        var ids: [UInt16] = []
+        for part in memory { ids.append(try sendMap(part)) }
+        for id in ids {
+            let reply = try receiveReply(to: id, longest: 48)
+            if reply.isError { throw Failure("DMA_MAP failed with error \(reply.error)") }
+        }
+    }
+
+    private func sendMap(_ part: Memory) throws -> UInt16 {
+        let id = wire.makeID()
+        try wire.send(
+            WireMessage(
+                id: id, command: Command.dmaMap,
+                payload: WireMessage.dmaMap(
+                    flags: part.isWritable ? 3 : 1, offset: 0, address: part.address,
+                    size: part.size)),
+            descriptors: part.isShared ? [part.contents.descriptor] : [])
+        return id
+    }
+
+    private func describe() throws {
+        let info = try request(Command.getInfo, WireMessage.getInfo(argsz: 16), longest: 32)
+        let regionCount = info.payload.integer(UInt32.self, at: 8)
+        interruptTypes = Int(info.payload.integer(UInt32.self, at: 12))
+        guard (8...100).contains(regionCount) else { throw Failure("\(regionCount) regions") }
+        guard (3...50).contains(interruptTypes) else {
+            throw Failure("\(interruptTypes) interrupt types")
+        }
+        regions = [RegionInfo](
+            repeating: RegionInfo(flags: 0, size: 0), count: Int(regionCount))
+        for index in [0, 1, 2, 3, 4, 5, Region.configuration] {
+            let reply = try request(
+                Command.getRegionInfo, WireMessage.regionInfo(index: index), longest: 48)
+            guard reply.size == 48, reply.payload.integer(UInt32.self, at: 0) == 32 else {
+                throw Failure("region \(index) is described in \(reply.size) bytes")
+            }
+            regions[Int(index)] = RegionInfo(
+                flags: reply.payload.integer(at: 4), size: reply.payload.integer(at: 16))
+        }
+        for index in 3..<min(UInt32(interruptTypes), 5) { _ = try interruptCount(index) }
+
+        // The whole configuration space comes with one message and is looked at here.
+        let size = Int(regions[Int(Region.configuration)].size)
+        guard size == 256 || size == 4096 else { throw Failure("\(size) bytes of configuration") }
+        let configuration = try readRegion(Region.configuration, at: 0, count: size)
+        var place = Int(configuration[0x34])
+        var visited = 0
+        while place != 0, visited < 48 {
+            visited += 1
+            if configuration[place] == 0x11 {
+                guard try interruptCount(IRQ.msix) > 0 else { throw Failure("no MSI-X vectors") }
+                noteMSIX(
+                    at: UInt64(place), control: configuration.integer(at: place + 2),
+                    table: configuration.integer(at: place + 4),
+                    pending: configuration.integer(at: place + 8))
+            }
+            place = Int(configuration[place + 1])
+        }
+    }
+
+    private func interruptCount(_ index: UInt32) throws -> UInt32 {
+        try request(Command.getIRQInfo, WireMessage.irqInfo(index: index), longest: 32)
+            .payload.integer(at: 12)
+    }
+
+    // MARK: - Registers
+
+    public override func readRegion(
+        _ region: UInt32, at offset: UInt64, count: Int
+    ) throws -> [UInt8] {
+        let reply = try request(
+            Command.regionRead,
+            WireMessage.region(region, offset: offset, count: UInt32(count)),
+            longest: 32 + count)
+        guard reply.payload.count == 16 + count else {
+            throw Failure("\(reply.payload.count - 16) bytes read, not \(count)")
+        }
+        return Array(reply.payload[16...])
+    }
+
+    /// Writes to registers are posted; those to the configuration space are waited for.
+    public override func writeRegion(_ region: UInt32, at offset: UInt64, _ bytes: [UInt8]) throws {
+        let payload = WireMessage.region(
+            region, offset: offset, count: UInt32(bytes.count), data: bytes)
+        guard region != Region.configuration else {
+            let reply = try request(Command.regionWrite, payload, longest: 32 + bytes.count)
+            if reply.isError { throw Failure("a write failed with error \(reply.error)") }
+            return
+        }
+        try wire.send(
+            WireMessage(
+                id: wire.makeID(), command: Command.regionWrite, flags: WireMessage.noReply,
+                payload: payload))
+    }
+
+    /// Several writes in one message, as when many are queued.
+    public func writeRegions(
+        _ writes: [(region: UInt32, offset: UInt64, bytes: [UInt8])]
+    ) throws {
+        var payload = [UInt8](integer: UInt64(writes.count))
+        for write in writes {
+            payload += WireMessage.region(
+                write.region, offset: write.offset, count: UInt32(write.bytes.count),
+                data: write.bytes + [UInt8](repeating: 0, count: 8 - write.bytes.count))
+        }
+        try wire.send(
+            WireMessage(
+                id: wire.makeID(), command: Command.regionWriteMulti, flags: WireMessage.noReply,
+                payload: payload))
+    }
+
+    // MARK: - Memory
+
+    /// Adds memory while the machine runs.
+    public func add(_ part: Memory) throws {
+        memory.append(part)
+        let reply = try receiveReply(to: try sendMap(part), longest: 48)
+        if reply.isError { throw Failure("DMA_MAP failed with error \(reply.error)") }
+    }
+
+    /// Removes memory while the machine runs.
+    public func remove(address: UInt64) throws {
+        guard let place = memory.firstIndex(where: { $0.address == address }) else {
+            throw Failure("no memory at \(address)")
+        }
+        let part = memory.remove(at: place)
+        let reply = try request(
+            Command.dmaUnmap, WireMessage.dmaUnmap(address: part.address, size: part.size),
+            longest: 40)
+        if reply.isError { throw Failure("DMA_UNMAP failed with error \(reply.error)") }
+    }
+
+    public func reset() throws {
+        let reply = try request(Command.reset, [], longest: 16)
+        if reply.isError { throw Failure("DEVICE_RESET failed with error \(reply.error)") }
+    }
+
+    /// Runs the main loop: answers the server's requests for memory, those that were put aside and
+    /// those that are there now.
+    public func serveMemory() throws {
+        while let bytes = try wire.receiveIfAny() {
+            let message = WireMessage(bytes: bytes)
+            guard !message.isReply else { throw Failure("a reply nobody waits for: \(message)") }
+            incoming.append(message)
+        }
+        if ignoresRequests { return }
+        while !incoming.isEmpty { try answer(incoming.removeFirst()) }
+    }
+
+    override func runUntilInterruptMayHaveCome(_ vector: Int) throws {
+        try serveMemory()
+        try super.runUntilInterruptMayHaveCome(vector)
+    }
+
+    private func answer(_ request: WireMessage) throws {
+        let address = request.payload.integer(UInt64.self, at: 0)
+        let count64 = request.payload.integer(UInt64.self, at: 8)
+        let count = dataOffset == 28 ? count64 & 0xffff_ffff : count64
+        var reply = WireMessage(
+            id: request.id, command: request.command, flags: WireMessage.reply)
+        defer { servedRequests += 1 }
+        guard request.size >= 32 else { return try refuse(&reply, 22) }
+        guard count <= 1 << 20 else { return try refuse(&reply, 7) }
+        let isWrite = request.command == Command.dmaWrite
+        guard request.command == Command.dmaRead || isWrite else { return try refuse(&reply, 38) }
+        guard
+            let part = memory.first(where: {
+                address >= $0.address && address - $0.address + count <= $0.size
+            })
+        else { return try refuse(&reply, 19) }
+        let offset = Int(address - part.address)
+        if isWrite {
+            guard request.size >= 32 + Int(count) else { return try refuse(&reply, 7) }
+            guard part.isWritable else { return try refuse(&reply, 1) }
+            let start = dataOffset - 16
+            part.contents.write(
+                Array(request.payload[start..<start + Int(count)]), at: offset)
+            if dataOffset == 32 { reply.payload = Array(request.payload[..<16]) }
+        } else {
+            // Data lies over the end of the fixed part when it begins at 28, and zeroes are behind it.
+            reply.payload = Array(request.payload[..<(dataOffset - 16)])
+            reply.payload += part.contents.bytes(at: offset, count: Int(count))
+            reply.payload += [UInt8](repeating: 0, count: 32 - dataOffset)
+        }
+        try wire.send(reply)
+    }
+
+    private func refuse(_ reply: inout WireMessage, _ error: UInt32) throws {
+        reply.flags |= WireMessage.error
+        reply.error = error
+        try wire.send(reply)
+    }
+
+    // MARK: - Replies
+
+    private func request(
+        _ command: UInt16, _ payload: [UInt8], longest: Int
+    ) throws -> WireMessage {
+        let id = wire.makeID()
+        try wire.send(WireMessage(id: id, command: command, payload: payload))
+        return try receiveReply(to: id, longest: longest)
+    }
+
+    /// Receives until the reply comes; a reply to anything else, or one longer than the space for it,
+    /// is the end of QEMU's device.
+    private func receiveReply(to id: UInt16, longest: Int) throws -> WireMessage {
+        while true {
+            let message = try wire.receiveMessage()
+            guard message.isReply else {
+                incoming.append(message)
+                continue
+            }
+            guard message.id == id else { throw Failure("an unexpected reply \(message.id)") }
+            guard message.size <= longest else {
+                throw Failure("a reply of \(message.size) bytes for \(longest)")
+            }
+            return message
+        }
+    }
+}

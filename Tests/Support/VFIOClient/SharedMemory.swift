@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+internal import Platform
+internal import SystemPackage
+
+/// Memory in a memfd, as a VMM makes it for its guest.
+public final class SharedMemory {
+    public let size: Int
+    private let file: Descriptor
+    private let mapping: Mapping
+
+    /// Zeroed memory.
+    public init(size: Int) throws {
+        self.size = size
+        file = Descriptor(
+            owning: try systemCall { clinux_memfd_create("memory", CLINUX_MFD_CLOEXEC) })
+        let number = file.rawValue
+        _ = try systemCall { ftruncate(number, size) }
+        mapping = try Mapping(file, offset: 0, count: UInt64(size), writable: true)
+    }
+
+    /// The kernel's number of the file.
+    public var descriptor: CInt { file.rawValue }
+
+    /// Makes the file shorter or longer, behind the back of whoever has mapped it.
+    public func resizeFile(to size: Int) throws {
+        let number = file.rawValue
+        _ = try systemCall { ftruncate(number, size) }
+    }
+
+    public func bytes(at offset: Int, count: Int) -> [UInt8] {
+        Array(mapping.bytes[offset..<offset + count])
+    }
+
+    public func write(_ bytes: [UInt8], at offset: Int) {
+        mapping.bytes[offset..<offset + bytes.count].copyBytes(from: bytes)
+    }
+}
+
+/// An eventfd, with which a server signals an interrupt.
+public final class EventFD {
+    private let event: Descriptor
+
+    public init() throws {
+        event = Descriptor(
+            owning: try systemCall { eventfd(0, CInt(EFD_CLOEXEC | EFD_NONBLOCK)) })
+    }
+
+    /// The kernel's number.
+    public var descriptor: CInt { event.rawValue }
+
+    /// How often it was signalled since the last call; zero if not at all.
+    public func take() -> UInt64 {
+        var count: eventfd_t = 0
+        return eventfd_read(event.rawValue, &count) == 0 ? count : 0
+    }
+
+    /// Waits until it is signalled. False when the time is over.
+    public func poll(atMost limit: Duration) throws -> Bool {
+        try UnixSocket.wait(for: .readable, on: event, atMost: limit).contains(.readable)
+    }
+}
