@@ -158,7 +158,7 @@ private struct FileIdentity: Equatable {
 /// Calls `body` with the address that a socket at `path` has.
 ///
 /// - Throws: `ENAMETOOLONG` beyond the 107 bytes that the kernel's structure holds.
-private func withSocketAddress<Result>(
+func withSocketAddress<Result>(
     _ path: String, _ body: (UnsafePointer<sockaddr>, socklen_t) throws(Errno) -> Result
 ) throws(Errno) -> Result {
     var address = sockaddr_un()
