@@ -23,7 +23,7 @@ extension VMTests {
             try guest.reboot()
             #expect(try guest.checksum(of: guest.disk()) == image.checksum())
             #expect(try guest.execute("exit 7", timeout: .seconds(10)).status == 7)
-            #expect(try guest.complaints() == [])
+            try guest.expectNoComplaints()
             try guest.shutDown()
         }
     }

@@ -41,7 +41,7 @@ extension VMTests {
             try inner.run(
                 "head -c 4M /dev/urandom >/tmp/data && cp /tmp/data \(disk) && sync \(disk)")
             #expect(try inner.checksum(of: "/tmp/data") == image.checksum(mebibytes: 4))
-            #expect(try inner.complaints() == [])
+            try inner.expectNoComplaints()
 
             // The keyboard.
             #expect(
