@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# What people do here. Each target sets itself up on a machine that has Swift and apt, and does
+# nothing twice.
+
+PREFIX ?= /usr/local
+SWIFT ?= swift
+SOURCES = Sources Tests Package.swift
+
+.PHONY: build demo test lint format install clean
+
+# The program, optimised: .build/release/usbvfiod
+build:
+	scripts/setup
+	$(SWIFT) build -c release --product usbvfiod
+
+# A virtual machine uses a USB stick made of an image file, before your eyes.
+demo:
+	scripts/setup
+	scripts/demo
+
+# All tests, those with virtual machines included. FILTER=XHCITests runs some of them.
+test:
+	scripts/setup
+	scripts/bed/prepare
+	$(SWIFT) test $(if $(FILTER),--filter $(FILTER))
+
+# What CI refuses: wrong formatting, imports that the manifest does not declare.
+lint:
+	$(SWIFT) format lint --strict --recursive $(SOURCES)
+	$(SWIFT) build --explicit-target-dependency-import-check error
+
+format:
+	$(SWIFT) format --in-place --recursive $(SOURCES)
+
+install: build
+	install -D -m 755 .build/release/usbvfiod $(DESTDIR)$(PREFIX)/bin/usbvfiod
+
+clean:
+	rm -rf .build .build-*
