@@ -2,6 +2,7 @@
 
 internal import ArgumentParser
 internal import BackendKit
+internal import HostUSB
 internal import Logging
 internal import Platform
 internal import Service
@@ -9,7 +10,7 @@ internal import SystemPackage
 
 extension BackendCatalog {
     /// All devices that this program can offer a guest. A new backend is one more name here.
-    static var all: BackendCatalog { BackendCatalog() }
+    static var all: BackendCatalog { BackendCatalog(HostBackend.self) }
 }
 
 /// The command line: what is asked for is checked, opened and served.
