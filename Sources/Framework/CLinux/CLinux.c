@@ -16,6 +16,8 @@
 #include <time.h>
 #include <unistd.h>
 
+const int clinux_o_direct = O_DIRECT;
+
 int clinux_memfd_create(const char *name, unsigned int flags) { return memfd_create(name, flags); }
 
 int clinux_accept(int socket) { return accept4(socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK); }

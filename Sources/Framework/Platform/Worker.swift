@@ -45,6 +45,13 @@ public final class Worker {
         queue.append { results.post((id, job())) }
     }
 
+    /// Waits until the thread has done all jobs given so far; their completions run later.
+    public func waitUntilIdle() {
+        let done = Semaphore()
+        queue.append { done.signal() }
+        done.wait()
+    }
+
     /// The thread finishes what was queued and ends by itself; completions no longer run.
     deinit {
         // Before the eventfd that it watches can be closed.

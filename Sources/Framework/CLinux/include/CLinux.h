@@ -36,6 +36,8 @@ int clinux_lock_shared(int fd);
 #define CLINUX_FALLOC_ZERO_RANGE 16
 #define CLINUX_RWF_NOWAIT 8
 #define CLINUX_RWF_DSYNC 2
+/* Its value depends on the processor. */
+extern const int clinux_o_direct;
 
 /* Block devices. Both return -1 and set errno on failure. */
 int clinux_block_device_size(int fd, uint64_t *bytes);

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import CLinux
+internal import Glibc
+public import SystemPackage
+
+/// A regular file or a block device, read and written at offsets.
+///
+/// Calls may come from any thread. Each may move fewer bytes than asked, as the kernel's do.
+public struct RandomAccessFile: ~Copyable, Sendable {
+    /// What lies behind the descriptor.
+    public enum Kind: Sendable {
+        case regular
+        case blockDevice
+    }
+
+    /// How a file is opened.
+    public struct OpenOptions: OptionSet, Sendable {
+        public let rawValue: UInt8
+        public init(rawValue: UInt8) { self.rawValue = rawValue }
+        /// For writing too.
+        public static let writable = OpenOptions(rawValue: 1)
+        /// Past the page cache (`O_DIRECT`), which wants aligned memory, offsets and lengths.
+        public static let direct = OpenOptions(rawValue: 2)
+        /// Only if the host does not use the block device itself (`O_EXCL`); for a regular file it
+        /// means nothing.
+        public static let unusedByHost = OpenOptions(rawValue: 4)
+    }
+
+    public let descriptor: Descriptor
+    public let kind: Kind
+
+    /// Opens what is at `path`.
+    ///
+    /// - Throws: `EISDIR` for a directory, `ENODEV` for what has no bytes at offsets (a pipe, a
+    ///   terminal), otherwise what `open(2)` says.
+    public init(opening path: String, _ options: OpenOptions) throws(Errno) {
+        var flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK
+        flags |= options.contains(.writable) ? O_RDWR : O_RDONLY
+        if options.contains(.unusedByHost) { flags |= O_EXCL }
+        if options.contains(.direct) { flags |= clinux_o_direct }
+        let file = Descriptor(owning: try systemCall { unsafe open(path, flags) })
+        var status = stat()
+        let number = file.rawValue
+        _ = try systemCall { unsafe fstat(number, &status) }
+        switch status.st_mode & S_IFMT {
+        case S_IFREG: kind = .regular
+        case S_IFBLK: kind = .blockDevice
+        case S_IFDIR: throw .isDirectory
+        default: throw Errno(rawValue: ENODEV)
+        }
+        descriptor = file
+    }
+
+    /// The path without links and detours: the same for every way to name the file.
+    public static func canonicalPath(_ path: String) throws(Errno) -> String {
+        guard let resolved = unsafe realpath(path, nil) else { throw .current }
+        defer { unsafe free(resolved) }
+        return unsafe String(cString: resolved)
+    }
+
+    /// The bytes it has now.
+    public func size() throws(Errno) -> UInt64 {
+        let number = descriptor.rawValue
+        if kind == .blockDevice {
+            var bytes: UInt64 = 0
+            _ = try systemCall { unsafe clinux_block_device_size(number, &bytes) }
+            return bytes
+        }
+        var status = stat()
+        _ = try systemCall { unsafe fstat(number, &status) }
+        return UInt64(clamping: status.st_size)
+    }
+
+    /// Takes an advisory lock that other processes see, without waiting.
+    ///
+    /// - Throws: `EWOULDBLOCK` if another open file has a lock that excludes this one.
+    public func lock(exclusively: Bool) throws(Errno) {
+        let number = descriptor.rawValue
+        _ = try systemCall {
+            exclusively ? clinux_lock_exclusively(number) : clinux_lock_shared(number)
+        }
+    }
+
+    /// Fills the pieces; 0 is the end of the file.
+    ///
+    /// - Parameter waiting: whether to wait for a disk. If not, `EAGAIN` says that it would, and
+    ///   `EOPNOTSUPP` that the file system cannot tell.
+    public func read(
+        into pieces: MemoryPieces, at offset: UInt64, waiting: Bool
+    ) throws(Errno) -> Int {
+        let number = descriptor.rawValue
+        let flags: CInt = waiting ? 0 : CLINUX_RWF_NOWAIT
+        return try systemCall {
+            unsafe pieces.withVectors { vectors, count in
+                unsafe clinux_preadv2(number, vectors, count, Int64(clamping: offset), flags)
+            }
+        }
+    }
+
+    /// Writes the pieces.
+    ///
+    /// - Parameters:
+    ///   - durably: return only when the bytes are on the disk.
+    ///   - waiting: see ``read(into:at:waiting:)``.
+    public func write(
+        _ pieces: MemoryPieces, at offset: UInt64, durably: Bool, waiting: Bool
+    ) throws(Errno) -> Int {
+        let number = descriptor.rawValue
+        var flags: CInt = waiting ? 0 : CLINUX_RWF_NOWAIT
+        if durably { flags |= CLINUX_RWF_DSYNC }
+        return try systemCall {
+            unsafe pieces.withVectors { vectors, count in
+                unsafe clinux_pwritev2(number, vectors, count, Int64(clamping: offset), flags)
+            }
+        }
+    }
+
+    /// Returns when all that was written is on the disk. Corresponds to `fdatasync(2)`.
+    public func synchronizeData() throws(Errno) {
+        let number = descriptor.rawValue
+        _ = try systemCall { fdatasync(number) }
+    }
+
+    /// Gives the range back to the file system or the device; it reads as zeroes afterwards.
+    ///
+    /// - Throws: `EOPNOTSUPP` where that cannot be had.
+    public func punchHole(at offset: UInt64, count: UInt64) throws(Errno) {
+        try allocate(CLINUX_FALLOC_PUNCH_HOLE | CLINUX_FALLOC_KEEP_SIZE, offset, count)
+    }
+
+    /// Makes the range read as zeroes and keeps its place on the disk.
+    ///
+    /// - Throws: `EOPNOTSUPP` where that is no faster than writing.
+    public func zeroRange(at offset: UInt64, count: UInt64) throws(Errno) {
+        try allocate(CLINUX_FALLOC_ZERO_RANGE | CLINUX_FALLOC_KEEP_SIZE, offset, count)
+    }
+
+    private func allocate(_ mode: CInt, _ offset: UInt64, _ count: UInt64) throws(Errno) {
+        let number = descriptor.rawValue
+        _ = try systemCall {
+            clinux_fallocate(number, mode, Int64(clamping: offset), Int64(clamping: count))
+        }
+    }
+}
