@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Platform
+internal import SystemPackage
+
+/// A medium that is a file or a block device of the host.
+final class FileImage: DiskImage {
+    /// What is between a write and the disk.
+    enum CacheMode: String, CaseIterable, Sendable {
+        /// The page cache, until the guest flushes.
+        case writeback
+        /// Nothing: a write is answered when the disk has it.
+        case writethrough
+        /// The disk's own cache only (`O_DIRECT`), until the guest flushes.
+        case none
+    }
+
+    let byteCount: UInt64
+    let isReadOnly: Bool
+    /// The file under its only name.
+    let path: String
+
+    private let file: RandomAccessFile
+    /// Past the page cache, for what is aligned; the rest goes through ``file``.
+    private let directFile: RandomAccessFile?
+
+    /// Whether the page cache is avoided, as asked.
+    var isDirect: Bool { directFile != nil }
+
+    /// 2^48 bytes.
+    static let largestSize: UInt64 = 1 << 48
+
+    /// Opens and locks an image.
+    init(path: String, readOnly: Bool, cache: CacheMode) throws(ImageError) {
+        file = try Self.open(path, readOnly ? [] : [.writable, .unusedByHost])
+        do throws(Errno) {
+            try file.lock(exclusively: !readOnly)
+        } catch {
+            throw error == .wouldBlock ? .inUse(path) : .cannot("lock", path, error)
+        }
+        do throws(Errno) {
+            byteCount = try file.size()
+            self.path = try RandomAccessFile.canonicalPath(path)
+        } catch {
+            throw .cannot("look at", path, error)
+        }
+        isReadOnly = readOnly
+        guard byteCount > 0 else { throw .empty(path) }
+        guard byteCount % UInt64(blockSize) == 0 else { throw .oddSize(path, byteCount) }
+        guard byteCount <= Self.largestSize else { throw .tooLarge(path, byteCount) }
+        if cache == .none {
+            // Some file systems have no direct access; the caller says so to the operator.
+            directFile = try? RandomAccessFile(
+                opening: path, readOnly ? [.direct] : [.direct, .writable])
+        } else {
+            directFile = nil
+        }
+    }
+
+    private static func open(
+        _ path: String, _ options: RandomAccessFile.OpenOptions
+    ) throws(ImageError) -> RandomAccessFile {
+        do throws(Errno) {
+            return try RandomAccessFile(opening: path, options)
+        } catch {
+            throw ImageError(opening: path, error)
+        }
+    }
+
+    func read(into pieces: MemoryPieces, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
+        guard isDirect else { return try file.read(into: pieces, at: offset, waiting: waiting) }
+        // A direct access always waits for the disk.
+        guard waiting else { throw .wouldBlock }
+        if suitsDirect(pieces, offset),
+            let count = try directFile?.read(into: pieces, at: offset, waiting: true)
+        {
+            return count
+        }
+        return try file.read(into: pieces, at: offset, waiting: true)
+    }
+
+    func write(
+        _ pieces: MemoryPieces, at offset: UInt64, durably: Bool, waiting: Bool
+    ) throws(Errno) -> Int {
+        guard isDirect else {
+            return try file.write(pieces, at: offset, durably: durably, waiting: waiting)
+        }
+        guard waiting else { throw .wouldBlock }
+        if suitsDirect(pieces, offset),
+            let count = try directFile?.write(
+                pieces, at: offset, durably: durably, waiting: true)
+        {
+            return count
+        }
+        return try file.write(pieces, at: offset, durably: durably, waiting: true)
+    }
+
+    /// A page is enough for every disk; what is less well aligned takes the page cache.
+    private func suitsDirect(_ pieces: MemoryPieces, _ offset: UInt64) -> Bool {
+        offset % 4096 == 0 && pieces.isAligned(to: 4096)
+    }
+
+    func flush() throws(Errno) { try file.synchronizeData() }
+
+    func punchHole(at offset: UInt64, count: UInt64) throws(Errno) {
+        try file.punchHole(at: offset, count: count)
+    }
+
+    func zeroRange(at offset: UInt64, count: UInt64) throws(Errno) {
+        try file.zeroRange(at: offset, count: count)
+    }
+}
+
+/// Why an image cannot be used, for the operator.
+struct ImageError: Error, Equatable {
+    let reason: String
+
+    static func inUse(_ path: String) -> Self {
+        Self(
+            reason: "'\(path)' is in use by another program, or by another --device: "
+                + "an image can be written by one only; 'readonly' in both lets them share it")
+    }
+
+    static func empty(_ path: String) -> Self {
+        Self(
+            reason: "'\(path)' is empty: give it a size, for example with `truncate -s 64M \(path)`"
+        )
+    }
+
+    static func oddSize(_ path: String, _ size: UInt64) -> Self {
+        Self(
+            reason: "'\(path)' has \(size) bytes, which is not a multiple of \(blockSize): "
+                + "round it up with `truncate -s %\(blockSize) \(path)`")
+    }
+
+    static func tooLarge(_ path: String, _ size: UInt64) -> Self {
+        Self(
+            reason: "'\(path)' has \(size) bytes; a stick has at most \(FileImage.largestSize)")
+    }
+
+    static func cannot(_ verb: String, _ path: String, _ error: Errno) -> Self {
+        Self(reason: "cannot \(verb) '\(path)': \(error)")
+    }
+
+    private init(reason: String) { self.reason = reason }
+
+    /// What `open(2)` said, with a way out where there is one.
+    init(opening path: String, _ error: Errno) {
+        switch error {
+        case .noSuchFileOrDirectory:
+            reason = "there is no '\(path)': make it, for example with `truncate -s 64M \(path)`"
+        case .permissionDenied, .notPermitted, .readOnlyFileSystem:
+            reason =
+                "'\(path)' may not be opened so (\(error)): change its permissions, "
+                + "or add 'readonly' if it is only to be read"
+        case .resourceBusy:
+            reason = "'\(path)' is in use by the host, perhaps mounted: unmount it first"
+        case .isDirectory: reason = "'\(path)' is a directory, not an image"
+        case .noDevice: reason = "'\(path)' is neither a file nor a block device"
+        default: reason = "cannot open '\(path)': \(error)"
+        }
+    }
+}
+
+extension Errno {
+    /// `ENODEV`, which the library leaves out.
+    fileprivate static let noDevice = Errno(rawValue: 19)
+}

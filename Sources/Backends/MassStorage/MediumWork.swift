@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Platform
+internal import SystemPackage
+
+/// What commands do to a medium beside moving the guest's bytes; runs on the worker thread.
+///
+/// Each function returns `nil`, or the sense data that say what went wrong.
+extension DiskImage {
+    func carryOut(_ job: LogicalUnit.MediumJob, durably: Bool) -> SenseData? {
+        switch job {
+        case .flush, .flushInBackground, .eject, .disableWriteCache:
+            return isReadOnly ? nil : flushed(true)
+        case .verify(let extent): return verify(extent)
+        case .unmap(let extents):
+            for extent in extents {
+                if let error = unmap(extent) { return error }
+            }
+            return flushed(durably)
+        case .fill(let extent, let block, let mayUnmap):
+            return fill(extent, block, mayUnmap: mayUnmap) ?? flushed(durably)
+        }
+    }
+
+    /// Compares the guest's bytes with the medium.
+    func compare(_ pieces: MemoryPieces, at offset: UInt64) -> SenseData? {
+        var position = offset
+        var result: SenseData?
+        unsafe pieces.forEach { bytes in
+            var done = 0
+            while result == nil, done < bytes.count {
+                let length = min(bytes.count - done, scratchSize)
+                let part = unsafe UnsafeRawBufferPointer(rebasing: bytes[done..<done + length])
+                result = unsafe withScratch(count: length) { scratch, pieces in
+                    let movement = readAll(pieces, at: position)
+                    if let error = movement.error {
+                        return SenseData(
+                            reading: error,
+                            block: (position + UInt64(movement.count)) / UInt64(blockSize))
+                    }
+                    return unsafe scratch.elementsEqual(part) ? nil : .miscompare
+                }
+                done += length
+                position += UInt64(length)
+            }
+        }
+        return result
+    }
+
+    private func verify(_ extent: Extent) -> SenseData? {
+        var position = extent.byteOffset
+        let end = position + UInt64(extent.byteCount)
+        while position < end {
+            let length = Int(min(end - position, UInt64(scratchSize)))
+            let movement = unsafe withScratch(count: length) { _, pieces in
+                readAll(pieces, at: position)
+            }
+            if let error = movement.error {
+                return SenseData(
+                    reading: error,
+                    block: (position + UInt64(movement.count)) / UInt64(blockSize))
+            }
+            position += UInt64(length)
+        }
+        return nil
+    }
+
+    /// A medium that cannot give blocks back keeps them: UNMAP is a request.
+    private func unmap(_ extent: Extent) -> SenseData? {
+        do throws(Errno) {
+            try punchHole(at: extent.byteOffset, count: UInt64(extent.byteCount))
+        } catch .notSupported {
+            return nil
+        } catch {
+            return SenseData(writing: error, block: extent.block)
+        }
+        return nil
+    }
+
+    private func fill(_ extent: Extent, _ block: [UInt8]?, mayUnmap: Bool) -> SenseData? {
+        if block == nil {
+            do throws(Errno) {
+                let count = UInt64(extent.byteCount)
+                if mayUnmap {
+                    try punchHole(at: extent.byteOffset, count: count)
+                } else {
+                    try zeroRange(at: extent.byteOffset, count: count)
+                }
+                return nil
+            } catch .notSupported {
+                // Written out below.
+            } catch {
+                return SenseData(writing: error, block: extent.block)
+            }
+        }
+        return write(block, over: extent)
+    }
+
+    private func write(_ block: [UInt8]?, over extent: Extent) -> SenseData? {
+        let length = min(extent.byteCount, scratchSize)
+        return unsafe withScratch(count: length) { scratch, pieces in
+            if let block {
+                for index in scratch.indices { unsafe scratch[index] = block[index % blockSize] }
+            }
+            var position = extent.byteOffset
+            let end = position + UInt64(extent.byteCount)
+            while position < end {
+                let part = pieces.slice(from: 0, limit: Int(min(end - position, UInt64(length))))
+                let movement = writeAll(part, at: position, durably: false)
+                if let error = movement.error {
+                    return SenseData(
+                        writing: error,
+                        block: (position + UInt64(movement.count)) / UInt64(blockSize))
+                }
+                position += UInt64(part.count)
+            }
+            return nil
+        }
+    }
+
+    private func flushed(_ wanted: Bool) -> SenseData? {
+        guard wanted else { return nil }
+        do throws(Errno) {
+            try flush()
+            return nil
+        } catch {
+            return SenseData(writing: error, block: nil)
+        }
+    }
+
+    private func withScratch<R>(
+        count: Int, _ body: (UnsafeMutableRawBufferPointer, MemoryPieces) -> R
+    ) -> R {
+        let scratch = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: 4096)
+        defer { unsafe scratch.deallocate() }
+        unsafe scratch.initializeMemory(as: UInt8.self, repeating: 0)
+        var pieces = MemoryPieces()
+        unsafe pieces.append(scratch)
+        return unsafe body(scratch, pieces)
+    }
+}
+
+private let scratchSize = 1 << 18
+
+extension SenseData {
+    /// What to tell of a read that failed.
+    init(reading error: Errno, block: UInt64) {
+        self = error == .badAddress ? .dataPhaseError : .unrecoveredReadError(block: block)
+    }
+
+    /// What to tell of a write that failed. A full disk has a code of its own, which hosts turn into
+    /// "no space left on device".
+    init(writing error: Errno, block: UInt64?) {
+        switch error {
+        case .noSpace, .diskQuotaExceeded, .fileTooLarge: self = .spaceAllocationFailed
+        case .readOnlyFileSystem, .notPermitted: self = .writeProtected
+        case .badAddress: self = .dataPhaseError
+        default: self = .writeError(block: block)
+        }
+    }
+}

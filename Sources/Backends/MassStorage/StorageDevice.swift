@@ -1,0 +1,488 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Logging
+internal import Platform
+internal import SystemPackage
+internal import USB
+
+/// A USB stick: the device that joins control pipe, Bulk-Only Transport, logical unit and image.
+///
+/// Transfers wait in a queue for each endpoint. ``advance()`` takes from them whatever the transport
+/// can use now. Bytes move between the image and the transfer's memory without a copy in between:
+/// at once if the page cache has them, otherwise on the worker thread. Only one movement is under
+/// way at a time, and the bulk pipes wait for it, so that everything happens in the order of the
+/// guest; control requests are answered meanwhile.
+final class StorageDevice: USBDevice {
+    let speed: USBSpeed
+    let summary: String
+
+    private let image: any DiskImage
+    private let worker: Worker
+    private let logger: Logger
+    private weak var port: (any USBPort)?
+    private var controlPipe: DefaultControlPipe
+    private var transport: BulkOnlyTransport
+    private var unit: LogicalUnit
+
+    private var inTransfers: [Transfer] = []
+    private var outTransfers: [Transfer] = []
+    /// What the data stage moves.
+    private var command: Command?
+    /// The worker moves bytes or works for a command.
+    private var isBusy = false
+    /// Counts resets of the transport: what was begun before the last one has no say any more.
+    private var era: UInt64 = 0
+    /// Counts the times it was plugged in.
+    private var attachment: UInt64 = 0
+    /// Whether the file system can tell that a write would wait.
+    private var canTryWriting = true
+
+    /// A command with a data stage.
+    private enum Command {
+        case reply([UInt8])
+        case read(Extent)
+        case write(Extent, durably: Bool)
+        case compare(Extent)
+        case parameters(CommandBlock, [UInt8])
+    }
+
+    init(
+        image: any DiskImage, unit: LogicalUnit, speed: USBSpeed, summary: String, worker: Worker,
+        logger: Logger
+    ) {
+        self.image = image
+        self.unit = unit
+        self.speed = speed
+        self.summary = summary
+        self.worker = worker
+        self.logger = logger
+        controlPipe = DefaultControlPipe(
+            StorageDescriptors.description(speed: speed, identity: unit.identity))
+        transport = BulkOnlyTransport(
+            maxPacketSize: StorageDescriptors.maxPacketSize(at: speed))
+    }
+
+    /// Whether the worker has nothing to do for this device.
+    var isIdle: Bool { worker.pendingJobs == 0 }
+
+    // MARK: - USBDevice
+
+    func attach(to port: any USBPort) {
+        self.port = port
+        attachment += 1
+        restart()
+    }
+
+    func detached() {
+        port = nil
+        attachment += 1
+        inTransfers = []
+        outTransfers = []
+        restart()
+    }
+
+    func reset() {
+        let waiting = inTransfers + outTransfers
+        inTransfers = []
+        outTransfers = []
+        restart()
+        for transfer in waiting { complete(transfer, .cancelled, 0) }
+    }
+
+    /// The state after power-on. A movement that is under way ends by itself.
+    private func restart() {
+        controlPipe.reset()
+        unit.reset()
+        resetTransport()
+    }
+
+    private func resetTransport() {
+        era += 1
+        command = nil
+        transport.reset()
+    }
+
+    func submit(_ transfer: Transfer) {
+        if case .control(let setup) = transfer.kind {
+            control(transfer, setup)
+        } else if controlPipe.configuration == 0 {
+            // The endpoints do not exist yet.
+            complete(transfer, .failed, 0)
+        } else if transfer.endpoint == StorageDescriptors.inEndpoint {
+            inTransfers.append(transfer)
+        } else if transfer.endpoint == StorageDescriptors.outEndpoint {
+            outTransfers.append(transfer)
+        } else {
+            complete(transfer, .failed, 0)
+        }
+        advance()
+    }
+
+    func cancel(_ id: Transfer.ID) {
+        // A movement under way ends as itself; its memory is in use until then.
+        if let index = inTransfers.firstIndex(where: { $0.id == id }) {
+            complete(inTransfers.remove(at: index), .cancelled, 0)
+        } else if let index = outTransfers.firstIndex(where: { $0.id == id }) {
+            complete(outTransfers.remove(at: index), .cancelled, 0)
+        }
+    }
+
+    // MARK: - Control pipe
+
+    private func control(_ transfer: Transfer, _ setup: SetupPacket) {
+        switch controlPipe.handle(transfer, setup) {
+        case .answered(let completion, let change):
+            port?.complete(completion)
+            switch change {
+            case .configuration, .alternateSetting: resetTransport()
+            case .haltCleared where transport.phase == .broken:
+                // Only a reset of the transport gets out of this.
+                controlPipe.halt(StorageDescriptors.inEndpoint)
+                controlPipe.halt(StorageDescriptors.outEndpoint)
+            default: break
+            }
+        case .forDevice: classRequest(transfer, setup)
+        }
+    }
+
+    /// The two requests of Bulk-Only Transport (3.1, 3.2).
+    private func classRequest(_ transfer: Transfer, _ setup: SetupPacket) {
+        let isOurs =
+            setup.kind == .class && setup.recipient == .interface && setup.index == 0
+            && setup.value == 0 && controlPipe.configuration != 0
+        switch (setup.request, setup.direction, setup.length) {
+        case (0xff, .out, 0) where isOurs:
+            logger.debug("\(summary): reset of the bulk-only transport")
+            resetTransport()
+            complete(transfer, .completed, 0)
+        case (0xfe, .in, 1...) where isOurs:
+            // Get Max LUN: logical unit 0 alone.
+            port?.complete(transfer.completion(sending: [0], for: setup))
+        default:
+            complete(transfer, .stalled, 0)
+        }
+    }
+
+    // MARK: - Bulk pipes
+
+    /// Uses waiting transfers for as long as that is possible.
+    private func advance() {
+        while !isBusy, takeOut() || takeIn() {}
+    }
+
+    /// Uses the next OUT transfer; false if there is none or it must wait.
+    private func takeOut() -> Bool {
+        guard let transfer = outTransfers.first else { return false }
+        if controlPipe.isHalted(StorageDescriptors.outEndpoint) {
+            outTransfers.removeFirst()
+            complete(transfer, .stalled, 0)
+            return true
+        }
+        switch transport.action(forOut: transfer.buffer.count) {
+        case .wait: return false
+        case .command:
+            outTransfers.removeFirst()
+            receiveCommand(transfer)
+        case .data(let count):
+            outTransfers.removeFirst()
+            receiveData(transfer, count: count)
+        case .phaseError:
+            outTransfers.removeFirst()
+            command = nil
+            transport.finish(.phaseError)
+            applyHalts()
+            complete(transfer, .stalled, 0)
+        }
+        return true
+    }
+
+    /// Uses the next IN transfer; false if there is none or it must wait.
+    private func takeIn() -> Bool {
+        guard let transfer = inTransfers.first else { return false }
+        if controlPipe.isHalted(StorageDescriptors.inEndpoint) {
+            inTransfers.removeFirst()
+            complete(transfer, .stalled, 0)
+            return true
+        }
+        switch transport.action(forIn: transfer.buffer.count) {
+        case .wait: return false
+        case .data(let count):
+            inTransfers.removeFirst()
+            sendData(transfer, count: count)
+        case .status:
+            inTransfers.removeFirst()
+            let count = transfer.buffer.copy(from: transport.statusWrapper.bytes)
+            transport.statusSent()
+            complete(transfer, .completed, count)
+        case .babble:
+            inTransfers.removeFirst()
+            complete(transfer, .babbled, transfer.buffer.count)
+        }
+        return true
+    }
+
+    private func complete(_ transfer: Transfer, _ status: Transfer.Status, _ count: Int) {
+        port?.complete(transfer.completion(status, transferred: count))
+    }
+
+    private func applyHalts() {
+        let halts = transport.takeHalts()
+        if halts.contains(.in) { controlPipe.halt(StorageDescriptors.inEndpoint) }
+        if halts.contains(.out) { controlPipe.halt(StorageDescriptors.outEndpoint) }
+    }
+
+    // MARK: - Commands
+
+    private func receiveCommand(_ transfer: Transfer) {
+        // One byte more than a CBW has is enough to see that it is none.
+        let bytes = transfer.buffer.bytes(count: CommandBlockWrapper.count + 1)
+        guard let wrapper = transport.receiveCommand(bytes) else {
+            logger.debug("\(summary): an invalid command block wrapper")
+            applyHalts()
+            complete(transfer, .stalled, 0)
+            return
+        }
+        complete(transfer, .completed, CommandBlockWrapper.count)
+        begin(unit.execute(wrapper.command, at: wrapper.logicalUnit), wrapper.command)
+    }
+
+    /// Compares the action with what the host expects, and starts it.
+    private func begin(_ action: LogicalUnit.Action, _ block: CommandBlock) {
+        let intent: BulkOnlyTransport.Intent
+        switch action {
+        case .good, .check, .perform: intent = .nothing
+        case .reply(let bytes): intent = .send(bytes.count)
+        case .read(let extent): intent = .send(extent.byteCount)
+        case .write(let extent, _), .compare(let extent): intent = .receive(extent.byteCount)
+        case .receiveParameters(let count): intent = .receive(count)
+        }
+        guard transport.begin(intent) else {
+            applyHalts()
+            return
+        }
+        switch action {
+        case .good: finish(nil)
+        case .reply(let bytes):
+            if bytes.isEmpty { finish(nil) } else { command = .reply(bytes) }
+        case .read(let extent): command = .read(extent)
+        case .write(let extent, let durably): command = .write(extent, durably: durably)
+        case .compare(let extent): command = .compare(extent)
+        case .receiveParameters: command = .parameters(block, [])
+        case .perform(let job): perform(job)
+        case .check(let sense): finish(sense)
+        }
+    }
+
+    /// Ends the command: good, or with the sense data that say why not.
+    private func finish(_ error: SenseData?) {
+        command = nil
+        if let error { unit.fail(error) }
+        transport.finish(error == nil ? .passed : .failed)
+        applyHalts()
+    }
+
+    /// Work on the medium without data.
+    private func perform(_ job: LogicalUnit.MediumJob) {
+        let image = image
+        let durably = !unit.isWriteCacheEnabled
+        if job == .flushInBackground {
+            worker.perform {
+                image.carryOut(job, durably: durably)
+            } then: { [self] error in
+                if let error { unit.backgroundJobFailed(error) }
+            }
+            finish(nil)
+            return
+        }
+        onWorker {
+            image.carryOut(job, durably: durably)
+        } then: { [self] error, isCurrent in
+            guard isCurrent else { return }
+            if error == nil { unit.mediumJobEnded(job) }
+            finish(error)
+        }
+    }
+
+    // MARK: - Data to the host
+
+    private func sendData(_ transfer: Transfer, count: Int) {
+        switch command {
+        case .reply(let bytes):
+            let start = transport.position
+            transfer.buffer.copy(from: Array(bytes[start..<start + count]))
+            transport.move(count)
+            if transport.phase == .working { finish(nil) }
+            complete(transfer, .completed, count)
+        case .read(let extent): read(transfer, extent, count: count)
+        default: preconditionFailure("data for the host without a command that has them")
+        }
+    }
+
+    private func read(_ transfer: Transfer, _ extent: Extent, count: Int) {
+        let pieces = transfer.buffer.pieces(count: count)
+        let offset = extent.byteOffset + UInt64(transport.position)
+        var done = 0
+        do throws(Errno) {
+            done = try image.read(into: pieces, at: offset, waiting: false)
+        } catch {
+            // Whatever it is, the worker meets it again.
+        }
+        if done == count {
+            sent(transfer, extent, Movement(count: done, error: nil), of: count, isCurrent: true)
+            return
+        }
+        let image = image
+        onWorker { [done] in
+            image.readAll(pieces, at: offset, done: done)
+        } then: { [self] movement, isCurrent in
+            sent(transfer, extent, movement, of: count, isCurrent: isCurrent)
+        }
+    }
+
+    private func sent(
+        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int, isCurrent: Bool
+    ) {
+        guard isCurrent else {
+            complete(transfer, .cancelled, movement.count)
+            return
+        }
+        guard let error = movement.error else {
+            transport.move(count)
+            if transport.phase == .working { finish(nil) }
+            complete(transfer, .completed, count)
+            return
+        }
+        // The blocks before the bad one have been sent; then the endpoint halts.
+        let good = movement.count - movement.count % blockSize
+        transport.move(good)
+        let failed = extent.block + UInt64(transport.position / blockSize)
+        logger.notice("\(summary): reading block \(failed) failed: \(error)")
+        finish(SenseData(reading: error, block: failed))
+        let endsShort = good % transport.maxPacketSize != 0
+        complete(transfer, endsShort ? .completed : .stalled, good)
+    }
+
+    // MARK: - Data from the host
+
+    private func receiveData(_ transfer: Transfer, count: Int) {
+        switch command {
+        case .parameters(let block, let list):
+            let list = list + transfer.buffer.bytes(count: count)
+            command = .parameters(block, list)
+            received(transfer, processed: count, of: count, nil) { [self] in
+                let action = unit.execute(block, parameters: list)
+                switch action {
+                case .perform(let job): perform(job)
+                case .check(let sense): finish(sense)
+                default: finish(nil)
+                }
+            }
+        case .write(let extent, let durably):
+            write(transfer, extent, durably: durably, count: count)
+        case .compare(let extent): compare(transfer, extent, count: count)
+        default: preconditionFailure("data of the host without a command that takes them")
+        }
+    }
+
+    private func write(_ transfer: Transfer, _ extent: Extent, durably: Bool, count: Int) {
+        let pieces = transfer.buffer.pieces(count: count)
+        let offset = extent.byteOffset + UInt64(transport.position)
+        var done = 0
+        if canTryWriting && !durably {
+            do throws(Errno) {
+                done = try image.write(pieces, at: offset, durably: false, waiting: false)
+            } catch .notSupported {
+                canTryWriting = false
+            } catch {
+                // Whatever it is, the worker meets it again.
+            }
+        }
+        if done == count {
+            wrote(transfer, extent, Movement(count: done, error: nil), of: count, isCurrent: true)
+            return
+        }
+        let image = image
+        onWorker { [done] in
+            image.writeAll(pieces, at: offset, durably: durably, done: done)
+        } then: { [self] movement, isCurrent in
+            wrote(transfer, extent, movement, of: count, isCurrent: isCurrent)
+        }
+    }
+
+    private func wrote(
+        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int, isCurrent: Bool
+    ) {
+        guard isCurrent else {
+            complete(transfer, .cancelled, movement.count)
+            return
+        }
+        guard let error = movement.error else {
+            received(transfer, processed: count, of: count, nil)
+            return
+        }
+        let good = movement.count - movement.count % blockSize
+        let failed = extent.block + UInt64((transport.position + good) / blockSize)
+        logger.notice("\(summary): writing block \(failed) failed: \(error)")
+        received(transfer, processed: good, of: count, SenseData(writing: error, block: failed))
+    }
+
+    private func compare(_ transfer: Transfer, _ extent: Extent, count: Int) {
+        let pieces = transfer.buffer.pieces(count: count)
+        let offset = extent.byteOffset + UInt64(transport.position)
+        let image = image
+        onWorker {
+            image.compare(pieces, at: offset)
+        } then: { [self] error, isCurrent in
+            guard isCurrent else {
+                complete(transfer, .cancelled, count)
+                return
+            }
+            received(transfer, processed: error == nil ? count : 0, of: count, error)
+        }
+    }
+
+    /// The data of a transfer are dealt with: goes on with the next, or ends the data stage.
+    ///
+    /// - Parameter end: what follows the last data; by default the command is done.
+    private func received(
+        _ transfer: Transfer, processed: Int, of count: Int, _ error: SenseData?,
+        end: (() -> Void)? = nil
+    ) {
+        transport.move(count, processed: processed)
+        // What the host sends beyond the command's data is refused.
+        let isTooLong = transfer.buffer.count > count
+        complete(transfer, isTooLong ? .stalled : .completed, count)
+        if let error {
+            finish(error)
+        } else if transport.phase == .working {
+            if let end { end() } else { finish(nil) }
+        }
+    }
+
+    // MARK: - Worker
+
+    /// Runs a job on the worker while the bulk pipes wait. `then` learns whether the transport was
+    /// not reset meanwhile; it is not called if the device was unplugged.
+    private func onWorker<Result: Sendable>(
+        _ job: @escaping @Sendable () -> Result, then: @escaping (Result, Bool) -> Void
+    ) {
+        isBusy = true
+        let era = era
+        let attachment = attachment
+        // Holding `self` and the transfer keeps the guest's memory until the worker is done.
+        worker.perform(job) { [self] result in
+            isBusy = false
+            if attachment == self.attachment { then(result, era == self.era) }
+            advance()
+        }
+    }
+}
+
+extension TransferBuffer {
+    /// The first `count` bytes as the kernel takes them. Good for as long as the buffer is held.
+    fileprivate func pieces(count: Int) -> MemoryPieces {
+        var pieces = MemoryPieces()
+        unsafe forEachSegment { unsafe pieces.append($0) }
+        return count == self.count ? pieces : pieces.slice(from: 0, limit: count)
+    }
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Logging
+import Platform
+import USB
+
+@testable import MassStorage
+
+/// A port without a controller: it keeps what the device says.
+final class FakePort: USBPort {
+    private(set) var completions: [Transfer.ID: Transfer.Completion] = [:]
+    private(set) var order: [Transfer.ID] = []
+    /// Transfers that were answered twice.
+    private(set) var doubles: [Transfer.ID] = []
+
+    func complete(_ completion: Transfer.Completion) {
+        if completions.updateValue(completion, forKey: completion.id) != nil {
+            doubles.append(completion.id)
+        }
+        order.append(completion.id)
+    }
+
+    func disconnect() {}
+    func wake() {}
+}
+
+/// Memory of a guest: pieces that are not neighbours, so that a buffer has several segments.
+final class GuestPieces {
+    private let allocation: UnsafeMutableRawBufferPointer
+    let buffer: TransferBuffer
+
+    /// `count` bytes in up to `pieces` segments with gaps between them.
+    init(_ count: Int, pieces: Int = 1) {
+        let gap = 64
+        allocation = .allocate(byteCount: count + gap * pieces + 4096, alignment: 4096)
+        allocation.initializeMemory(as: UInt8.self, repeating: 0xa5)
+        var buffer = TransferBuffer()
+        let owner = Owner()
+        var start = 0
+        var left = count
+        for index in 0..<max(pieces, 1) {
+            let length = index == pieces - 1 ? left : min(left, max(count / pieces, 1))
+            buffer.append(
+                UnsafeMutableRawBufferPointer(rebasing: allocation[start..<start + length]),
+                keeping: owner)
+            start += length + gap
+            left -= length
+        }
+        self.buffer = buffer
+    }
+
+    private final class Owner {}
+
+    deinit { allocation.deallocate() }
+}
+
+/// A USB host without a controller, which sends transfers to a stick and waits for the answers.
+final class StickHost {
+    let loop: EpollLoop
+    let port = FakePort()
+    let device: StorageDevice
+    private var nextID: UInt64 = 0
+    private var nextTag: UInt32 = 0x1000
+    private var memory: [Transfer.ID: GuestPieces] = [:]
+    private var transfers: [Transfer.ID: Transfer] = [:]
+    var pieces = 1
+
+    init(
+        _ image: any DiskImage, speed: USBSpeed = .superSpeed, writeCache: Bool = true,
+        identity: LogicalUnit.Identity = .init(serialNumber: "0123456789ABCDEF")
+    ) throws {
+        loop = try EpollLoop()
+        let unit = LogicalUnit(
+            identity: identity, blockCount: image.byteCount / UInt64(blockSize),
+            isReadOnly: image.isReadOnly, writeCache: writeCache)
+        device = StorageDevice(
+            image: image, unit: unit, speed: speed, summary: "test",
+            worker: try Worker(name: "test", loop: loop), logger: Logger(label: "test"))
+        device.attach(to: port)
+        setConfiguration(1)
+    }
+
+    // MARK: - Transfers
+
+    @discardableResult
+    func submit(
+        _ endpoint: EndpointAddress, _ kind: Transfer.Kind, count: Int, bytes: [UInt8]? = nil
+    ) -> Transfer.ID {
+        let id = Transfer.ID(rawValue: nextID)
+        nextID += 1
+        let guest = GuestPieces(count, pieces: pieces)
+        if let bytes { guest.buffer.copy(from: bytes) }
+        memory[id] = guest
+        let transfer = Transfer(id: id, endpoint: endpoint, kind: kind, buffer: guest.buffer)
+        transfers[id] = transfer
+        device.submit(transfer)
+        return id
+    }
+
+    func submitOut(_ bytes: [UInt8]) -> Transfer.ID {
+        submit(StorageDescriptors.outEndpoint, .bulk(stream: 0), count: bytes.count, bytes: bytes)
+    }
+
+    func submitIn(_ count: Int) -> Transfer.ID {
+        submit(StorageDescriptors.inEndpoint, .bulk(stream: 0), count: count)
+    }
+
+    func isDone(_ id: Transfer.ID) -> Bool { port.completions[id] != nil }
+
+    /// The answer to a transfer, waiting for the worker if need be; `nil` if none comes.
+    func wait(_ id: Transfer.ID) -> Transfer.Completion? {
+        let deadline = loop.now + .seconds(10)
+        while port.completions[id] == nil, loop.now < deadline {
+            try? loop.turn(until: loop.now + .milliseconds(5))
+            if device.isIdle && port.completions[id] == nil { return nil }
+        }
+        return port.completions[id]
+    }
+
+    func bytes(_ id: Transfer.ID) -> [UInt8] {
+        guard let completion = port.completions[id], let transfer = transfers[id] else { return [] }
+        return transfer.buffer.bytes(count: completion.transferred)
+    }
+
+    func settle() {
+        while !device.isIdle { try? loop.turn(until: loop.now + .milliseconds(5)) }
+    }
+
+    // MARK: - Control
+
+    @discardableResult
+    func control(
+        _ requestType: UInt8, _ request: UInt8, value: UInt16 = 0, index: UInt16 = 0,
+        length: UInt16 = 0
+    ) -> (status: Transfer.Status?, bytes: [UInt8]) {
+        let setup = SetupPacket(
+            requestType: requestType, request: request, value: value, index: index, length: length)
+        let id = submit(.control, .control(setup), count: Int(length))
+        return (port.completions[id]?.status, bytes(id))
+    }
+
+    func setConfiguration(_ value: UInt16) { control(0x00, 9, value: value) }
+
+    func clearHalt(_ endpoint: EndpointAddress) {
+        control(0x02, 1, index: UInt16(endpoint.rawValue))
+    }
+
+    func isHalted(_ endpoint: EndpointAddress) -> Bool {
+        control(0x82, 0, index: UInt16(endpoint.rawValue), length: 2).bytes.first == 1
+    }
+
+    @discardableResult
+    func resetTransport() -> Transfer.Status? { control(0x21, 0xff).status }
+
+    /// 5.3.4: reset, then clear both halts.
+    func recover() {
+        resetTransport()
+        clearHalt(StorageDescriptors.inEndpoint)
+        clearHalt(StorageDescriptors.outEndpoint)
+    }
+
+    // MARK: - Commands
+
+    /// A CBW's bytes.
+    func wrapper(
+        _ command: [UInt8], length: Int, direction: Direction, tag: UInt32, unit: UInt8 = 0
+    ) -> [UInt8] {
+        var bytes: [UInt8] = [0x55, 0x53, 0x42, 0x43]
+        bytes += withUnsafeBytes(of: tag.littleEndian, Array.init)
+        bytes += withUnsafeBytes(of: UInt32(length).littleEndian, Array.init)
+        bytes += [direction == .in ? 0x80 : 0, unit, UInt8(command.count)]
+        bytes += command + [UInt8](repeating: 0, count: 16 - command.count)
+        return bytes
+    }
+
+    /// How a command ended, as the host sees it.
+    struct Result: Equatable {
+        var data: [UInt8] = []
+        var dataStatus: Transfer.Status?
+        /// `bCSWStatus`; `nil` if no CSW could be had.
+        var status: UInt8?
+        var residue = 0
+        /// A halt was met where the CSW was expected.
+        var statusStalled = false
+    }
+
+    /// Carries out a command as Linux does: data and status transfers follow each other, halts are
+    /// cleared, the CSW is fetched a second time after a halt.
+    func run(
+        _ command: [UInt8], in count: Int = 0, out data: [UInt8]? = nil, chunk: Int = .max,
+        unit: UInt8 = 0
+    ) -> Result {
+        var result = Result()
+        let tag = nextTag
+        nextTag += 1
+        let length = data?.count ?? count
+        let direction: Direction = data == nil && count > 0 ? .in : .out
+        let cbw = submitOut(
+            wrapper(command, length: length, direction: direction, tag: tag, unit: unit))
+        guard wait(cbw)?.status == .completed else { return result }
+        if let data {
+            var rest = data[...]
+            while !rest.isEmpty {
+                let part = Array(rest.prefix(chunk))
+                rest = rest.dropFirst(part.count)
+                let id = submitOut(part)
+                let completion = wait(id)
+                result.dataStatus = completion?.status
+                if completion?.status == .stalled { clearHalt(StorageDescriptors.outEndpoint) }
+                if completion?.status != .completed { break }
+            }
+        } else {
+            var left = count
+            while left > 0 {
+                let size = min(left, chunk)
+                let id = submitIn(size)
+                guard let completion = wait(id) else { break }
+                result.data += bytes(id)
+                result.dataStatus = completion.status
+                left -= size
+                if completion.status == .stalled { clearHalt(StorageDescriptors.inEndpoint) }
+                if completion.status != .completed || completion.transferred < size { break }
+            }
+        }
+        var status = submitIn(13)
+        if wait(status)?.status == .stalled {
+            result.statusStalled = true
+            clearHalt(StorageDescriptors.inEndpoint)
+            status = submitIn(13)
+        }
+        let csw = wait(status)?.status == .completed ? bytes(status) : []
+        guard csw.count == 13, Array(csw[0..<4]) == [0x55, 0x53, 0x42, 0x53],
+            Array(csw[4..<8]) == withUnsafeBytes(of: tag.littleEndian, Array.init)
+        else { return result }
+        result.status = csw[12]
+        result.residue = Int(csw[8]) | Int(csw[9]) << 8 | Int(csw[10]) << 16 | Int(csw[11]) << 24
+        return result
+    }
+
+    /// Fixed-format sense data.
+    func sense() -> (key: UInt8, code: UInt16, bytes: [UInt8]) {
+        let bytes = run([0x03, 0, 0, 0, 18, 0], in: 18).data
+        guard bytes.count == 18 else { return (0xff, 0xffff, bytes) }
+        return (bytes[2] & 0xf, UInt16(bytes[12]) << 8 | UInt16(bytes[13]), bytes)
+    }
+}
+
+/// A file that goes away with its owner.
+final class TemporaryFile {
+    let path: String
+
+    init(size: UInt64, fill: ((Int) -> UInt8)? = nil) throws {
+        path = NSTemporaryDirectory() + "stick-\(UUID().uuidString).img"
+        _ = FileManager.default.createFile(atPath: path, contents: nil)
+        guard let handle = FileHandle(forUpdatingAtPath: path) else {
+            throw CocoaError(.fileNoSuchFile)
+        }
+        if let fill {
+            try handle.write(contentsOf: Data((0..<Int(size)).map(fill)))
+        } else {
+            try handle.truncate(atOffset: size)
+        }
+        try handle.close()
+    }
+
+    var contents: [UInt8] {
+        (try? Data(contentsOf: URL(fileURLWithPath: path))).map(Array.init) ?? []
+    }
+
+    deinit { try? FileManager.default.removeItem(atPath: path) }
+}
+
+/// Numbers that depend on the seed alone.
+struct SplitMix64: RandomNumberGenerator {
+    private var state: UInt64
+    init(seed: UInt64) { state = seed }
+    mutating func next() -> UInt64 {
+        state &+= 0x9e37_79b9_7f4a_7c15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+        return z ^ (z >> 31)
+    }
+}
