@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+#
 # What the scripts of the test bed share: where the bed is, how they speak, how a finished step is
 # remembered. Sourced, not run.
 #
