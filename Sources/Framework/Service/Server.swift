@@ -27,6 +27,8 @@ public final class Server {
     /// Whether the end of the client is the end of the server: it came by itself, not by a listener.
     private var endsWithClient = false
     private var isStopping = false
+    /// When the controller wants to work next, events or not.
+    private var nextWork: Duration?
 
     /// A controller without devices and without a client.
     public init(loop: EpollLoop, logger: Logger) {
@@ -53,16 +55,20 @@ public final class Server {
 
     /// Serves until ``stop()``.
     public func run() throws(Errno) {
-        var wakeUp: Duration?
-        while !isStopping {
-            try loop.turn(until: wakeUp)
-            wakeUp = function.service(now: loop.now)
-        }
+        while !isStopping { try turn() }
         listenerWatch = nil
         listener = nil
         if connection != nil { clientEnded(.closedByServer) }
         // Lets the controller see what its reset has left to do.
         _ = function.service(now: loop.now)
+    }
+
+    /// One turn of the loop: what is ready, then the controller's work.
+    ///
+    /// - Parameter limit: when to return although nothing happened.
+    package func turn(until limit: Duration? = nil) throws(Errno) {
+        try loop.turn(until: nextWork.map { min($0, limit ?? $0) } ?? limit)
+        nextWork = function.service(now: loop.now)
     }
 
     /// Ends ``run()`` at the end of this turn. To be called on the loop.

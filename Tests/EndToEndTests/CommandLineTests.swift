@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Testing
+
+/// What an operator types and is told.
+struct CommandLineTests {
+    private let folder: TemporaryFolder
+    private var socket: String { folder.file("socket") }
+
+    init() throws { folder = try TemporaryFolder() }
+
+    @Test func `help teaches by example`() throws {
+        let help = try Program("--help")
+        #expect(help.status == 0)
+        for word in [
+            "--socket-path", "--device", "--fd", "--user-device socket=", "shared=on",
+            "storage:file=stick.img,readonly", "/dev/bus/usb/", "usbvfiod backends", "--version",
+        ] {
+            #expect(help.output.contains(word), "\(word) is missing")
+        }
+    }
+
+    @Test func `the version is a version`() throws {
+        let version = try Program("--version")
+        #expect(version.status == 0)
+        #expect(version.output.wholeMatch(of: /\d+\.\d+\.\d+\n/) != nil)
+    }
+
+    @Test func `backends are listed with their parameters and an example`() throws {
+        let list = try Program("backends")
+        #expect(list.status == 0)
+        for word in ["storage:", "file=PATH", "[readonly]", "host:", "bus=", "--device storage:"] {
+            #expect(list.output.contains(word), "\(word) is missing")
+        }
+    }
+
+    @Test func `the list of backends can be read by programs`() throws {
+        let list = try Program("backends", "--json")
+        let object = try JSONSerialization.jsonObject(with: Data(list.output.utf8))
+        let backends = try #require((object as? [String: Any])?["backends"] as? [[String: Any]])
+        #expect(backends.compactMap { $0["scheme"] as? String } == ["host", "storage"])
+        let parameters = try #require(backends.last?["parameters"] as? [[String: Any]])
+        let file = try #require(parameters.first { $0["name"] as? String == "file" })
+        #expect(file["required"] as? Bool == true)
+        #expect(file["value"] as? String == "PATH")
+    }
+
+    @Test func `capabilities are what management tools ask of backend programs`() throws {
+        let capabilities = try Program("--print-capabilities")
+        #expect(capabilities.status == 0)
+        let object = try JSONSerialization.jsonObject(with: Data(capabilities.output.utf8))
+        #expect((object as? [String: Any])?["type"] is String)
+    }
+
+    /// A call that is wrong by itself: exit code 64, what is wrong, what is allowed.
+    @Test(
+        "a wrong call is answered with what is allowed",
+        arguments: [
+            ([], "--socket-path PATH"),
+            (["--socket-path", "/x", "--fd", "3"], "exclude each other"),
+            (["--socket-path", ""], "needs a path"),
+            (["--fd", "-1"], "--fd"),
+            (["--fd", "three"], "--fd"),
+            (["--socket", "/x"], "--socket-path"),
+            (["--socket-path", "/x", "more"], "more"),
+            (["--socket-path", "/x", "--device", "tape:file=x"], "there are: host, storage"),
+            (["--socket-path", "/x", "--device", "storage:file=x,colour=red"], "there are: file"),
+            (["--socket-path", "/x", "--device", "storage:readonly"], "file=PATH"),
+            (["--socket-path", "/x", "--device", "storage:file=x,file=y"], "twice"),
+            (["--socket-path", "/x", "--device", ""], "usbvfiod backends"),
+            (["--socket-path", "/x", "--device", "/dev/sda"], "usbvfiod backends"),
+        ])
+    func wrongCall(arguments: [String], explanation: String) throws {
+        let program = try Program(arguments)
+        #expect(program.status == 64)
+        #expect(program.errors.contains(explanation), "\(program.errors)")
+        #expect(program.output.isEmpty)
+    }
+
+    /// A call that is right, in a world that is not: exit code 1 and one line.
+    @Test func `what cannot be opened is named`() throws {
+        let missing = try Program(
+            "--socket-path", socket, "--device", "storage:file=\(folder.path)/missing.img")
+        #expect(missing.status == 1)
+        #expect(missing.errors.contains("missing.img"))
+        #expect(!FileManager.default.fileExists(atPath: socket), "it must not listen then")
+    }
+
+    @Test func `values that a backend refuses are named`() throws {
+        let wrong = try Program("--socket-path", socket, "--device", "host:bus=300,address=4")
+        #expect(wrong.status == 1)
+        #expect(wrong.errors.contains("'bus=300' must be a number from"))
+    }
+
+    @Test func `a socket cannot be made in a folder that is not there`() throws {
+        let program = try Program("--socket-path", folder.file("no/socket"))
+        #expect(program.status == 1)
+        #expect(program.errors.contains("no/socket"))
+    }
+
+    @Test("a path may have 107 bytes and no more", arguments: [108, 300])
+    func longPath(length: Int) throws {
+        let name = String(repeating: "x", count: length - folder.path.count - 1)
+        let program = try Program("--socket-path", folder.file(name))
+        #expect(program.status == 1)
+        #expect(program.errors.contains("107"))
+    }
+
+    @Test func `a file that is no socket is left alone`() throws {
+        try "precious".write(toFile: socket, atomically: false, encoding: .utf8)
+        let program = try Program("--socket-path", socket)
+        #expect(program.status == 1)
+        #expect(program.errors.contains("not a socket"))
+        #expect(try String(contentsOfFile: socket, encoding: .utf8) == "precious")
+    }
+
+    @Test("a descriptor must be an open socket", arguments: ["0", "999"])
+    func wrongDescriptor(number: String) throws {
+        let program = try Program("--fd", number)
+        #expect(program.status == 1)
+        #expect(program.errors.contains("descriptor \(number)"))
+    }
+
+    @Test func `sockets that systemd passed to another process are not used`() throws {
+        let program = try Program(environment: ["LISTEN_PID": "1", "LISTEN_FDS": "1"])
+        #expect(program.status == 64)
+    }
+}
