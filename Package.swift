@@ -51,6 +51,7 @@ let package = Package(
         // and the device that docs/writing-a-backend.md explains.
         .support("GuestKit", ["CLinux", "DMA", "USB", "XHCI", "Platform", .system, .logging]),
         .support("VFIOClient", ["CLinux", "Platform", .system]),
+        .support("RemoteGuest", ["GuestKit", "VFIOClient", "DMA", "USB", "Platform", .system]),
         .support("VMKit", ["Platform", .system]),
         .target(
             name: "ExampleBackend", dependencies: ["BackendKit", "USB", "Platform"],
@@ -67,7 +68,8 @@ let package = Package(
         .tests(
             "Service",
             [
-                "VFIOClient", "VFIOUser", "DMA", "USB", "PCI", "XHCI", "BackendKit", "Platform",
+                "RemoteGuest", "GuestKit", "VFIOClient", "VFIOUser", "DMA", "USB", "PCI", "XHCI",
+                "BackendKit", "Platform",
                 .system, .logging,
             ]),
         .tests("MassStorage", ["USB", "BackendKit", "Platform", .system, .logging]),
@@ -79,7 +81,10 @@ let package = Package(
             path: "Tests/SimulationTests", swiftSettings: .relaxed),
         .testTarget(
             name: "EndToEndTests",
-            dependencies: ["VFIOClient", "VMKit", "Platform", "usbvfiod", .system],
+            dependencies: [
+                "RemoteGuest", "GuestKit", "VFIOClient", "VMKit", "DMA", "Platform", "usbvfiod",
+                .system,
+            ],
             path: "Tests/EndToEndTests", swiftSettings: .relaxed),
         .testTarget(
             name: "VMTests", dependencies: ["VMKit", "Platform", "usbvfiod", .system],

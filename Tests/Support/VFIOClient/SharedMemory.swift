@@ -2,7 +2,7 @@
 
 internal import CLinux
 internal import Glibc
-internal import Platform
+public import Platform
 internal import SystemPackage
 
 /// Memory in a memfd, as a VMM makes it for its guest.
@@ -18,6 +18,13 @@ public final class SharedMemory {
             owning: try systemCall { clinux_memfd_create("memory", CLINUX_MFD_CLOEXEC) })
         let number = file.rawValue
         _ = try systemCall { ftruncate(number, size) }
+        mapping = try Mapping(file, offset: 0, count: UInt64(size), writable: true)
+    }
+
+    /// Memory that somebody else made.
+    public init(_ file: borrowing Descriptor, size: Int) throws {
+        self.size = size
+        self.file = try file.duplicate()
         mapping = try Mapping(file, offset: 0, count: UInt64(size), writable: true)
     }
 

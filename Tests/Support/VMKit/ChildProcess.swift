@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
-import Glibc
+public import Glibc
 import Synchronization
 
 /// A program started by a test, which never outlives it.
@@ -9,15 +9,15 @@ import Synchronization
 /// The kernel is asked to kill the child when the thread that started it ends, so even a test run
 /// that is killed with SIGKILL leaves nothing behind. That thread is one of our own that never
 /// ends: the test runner's threads come and go.
-final class ChildProcess: @unchecked Sendable {
-    let name: String
+public final class ChildProcess: @unchecked Sendable {
+    public let name: String
     /// Where both of the program's output streams go.
-    let outputPath: String
-    let processID: pid_t
+    public let outputPath: String
+    public let processID: pid_t
 
     private let state = Mutex<Int32?>(nil)
 
-    init(_ arguments: [String], environment: [String: String] = [:], output: String) throws {
+    public init(_ arguments: [String], environment: [String: String] = [:], output: String) throws {
         name = arguments.first.map { ($0 as NSString).lastPathComponent } ?? "nothing"
         outputPath = output
         let command = ["/usr/bin/env", "setpriv", "--pdeathsig", "KILL", "--"] + arguments
@@ -34,14 +34,14 @@ final class ChildProcess: @unchecked Sendable {
     deinit { kill() }
 
     /// What the program wrote so far.
-    var output: String {
+    public var output: String {
         String(decoding: FileManager.default.contents(atPath: outputPath) ?? Data(), as: UTF8.self)
     }
 
-    var isRunning: Bool { exitStatus == nil }
+    public var isRunning: Bool { exitStatus == nil }
 
     /// The status it exited with, or the negated signal that ended it; nil while it runs.
-    var exitStatus: Int32? {
+    public var exitStatus: Int32? {
         state.withLock { known in
             if known != nil { return known }
             var status: Int32 = 0
@@ -51,18 +51,18 @@ final class ChildProcess: @unchecked Sendable {
         }
     }
 
-    func send(signal: Int32) {
+    public func send(signal: Int32) {
         if isRunning { Glibc.kill(processID, signal) }
     }
 
     /// Ends it at once. It is gone when this returns.
-    func kill() {
+    public func kill() {
         send(signal: SIGKILL)
         _ = try? waitForExit(within: .seconds(10))
     }
 
     @discardableResult
-    func waitForExit(within limit: Duration) throws -> Int32 {
+    public func waitForExit(within limit: Duration) throws -> Int32 {
         try Deadline(limit).wait(for: "\(name) to exit") { exitStatus }
     }
 }

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DMA
+public import GuestKit
+internal import USB
+
+/// A guest's driver of a USB stick: Bulk-Only Transport with SCSI's READ and WRITE, as far as a test
+/// needs it.
+public final class GuestStick {
+    public struct Failure: Error, CustomStringConvertible {
+        public let description: String
+    }
+
+    public static let blockSize = 512
+    /// Blocks moved by one command.
+    public static let blocksPerCommand = 256
+
+    public let driver: GuestDriver
+    private let input: GuestEndpoint
+    private let output: GuestEndpoint
+    private let commandBlock: GuestAddress
+    private let statusBlock: GuestAddress
+    private let data: GuestAddress
+    private var tag: UInt32 = 0
+
+    private var memory: GuestRAM { driver.memory }
+
+    /// Finds the stick behind a new connection and configures it.
+    public init(_ driver: GuestDriver) throws {
+        self.driver = driver
+        let slot = try driver.addressNewDevice()
+        let configuration = try slot.control(
+            SetupPacket(requestType: 0x80, request: 6, value: 0x200, index: 0, length: 255))
+        let endpoints = try slot.configure(try Self.bulkEndpoints(configuration))
+        try slot.control(
+            SetupPacket(
+                requestType: 0, request: 9, value: UInt16(configuration[5]), index: 0, length: 0))
+        input = endpoints[0]
+        output = endpoints[1]
+        commandBlock = driver.memory.allocate(31)
+        statusBlock = driver.memory.allocate(13)
+        data = driver.memory.allocate(Self.blocksPerCommand * Self.blockSize, alignment: 4096)
+    }
+
+    /// The IN and the OUT endpoint of a configuration descriptor.
+    private static func bulkEndpoints(_ bytes: [UInt8]) throws -> [GuestEndpointConfiguration] {
+        var input: GuestEndpointConfiguration?
+        var output: GuestEndpointConfiguration?
+        var place = 0
+        while place + 6 < bytes.count, bytes[place] > 1 {
+            defer { place += Int(bytes[place]) }
+            guard bytes[place + 1] == 5 else { continue }
+            let address = EndpointAddress(rawValue: bytes[place + 2])
+            var endpoint =
+                address.direction == .in
+                ? GuestEndpointConfiguration.bulkIn(address.number, segments: [64])
+                : .bulkOut(address.number, segments: [64])
+            endpoint.maxPacketSize = Int(bytes[place + 4]) | Int(bytes[place + 5]) << 8
+            if address.direction == .in { input = endpoint } else { output = endpoint }
+        }
+        guard let input, let output else { throw Failure(description: "no two bulk endpoints") }
+        return [input, output]
+    }
+
+    // MARK: - Blocks
+
+    /// READ CAPACITY (10): the number of blocks.
+    public func blockCount() throws -> Int {
+        try waitUntilReady()
+        try perform([0x25] + zeroes(9), input, count: 8)
+        return memory.bytes(at: data, count: 4).reduce(0) { $0 << 8 | Int($1) } + 1
+    }
+
+    /// All that is on the stick.
+    public func readAll() throws -> [UInt8] {
+        try read(block: 0, count: try blockCount())
+    }
+
+    /// READ (10), as often as needed.
+    public func read(block: Int, count: Int) throws -> [UInt8] {
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(count * Self.blockSize)
+        for start in stride(from: block, to: block + count, by: Self.blocksPerCommand) {
+            let blocks = min(Self.blocksPerCommand, block + count - start)
+            try perform(Self.transferCommand(0x28, start, blocks), input, count: blocks * 512)
+            bytes += memory.bytes(at: data, count: blocks * Self.blockSize)
+        }
+        return bytes
+    }
+
+    /// WRITE (10), as often as needed.
+    public func write(_ bytes: [UInt8], block: Int) throws {
+        precondition(bytes.count % Self.blockSize == 0, "\(bytes.count) bytes are no blocks")
+        let count = bytes.count / Self.blockSize
+        for start in stride(from: 0, to: count, by: Self.blocksPerCommand) {
+            let blocks = min(Self.blocksPerCommand, count - start)
+            let part = bytes[start * Self.blockSize..<(start + blocks) * Self.blockSize]
+            memory.write(Array(part), at: data)
+            try perform(
+                Self.transferCommand(0x2a, block + start, blocks), output, count: part.count)
+        }
+    }
+
+    /// SYNCHRONIZE CACHE (10).
+    public func synchronize() throws { try perform([0x35] + zeroes(9), nil, count: 0) }
+
+    private static func transferCommand(_ code: UInt8, _ block: Int, _ count: Int) -> [UInt8] {
+        [code, 0] + (0..<4).map { UInt8(truncatingIfNeeded: block >> (24 - $0 * 8)) }
+            + [0, UInt8(truncatingIfNeeded: count >> 8), UInt8(truncatingIfNeeded: count), 0]
+    }
+
+    // MARK: - Bulk-Only Transport
+
+    /// TEST UNIT READY until there is no unit attention left to report.
+    private func waitUntilReady() throws {
+        for _ in 0..<5 {
+            if try status(of: zeroes(6), nil, count: 0) == 0 { return }
+            _ = try status(of: [3, 0, 0, 0, 18, 0], input, count: 18)
+        }
+        throw Failure(description: "the stick is not ready")
+    }
+
+    private func perform(_ command: [UInt8], _ endpoint: GuestEndpoint?, count: Int) throws {
+        let status = try status(of: command, endpoint, count: count)
+        guard status == 0 else {
+            throw Failure(description: "command \(command) ended with status \(status)")
+        }
+    }
+
+    /// One command: the command block, its data, its status.
+    private func status(
+        of command: [UInt8], _ endpoint: GuestEndpoint?, count: Int
+    ) throws -> UInt8 {
+        tag += 1
+        let flags: UInt8 = endpoint === input ? 0x80 : 0
+        let header = littleEndian(0x4342_5355) + littleEndian(tag) + littleEndian(UInt32(count))
+        let block = header + [flags, 0, UInt8(command.count)] + command
+        memory.write(block + zeroes(31 - block.count), at: commandBlock)
+        _ = try move(output, commandBlock, 31)
+        if let endpoint { _ = try move(endpoint, data, count) }
+        guard try move(input, statusBlock, 13) == 13,
+            memory.bytes(at: statusBlock, count: 8) == littleEndian(0x5342_5355) + littleEndian(tag)
+        else { throw Failure(description: "no status for command \(command)") }
+        return memory.load(UInt8.self, at: statusBlock + 12)
+    }
+
+    private func move(_ endpoint: GuestEndpoint, _ buffer: GuestAddress, _ count: Int) throws -> Int
+    {
+        let trbs = endpoint.trbs(buffer, count)
+        let addresses = endpoint.submit(trbs)
+        let event = try driver.wait("end of a transfer of \(count) bytes") {
+            $0.isTransfer && addresses.contains($0.pointer)
+        }
+        guard event.code == .success || event.code == .shortPacket,
+            let moved = GuestEndpoint.transferred(event, trbs: trbs, addresses: addresses)
+        else { throw GuestError.unexpected(event, "transfer of \(count) bytes") }
+        return moved
+    }
+}
+
+private func zeroes(_ count: Int) -> [UInt8] { Array(repeating: 0, count: count) }
+
+private func littleEndian(_ value: UInt32) -> [UInt8] {
+    (0..<4).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) }
+}
