@@ -39,8 +39,8 @@ struct CommandLineTests {
         let list = try Program("backends", "--json")
         let object = try JSONSerialization.jsonObject(with: Data(list.output.utf8))
         let backends = try #require((object as? [String: Any])?["backends"] as? [[String: Any]])
-        #expect(backends.compactMap { $0["scheme"] as? String } == ["host", "storage"])
-        let parameters = try #require(backends.last?["parameters"] as? [[String: Any]])
+        #expect(backends.compactMap { $0["scheme"] as? String } == ["storage", "host"])
+        let parameters = try #require(backends.first?["parameters"] as? [[String: Any]])
         let file = try #require(parameters.first { $0["name"] as? String == "file" })
         #expect(file["required"] as? Bool == true)
         #expect(file["value"] as? String == "PATH")
@@ -64,7 +64,7 @@ struct CommandLineTests {
             (["--fd", "three"], "--fd"),
             (["--socket", "/x"], "--socket-path"),
             (["--socket-path", "/x", "more"], "more"),
-            (["--socket-path", "/x", "--device", "tape:file=x"], "there are: host, storage"),
+            (["--socket-path", "/x", "--device", "tape:file=x"], "there are: storage, host"),
             (["--socket-path", "/x", "--device", "storage:file=x,colour=red"], "there are: file"),
             (["--socket-path", "/x", "--device", "storage:readonly"], "file=PATH"),
             (["--socket-path", "/x", "--device", "storage:file=x,file=y"], "twice"),

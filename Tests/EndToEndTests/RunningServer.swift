@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Platform
+import VFIOClient
+import VMKit
+
+/// The built program while it serves. It does not outlive the test.
+final class RunningServer {
+    let process: ChildProcess
+
+    /// Starts it and waits until it says that it is up.
+    init(_ arguments: [String], folder: TemporaryFolder) throws {
+        process = try ChildProcess(
+            [Server.binary] + arguments, output: folder.file("log-\(UUID().uuidString.prefix(4))"))
+        try waitForLog("listening at")
+    }
+
+    /// Serves devices at a socket of the folder.
+    convenience init(devices: [String] = [], folder: TemporaryFolder) throws {
+        try self.init(
+            ["--socket-path", folder.file("socket")] + devices.flatMap { ["--device", $0] },
+            folder: folder)
+    }
+
+    /// Takes over a process that was started in another way.
+    init(_ process: ChildProcess) { self.process = process }
+
+    var log: String { process.output }
+
+    func waitForLog(_ text: String) throws {
+        try Deadline(.seconds(20)).wait(for: "'\(text)' in the log; it says:\n\(log)") {
+            if log.contains(text) { return true }
+            if !process.isRunning { throw VMError("the server ended", detail: log) }
+            return nil
+        }
+    }
+
+    /// Ends it as a service manager does; returns its exit status.
+    func terminate(_ signal: Int32 = SIGTERM) throws -> Int32 {
+        process.send(signal: signal)
+        return try process.waitForExit(within: .seconds(10))
+    }
+
+    /// The descriptors that it has open.
+    func openDescriptors() throws -> [String] {
+        let folder = "/proc/\(process.processID)/fd"
+        return try FileManager.default.contentsOfDirectory(atPath: folder).sorted()
+            .compactMap {
+                try? FileManager.default.destinationOfSymbolicLink(atPath: "\(folder)/\($0)")
+            }
+    }
+
+    /// The ranges of memory that it has mapped.
+    func mappings() throws -> Int {
+        try String(contentsOfFile: "/proc/\(process.processID)/maps", encoding: .utf8)
+            .split(separator: "\n").count { $0.contains("memfd:") }
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Platform
+import SystemPackage
+import Testing
+import VFIOClient
+import VMKit
+
+/// The socket of a running server: made, found, handed over, left behind.
+struct SocketLifeTests {
+    private let folder: TemporaryFolder
+    private var socket: String { folder.file("socket") }
+    private var hasSocketFile: Bool { FileManager.default.fileExists(atPath: socket) }
+
+    init() throws { folder = try TemporaryFolder() }
+
+    /// A client that did all that Cloud Hypervisor does at its start.
+    @discardableResult
+    private func connect() throws -> CloudHypervisorClient {
+        let client = CloudHypervisorClient(wire: try WireClient(path: socket), memory: [])
+        try client.start()
+        return client
+    }
+
+    @Test("a signal that asks for the end is obeyed", arguments: [SIGTERM, SIGINT])
+    func termination(signal: Int32) throws {
+        let server = try RunningServer(folder: folder)
+        let client = try connect()
+        #expect(try server.terminate(signal) == 0)
+        #expect(!hasSocketFile)
+        #expect(try client.wire.isClosedByServer())
+    }
+
+    @Test func `it says how to connect`() throws {
+        let server = try RunningServer(folder: folder)
+        try server.waitForLog("-device '{")
+        #expect(server.log.contains("--user-device socket=\(socket)"))
+        #expect(server.log.contains("--memory size=1G,shared=on"))
+        #expect(
+            server.log.contains(
+                #"-device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"\#(socket)"}}'"#
+            ))
+        #expect(server.log.contains("memory-backend-memfd,id=ram,size=1G,share=on"))
+    }
+
+    @Test func `a socket file of a dead server is replaced`() throws {
+        let first = try RunningServer(folder: folder)
+        first.process.kill()
+        #expect(hasSocketFile, "it had no chance to remove it")
+        let second = try RunningServer(folder: folder)
+        try connect()
+        #expect(try second.terminate() == 0)
+    }
+
+    @Test func `a living server is not disturbed by a second one`() throws {
+        let first = try RunningServer(folder: folder)
+        let client = try connect()
+        let second = try Program("--socket-path", socket)
+        #expect(second.status == 1)
+        #expect(second.errors.contains("another server listens at '\(socket)'"))
+        #expect(try client.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
+        client.kill()
+        try connect()
+        #expect(try first.terminate() == 0)
+    }
+
+    @Test func `a socket file that another program made meanwhile is left alone`() throws {
+        let server = try RunningServer(folder: folder)
+        try FileManager.default.removeItem(atPath: socket)
+        let other = try ListeningSocket(bindingTo: socket)
+        #expect(try server.terminate() == 0)
+        #expect(hasSocketFile)
+        withExtendedLifetime(other) {}
+    }
+
+    /// Starts the server with a descriptor as number 3, as systemd and other parents do.
+    private func start(
+        withDescriptor descriptor: borrowing Descriptor, _ command: String, says: String
+    ) throws -> RunningServer {
+        let inherited = fcntl(descriptor.rawValue, F_DUPFD, 20)
+        defer { close(inherited) }
+        let process = try ChildProcess(
+            ["bash", "-c", "exec 3<&\(inherited) \(inherited)<&-; \(command)", Server.binary],
+            output: folder.file("log"))
+        let server = RunningServer(process)
+        try server.waitForLog(says)
+        return server
+    }
+
+    @Test func `a connected descriptor is served until its client leaves`() throws {
+        var client: WireClient?
+        var server: RunningServer?
+        client = try WireClient.connected { socket in
+            server = try start(
+                withDescriptor: socket, #"exec "$0" --fd 3"#, says: "serving one client")
+        }
+        let monitor = CloudHypervisorClient(wire: try #require(client), memory: [])
+        try monitor.start()
+        monitor.kill()
+        #expect(try server?.process.waitForExit(within: .seconds(10)) == 0)
+    }
+
+    @Test(
+        "a listening descriptor is served client after client, and its file left to its owner",
+        arguments: [#"exec "$0" --fd 3"#, #"LISTEN_PID=$$ LISTEN_FDS=1 exec "$0""#])
+    func listening(command: String) throws {
+        let path = socket
+        let number = try listeningDescriptor(at: path)
+        let server = try start(
+            withDescriptor: number, command, says: "listening at \(path)")
+        try connect().kill()
+        try connect()
+        #expect(try server.terminate() == 0)
+        #expect(hasSocketFile)
+    }
+
+    private func listeningDescriptor(at path: String) throws -> Descriptor {
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+        let descriptor = Descriptor(
+            owning: try systemCall { Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0) })
+        let number = descriptor.rawValue
+        _ = try withUnsafePointer(to: &address) { pointer in
+            try pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { generic in
+                try systemCall {
+                    bind(number, generic, socklen_t(MemoryLayout<sockaddr_un>.size))
+                }
+            }
+        }
+        _ = try systemCall { listen(number, 8) }
+        return descriptor
+    }
+
+    @Test func `a thousand clients leave no descriptor and no mapping behind`() throws {
+        let server = try RunningServer(folder: folder)
+        let memory = try SharedMemory(size: 1 << 20)
+        try connect().kill()
+        try server.settle()
+        let before = try server.openDescriptors()
+        for round in 0..<1000 {
+            let client = CloudHypervisorClient(
+                wire: try WireClient(path: socket),
+                memory: [.init(descriptor: memory.descriptor, address: 0, size: 1 << 20)])
+            try client.start()
+            try client.enableMSIX()
+            if round % 3 == 0 {
+                // Dies with half a message that carries descriptors.
+                let message = WireMessage(
+                    id: 1, command: WireMessage.Command.dmaMap,
+                    payload: WireMessage.dmaMap(flags: 3, offset: 0, address: 1 << 30, size: 4096))
+                try client.wire.send(
+                    Array(message.bytes[..<20]), descriptors: [memory.descriptor])
+            }
+            client.kill()
+        }
+        try server.settle()
+        #expect(try server.openDescriptors() == before)
+        #expect(try server.mappings() == 0)
+        #expect(try server.terminate() == 0)
+    }
+
+    @Test func `an idle server sleeps`() throws {
+        let server = try RunningServer(folder: folder)
+        let client = try connect()
+        let before = try server.processorTicks()
+        // Not a wait for an event: the time in which nothing is to happen.
+        _ = try UnixSocketWait.nothing(on: client, for: .seconds(1))
+        #expect(try server.processorTicks() - before <= 1)
+    }
+}
+
+extension RunningServer {
+    /// Waits until the last client's end has been handled.
+    fileprivate func settle() throws {
+        try Deadline(.seconds(10)).wait(for: "all clients to be gone") {
+            let came = log.components(separatedBy: "client connected").count
+            return log.components(separatedBy: "client left").count == came ? true : nil
+        }
+    }
+
+    /// Processor time used so far, in hundredths of a second.
+    fileprivate func processorTicks() throws -> Int {
+        let text = try String(contentsOfFile: "/proc/\(process.processID)/stat", encoding: .utf8)
+        let fields = text.split(separator: ")").last?.split(separator: " ") ?? []
+        return (Int(fields[11]) ?? 0) + (Int(fields[12]) ?? 0)
+    }
+}
+
+/// Waits on a connection on which nothing comes.
+private enum UnixSocketWait {
+    static func nothing(on client: VMMClient, for limit: Duration) throws -> Bool {
+        client.wire.patience = limit
+        do {
+            _ = try client.wire.receiveOnce(upTo: 1)
+            return false
+        } catch is WireClient.Failure {
+            return true
+        }
+    }
+}
