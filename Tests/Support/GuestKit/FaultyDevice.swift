@@ -58,9 +58,12 @@ public final class FaultyDevice: USBDevice {
     private let loop: any EventLoop
     private var random: SplitMix64
     private var waiting: [(transfer: Transfer, watch: Watch?)] = []
+    private var restarts: [Watch] = []
     private var given: [UInt64]
     /// Bytes taken by OUT transfers, by endpoint number.
     public private(set) var taken: [[UInt8]]
+    /// Endpoints that failed and do nothing until ``clearHalt(_:)``.
+    private var halted: [EndpointAddress] = []
 
     public init(_ speed: USBSpeed, seed: UInt64, faults: Faults, loop: any EventLoop) {
         self.speed = speed
@@ -79,6 +82,12 @@ public final class FaultyDevice: USBDevice {
     /// The number of transfers without an answer.
     public var waitingCount: Int { waiting.count }
 
+    /// Bytes given by IN transfers of an endpoint so far.
+    public func givenCount(_ endpoint: UInt8) -> UInt64 { given[Int(endpoint)] }
+
+    /// What a driver does with CLEAR_FEATURE(ENDPOINT_HALT).
+    public func clearHalt(_ endpoint: EndpointAddress) { halted.removeAll { $0 == endpoint } }
+
     /// Whether the device holds a transfer of an endpoint.
     public func holds(_ endpoint: EndpointAddress) -> Bool {
         waiting.contains { $0.transfer.endpoint == endpoint }
@@ -87,6 +96,7 @@ public final class FaultyDevice: USBDevice {
     public func attach(to port: any USBPort) { self.port = port }
 
     public func detached() {
+        for entry in waiting { entry.watch?.cancel() }
         waiting = []
         port = nil
     }
@@ -102,7 +112,7 @@ public final class FaultyDevice: USBDevice {
             port?.disconnect()
             return
         }
-        if chance(faults.silence) {
+        if halted.contains(transfer.endpoint) || chance(faults.silence) {
             waiting.append((transfer, nil))
             return
         }
@@ -136,7 +146,7 @@ public final class FaultyDevice: USBDevice {
     /// The next transfer of the endpoint comes to its turn.
     private func startNext(_ endpoint: EndpointAddress) {
         guard let place = waiting.firstIndex(where: { $0.transfer.endpoint == endpoint }),
-            waiting[place].watch == nil, !chance(faults.silence)
+            waiting[place].watch == nil, !halted.contains(endpoint), !chance(faults.silence)
         else { return }
         waiting[place].watch = later(endpoint)
     }
@@ -145,16 +155,23 @@ public final class FaultyDevice: USBDevice {
         guard let place = waiting.firstIndex(where: { $0.transfer.id == id }) else { return }
         let entry = waiting.remove(at: place)
         entry.watch?.cancel()
+        // Only a transfer that has begun can have moved something.
         let count = entry.transfer.buffer.count
-        let moved = random.oneIn(2) ? random.number(0...count) : 0
+        let moved = entry.watch != nil && random.oneIn(2) ? random.number(0...count) : 0
         move(entry.transfer, moved)
         answer(entry.transfer.completion(.cancelled, transferred: moved))
-        startNext(entry.transfer.endpoint)
+        let endpoint = entry.transfer.endpoint
+        restarts.append(
+            loop.schedule(at: loop.now + .microseconds(1)) { [weak self] in
+                self?.startNext(endpoint)
+            })
+        if restarts.count > 64 { restarts.removeFirst(32) }
     }
 
     public func reset() {
         let all = waiting
         waiting = []
+        halted = []
         for entry in all {
             entry.watch?.cancel()
             answer(entry.transfer.completion(.cancelled))
@@ -167,11 +184,15 @@ public final class FaultyDevice: USBDevice {
         let count = transfer.buffer.count
         var status = Transfer.Status.completed
         var moved = count
-        if chance(faults.short) { moved = random.number(0...count) }
+        if transfer.direction == .in, chance(faults.short) { moved = random.number(0...count) }
         if chance(faults.stall) { status = .stalled }
         if chance(faults.babble) { status = .babbled }
         if chance(faults.fail) { status = .failed }
-        if status != .completed { moved = random.number(0...count) }
+        if status != .completed {
+            moved = random.number(0...count)
+            // The default control endpoint recovers by itself with the next request.
+            if transfer.endpoint != .control { halted.append(transfer.endpoint) }
+        }
         move(transfer, moved)
         if chance(faults.impossibleLength) {
             port?.complete(

@@ -52,6 +52,8 @@ public final class SimulatedMachine: Machine {
     public private(set) var serviceCount = 0
     /// Set when the controller kept asking for an instant that was not in the future.
     public private(set) var isSpinning = false
+    /// Called before each turn with its number, so that a test can do something at every moment.
+    public var onTurn: ((Int) -> Void)?
 
     /// - Parameters:
     ///   - kind: how the controller reaches the guest's memory.
@@ -104,17 +106,21 @@ public final class SimulatedMachine: Machine {
     /// - Returns: when the controller wants to be called again.
     @discardableResult
     public func turn() -> Duration? {
-        serviceCount += 1
-        let wanted = controller.service(now: loop.now)
+        let wanted = service()
         return loop.turn() ? loop.now : wanted
+    }
+
+    private func service() -> Duration? {
+        serviceCount += 1
+        onTurn?(serviceCount)
+        return controller.service(now: loop.now)
     }
 
     public func advance(limit: Duration, until condition: () -> Bool) -> Bool {
         let end = loop.now + limit
         var turnsAtOneTime = 0
         while true {
-            serviceCount += 1
-            let wanted = controller.service(now: loop.now)
+            let wanted = service()
             if condition() { return true }
             if loop.turn() {
                 turnsAtOneTime = 0
