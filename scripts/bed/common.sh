@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# What the scripts of the test bed share: where the bed is, how they speak, how a finished step is
-# remembered. Sourced, not run.
+# What the scripts of the test bed share: where things are, how they speak. Sourced, not run.
 #
-# The bed is a cache folder that all clones on a machine share:
+# Beds live in one cache folder that all clones on a machine share, each under the hash of what it
+# was made from: clones of different versions do not disturb each other.
 #
-#   $BED/lock        held shared by whoever uses the bed, exclusively by whoever changes it
-#   $BED/tree        a Debian userland as plain files: root of every guest, and home of a QEMU
-#   $BED/tree/boot   one folder a kernel: vmlinuz, initrd, version
-#   $BED/qemu        starts the QEMU to use, wherever it is
-#   $BED/accel       the accelerator that was seen to boot a guest here: kvm or tcg
-#   $BED/stamps      one file a finished step, holding the hash of what it was made from
-#   $BED/apt         package lists and, while a step needs them, packages
+#   $BEDS/HASH           one bed, which is $BED to the scripts that make it
+#     lock               held shared by whoever uses the bed, exclusively by whoever changes it
+#     tree               a Debian userland as plain files: root of every guest, and home of a QEMU
+#     tree/boot          one folder a kernel: vmlinuz, initrd, version
+#     qemu               starts the QEMU to use, wherever it is
+#     accel              the accelerator that was seen to boot a guest here: kvm or tcg
+#     stamps             one file a finished step, holding the hash of what it was made from
+#     apt                package lists and packages, while they are needed
 
-BED=${USBVFIOD_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/usbvfiod/bed}
+BEDS=${USBVFIOD_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/usbvfiod/bed}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'bed: %s\n' "$*" >&2; }
