@@ -54,6 +54,10 @@ public final class Connection {
     /// comes the client is taken for unable to give any.
     var overdueRequest: UInt16?
     var nextRequest: UInt16 = 1
+    /// Shorter in tests.
+    var memoryAccessTime = Limits.memoryAccessTime
+    /// Shorter in tests.
+    var unmappingTime = Limits.unmappingTime
     /// A request has arrived that can only be carried out when the device is at rest. It and all
     /// behind it stay in the buffer until the loop runs again.
     private(set) var mustRest = false
@@ -291,7 +295,7 @@ public final class Connection {
             send(reply)
             end(.protocolViolation(reason))
         case .delayed(let delayed):
-            delayed.timer = loop.schedule(at: loop.now + Limits.unmappingTime) {
+            delayed.timer = loop.schedule(at: loop.now + unmappingTime) {
                 [weak session, logger] in
                 logger.warning("memory that the client takes away is still in use")
                 session?.complete(delayed, error: .resourceBusy)

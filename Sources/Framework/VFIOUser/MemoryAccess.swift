@@ -43,7 +43,7 @@ extension Connection {
     public func readMemory(
         into bytes: UnsafeMutableRawBufferPointer, at address: UInt64
     ) throws(Errno) {
-        let deadline = loop.now + Limits.memoryAccessTime
+        let deadline = loop.now + memoryAccessTime
         try inPieces(count: bytes.count) { piece throws(Errno) in
             let place = address &+ UInt64(piece.lowerBound)
             let target = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[piece])
@@ -58,7 +58,7 @@ extension Connection {
     public func writeMemory(
         _ bytes: UnsafeRawBufferPointer, at address: UInt64
     ) throws(Errno) {
-        let deadline = loop.now + Limits.memoryAccessTime
+        let deadline = loop.now + memoryAccessTime
         try inPieces(count: bytes.count) { piece throws(Errno) in
             let place = address &+ UInt64(piece.lowerBound)
             if memoryLayout == nil { try determineLayout(at: place, until: deadline) }
@@ -185,17 +185,16 @@ extension Connection {
             access.outcome = .refused(.ioError)
             return
         }
-        if memoryLayout == nil {
-            // Offsets here are those of the payload, 16 less than those of the message. The upper half
-            // of a 64-bit count is zero, and so is QEMU's padding at the end: one of the two tells.
-            if payload.integer(UInt32.self, at: 12) != 0 {
-                memoryLayout = .qemu
-            } else if payload.integer(UInt32.self, at: 12 + count) != 0 {
-                memoryLayout = .document
-            } else {
-                // If everything is zero, both layouts mean the same.
-                access.isAmbiguous = (12..<16 + count).contains { payload[$0] != 0 }
-            }
+        // Offsets here are those of the payload, 16 less than those of the message. The upper half of a
+        // 64-bit count is zero, and so is QEMU's padding at the end: one of the two often tells, and
+        // corrects what was found out before.
+        if payload.integer(UInt32.self, at: 12) != 0 {
+            memoryLayout = .qemu
+        } else if payload.integer(UInt32.self, at: 12 + count) != 0 {
+            memoryLayout = .document
+        } else if memoryLayout == nil {
+            // If everything is zero, both layouts mean the same.
+            access.isAmbiguous = (12..<16 + count).contains { payload[$0] != 0 }
         }
         let start = (memoryLayout ?? .document).dataOffset - Header.size
         unsafe payload.extracting(start..<start + count).withUnsafeBytes { bytes in

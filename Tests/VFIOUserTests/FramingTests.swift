@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Testing
+import VFIOClient
+
+@testable import VFIOUser
+
+@Suite("messages on a socket")
+struct FramingTests {
+    let harness: Harness
+    var device: TestDevice { harness.device }
+
+    init() throws { harness = try Harness.ready() }
+
+    private let read = WireMessage(
+        id: 1, command: 9, payload: WireMessage.region(7, offset: 0x40, count: 4)
+    ).bytes
+    private let answerSize = 36
+
+    @Test("a message may be cut anywhere", arguments: 1..<32)
+    func split(at place: Int) throws {
+        try harness.client.send(Array(read[..<place]))
+        try harness.settle()
+        #expect(try harness.client.receiveSome(99) == nil)
+        try harness.client.send(Array(read[place...]))
+        try harness.settle()
+        #expect(try harness.client.receiveSome(99)?.count == answerSize)
+    }
+
+    @Test("a message may come byte by byte")
+    func byteByByte() throws {
+        for byte in read {
+            try harness.client.send([byte])
+            try harness.settle()
+        }
+        #expect(try harness.client.receiveSome(99)?.count == answerSize)
+    }
+
+    @Test("joined messages are answered one by one, in order")
+    func joined() throws {
+        let count = 3000
+        var bytes: [UInt8] = []
+        for index in 0..<count {
+            bytes +=
+                WireMessage(
+                    id: UInt16(index), command: 9,
+                    payload: WireMessage.region(7, offset: 0x40, count: 4)
+                ).bytes
+        }
+        // The last one only in part.
+        try harness.client.send(Array(bytes.dropLast(5)))
+        for index in 0..<count - 1 {
+            #expect(try harness.client.receiveMessage().id == UInt16(index))
+        }
+        try harness.client.send(Array(bytes.suffix(5)))
+        #expect(try harness.client.receiveMessage().id == UInt16(count - 1))
+    }
+
+    @Test("the longest message is taken, a longer one ends the connection")
+    func longest() throws {
+        let data = [UInt8](repeating: 1, count: Limits.dataTransfer)
+        let longest = WireMessage(
+            id: 1, command: 10,
+            payload: WireMessage.region(0, offset: 0, count: UInt32(data.count), data: data))
+        #expect(longest.size == Limits.messageSize)
+        // It comes behind a short one and before another, so that it lies across the buffer's end.
+        for _ in 0..<3 {
+            try harness.client.send(read + longest.bytes + read)
+            #expect(try harness.client.receiveMessage().size == answerSize)
+            #expect(try harness.client.receiveMessage().isError)
+            #expect(try harness.client.receiveMessage().size == answerSize)
+        }
+        var longer = longest.bytes
+        longer.replaceSubrange(4..<8, with: Array(integer: UInt32(Limits.messageSize + 1)))
+        try harness.client.send(Array(longer.prefix(16)))
+        #expect(try harness.client.isClosedByServer())
+        #expect(
+            try harness.end() == .protocolViolation("a message of \(Limits.messageSize + 1) bytes"))
+    }
+
+    @Test("a message shorter than its header ends the connection", arguments: [0, 1, 15])
+    func tooShort(size: UInt32) throws {
+        var bytes = read
+        bytes.replaceSubrange(4..<8, with: Array(integer: size))
+        try harness.client.send(bytes)
+        #expect(try harness.client.isClosedByServer())
+        #expect(try harness.end() == .protocolViolation("a message of \(size) bytes"))
+    }
+
+    @Test("a message that is neither command nor reply ends the connection", arguments: [2, 3, 15])
+    func type(type: UInt32) throws {
+        try harness.client.send(WireMessage(id: 1, command: 9, flags: type))
+        #expect(try harness.client.isClosedByServer())
+    }
+
+    @Test("a reply to nothing is dropped")
+    func unexpectedReply() throws {
+        for command: UInt16 in [0, 9, 11, 12] {
+            try harness.client.send(
+                WireMessage(
+                    id: 1, command: command, flags: WireMessage.reply, payload: [1, 2, 3]))
+        }
+        #expect(try harness.isAlive())
+    }
+
+    @Test(
+        "a client that leaves between, within or behind messages is seen to leave",
+        arguments: [0, 5, 20, 32])
+    func leaves(place: Int) throws {
+        try harness.client.send(Array(read.prefix(place)))
+        harness.client.close()
+        #expect(try harness.end() == .clientLeft)
+        #expect(harness.connection?.isClosed == true)
+    }
+
+    @Test("a client that shuts its socket down is seen to leave")
+    func shutsDown() throws {
+        harness.client.shutdown()
+        #expect(try harness.end() == .clientLeft)
+    }
+
+    @Test("a client that does not read keeps the server busy only up to a bound")
+    func doesNotRead() throws {
+        let request = WireMessage(
+            id: 1, command: 9, payload: WireMessage.region(0, offset: 0, count: 1 << 20)
+        ).bytes
+        var sent = 0
+        while harness.ends.isEmpty, sent < 100 {
+            if try harness.client.sendSome(request) != nil { sent += 1 }
+            try harness.settle()
+        }
+        #expect(harness.ends == [.clientStoppedReading])
+        #expect(sent < 10)
+    }
+
+    @Test("answers that wait are sent when the client reads on")
+    func readsLate() throws {
+        let request = WireMessage(
+            id: 1, command: 9, payload: WireMessage.region(0, offset: 0, count: 1 << 20))
+        try harness.client.send(request)
+        try harness.client.send(request)
+        try harness.settle()
+        for _ in 0..<2 {
+            #expect(try harness.client.receiveMessage().size == 32 + 1 << 20)
+        }
+        #expect(try harness.isAlive())
+    }
+
+    @Test("close ends the connection, and the end is told once, on the loop")
+    func close() throws {
+        harness.connection?.close()
+        harness.connection?.close()
+        #expect(harness.ends.isEmpty)
+        #expect(try harness.end() == .closedByServer)
+        #expect(try harness.client.isClosedByServer())
+        try harness.settle()
+        #expect(harness.ends.count == 1)
+    }
+
+    @Test("a device that closes the connection in the midst of a request does no harm")
+    func closeWithin() throws {
+        device.whileReading = { [harness] in harness.connection?.close() }
+        try harness.client.send(read + read + read)
+        #expect(try harness.end() == .closedByServer)
+    }
+
+    // MARK: - Descriptors
+
+    private func map(_ address: UInt64) -> WireMessage {
+        WireMessage(
+            id: 2, command: 2,
+            payload: WireMessage.dmaMap(flags: 3, offset: 0, address: address, size: 0x1000))
+    }
+
+    @Test("a descriptor belongs to the message that it came with, not to those joined before it")
+    func attachment() throws {
+        let memory = try SharedMemory(size: 4096)
+        try harness.client.send(map(0x1000).bytes)
+        try harness.client.send(map(0x2000).bytes, descriptors: [memory.descriptor])
+        try harness.client.send(map(0x3000).bytes)
+        try harness.client.send(read)
+        for _ in 0..<4 { #expect(try !harness.client.receiveMessage().isError) }
+        #expect(device.maps.map(\.hasFile) == [false, true, false])
+    }
+
+    @Test(
+        "a descriptor that comes with the first bytes of a message belongs to it",
+        arguments: [1, 15, 16, 17, 47])
+    func splitAttachment(place: Int) throws {
+        let memory = try SharedMemory(size: 4096)
+        let bytes = map(0x2000).bytes
+        try harness.client.send(Array(bytes[..<place]), descriptors: [memory.descriptor])
+        try harness.settle()
+        try harness.client.send(Array(bytes[place...]) + map(0x3000).bytes)
+        for _ in 0..<2 { #expect(try !harness.client.receiveMessage().isError) }
+        #expect(device.maps.map(\.hasFile) == [true, false])
+    }
+
+    @Test(
+        "a descriptor that comes with later bytes of a message belongs to it",
+        arguments: [1, 16, 40])
+    func lateAttachment(place: Int) throws {
+        let memory = try SharedMemory(size: 4096)
+        let bytes = map(0x2000).bytes
+        for settles in [true, false] {
+            try harness.client.send(Array(bytes[..<place]))
+            if settles { try harness.settle() }
+            try harness.client.send(Array(bytes[place...]), descriptors: [memory.descriptor])
+            #expect(try !harness.client.receiveMessage().isError)
+            #expect(device.maps.last?.hasFile == true)
+            device.maps = []
+        }
+    }
+
+    @Test("a client that joins messages itself gets its descriptor to the one that can use it")
+    func joinedAttachment() throws {
+        let memory = try SharedMemory(size: 4096)
+        try harness.client.send(
+            read + map(0x1000).bytes + read, descriptors: [memory.descriptor])
+        for _ in 0..<3 { #expect(try !harness.client.receiveMessage().isError) }
+        #expect(device.maps.map(\.hasFile) == [true])
+    }
+
+    @Test("two messages whose descriptors arrive while the first is cut both get theirs")
+    func twoAttachments() throws {
+        let memory = try SharedMemory(size: 4096)
+        let first = map(0x1000).bytes
+        try harness.client.send(Array(first[..<20]), descriptors: [memory.descriptor])
+        try harness.settle()
+        try harness.client.send(Array(first[20...]))
+        try harness.client.send(map(0x2000).bytes, descriptors: [memory.descriptor])
+        for _ in 0..<2 { #expect(try !harness.client.receiveMessage().isError) }
+        #expect(device.maps.map(\.hasFile) == [true, true])
+    }
+
+    @Test(
+        "descriptors that nobody asked for are closed, and the message is answered",
+        arguments: [3, 4, 5, 7, 9, 10, 13, 16, 99])
+    func unwanted(command: UInt16) throws {
+        let detector = try LeakDetector()
+        _ = try harness.client.request(
+            command, [UInt8](repeating: 0, count: 32), descriptors: [detector.number])
+        #expect(try detector.isClosedElsewhere())
+        #expect(try harness.isAlive())
+    }
+
+    @Test("sixteen descriptors are taken, more are refused and closed", arguments: [16, 17, 64])
+    func count(count: Int) throws {
+        let detector = try LeakDetector()
+        let reply = try harness.client.request(
+            8,
+            WireMessage.setIRQs(
+                flags: IRQSet.dataEventFD | IRQSet.trigger, index: 2, start: 0,
+                count: UInt32(min(count, 20))),
+            descriptors: [CInt](repeating: detector.number, count: count))
+        #expect(reply.isError == (count > 16))
+        if count > 16 {
+            #expect(reply.error == 22)
+            #expect(try detector.isClosedElsewhere())
+        } else {
+            #expect(device.events[2].filter { $0 != nil }.count == 16)
+        }
+        #expect(try harness.isAlive())
+    }
+
+    @Test("descriptors of a reply, and of a message that never ends, are closed")
+    func leftOver() throws {
+        let detector = try LeakDetector()
+        try harness.client.send(
+            WireMessage(id: 1, command: 9, flags: WireMessage.reply).bytes,
+            descriptors: [detector.number])
+        #expect(try harness.isAlive())
+        #expect(try detector.isClosedElsewhere())
+
+        let second = try LeakDetector()
+        try harness.client.send(Array(map(0x1000).bytes.dropLast()), descriptors: [second.number])
+        try harness.settle()
+        #expect(try !second.isClosedElsewhere())
+        harness.client.close()
+        #expect(try harness.end() == .clientLeft)
+        #expect(try second.isClosedElsewhere())
+    }
+}

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Platform
+import Testing
+import VFIOClient
+
+@testable import VFIOUser
+
+/// Numbers that are the same for the same seed (SplitMix64).
+struct SeededGenerator: RandomNumberGenerator {
+    private var state: UInt64
+
+    init(seed: UInt64) { state = seed }
+
+    mutating func next() -> UInt64 {
+        state &+= 0x9e37_79b9_7f4a_7c15
+        var word = state
+        word = (word ^ (word >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        word = (word ^ (word >> 27)) &* 0x94d0_49bb_1331_11eb
+        return word ^ (word >> 31)
+    }
+}
+
+/// A client that says anything, in any pieces, with any descriptors.
+///
+/// Whatever it does, the server lives, answers what it answers with whole messages, serves the next
+/// client, and keeps no descriptor. `SEED=… swift test --filter FuzzTests` repeats a failure.
+@Suite("a client that says anything")
+struct FuzzTests {
+    static let seeds: [UInt64] = {
+        if let text = ProcessInfo.processInfo.environment["SEED"], let seed = UInt64(text) {
+            return [seed]
+        }
+        return (1...60).map { $0 &* 0x1234_5678_9abc_def1 }
+    }()
+
+    @Test("the server survives it", arguments: seeds)
+    func survives(seed: UInt64) throws {
+        var random = SeededGenerator(seed: seed)
+        let harness = try Harness()
+        let detector = try LeakDetector()
+        let number = detector.number
+        if Int.random(in: 0..<8, using: &random) > 0 {
+            try harness.negotiate(
+                Bool.random(using: &random) ? "{}" : #"{"capabilities":{"pgsizes":4096}}"#)
+        }
+        harness.device.delaysUnmapping = Int.random(in: 0..<4, using: &random) == 0
+        var received: [UInt8] = []
+        var stream: [UInt8] = []
+        for _ in 0..<300 where harness.ends.isEmpty {
+            stream += message(&random)
+            // In pieces that end anywhere, with descriptors anywhere.
+            while stream.count > 4000 || (!stream.isEmpty && Bool.random(using: &random)) {
+                let size = min(stream.count, Int.random(in: 1...200, using: &random))
+                let descriptors =
+                    Int.random(in: 0..<6, using: &random) == 0
+                    ? [CInt](repeating: number, count: Int.random(in: 1...20, using: &random)) : []
+                guard
+                    let sent = try? harness.client.sendSome(
+                        Array(stream[..<size]), descriptors: descriptors)
+                else { break }
+                stream.removeFirst(sent)
+                try harness.settle()
+                if let bytes = try harness.client.receiveSome(1 << 20) { received += bytes }
+            }
+            for finish in harness.device.unmappings where Bool.random(using: &random) { finish() }
+        }
+        try harness.settle()
+        while let bytes = try harness.client.receiveSome(1 << 20), !bytes.isEmpty {
+            received += bytes
+            try harness.settle()
+        }
+        try checkAnswers(received)
+
+        let ended = !harness.ends.isEmpty
+        harness.client.close()
+        let end = try harness.end()
+        if !ended { #expect(end == .clientLeft) }
+        for vectors in harness.device.events.indices {
+            for vector in harness.device.events[vectors].indices {
+                harness.device.events[vectors][vector] = nil
+            }
+        }
+        #expect(try detector.isClosedElsewhere())
+    }
+
+    /// All that came back is whole replies.
+    private func checkAnswers(_ bytes: [UInt8]) throws {
+        var rest = bytes[...]
+        while !rest.isEmpty {
+            try #require(rest.count >= 16)
+            let size = Int(Array(rest.prefix(8)).integer(UInt32.self, at: 4))
+            try #require(size >= 16 && size <= rest.count)
+            let message = WireMessage(bytes: Array(rest.prefix(size)))
+            #expect(message.isReply)
+            rest = rest.dropFirst(size)
+        }
+    }
+
+    /// A message that is mostly right.
+    private func message(_ random: inout SeededGenerator) -> [UInt8] {
+        let command = UInt16.random(in: 0...19, using: &random)
+        var payload: [UInt8]
+        switch command {
+        case 2:
+            payload = WireMessage.dmaMap(
+                flags: UInt32.random(in: 0...3, using: &random), offset: odd(&random),
+                address: odd(&random), size: odd(&random))
+        case 3:
+            payload = WireMessage.dmaUnmap(
+                flags: UInt32.random(in: 0...3, using: &random), address: odd(&random),
+                size: odd(&random))
+        case 8:
+            payload = WireMessage.setIRQs(
+                flags: UInt32.random(in: 0...63, using: &random),
+                index: UInt32.random(in: 0...5, using: &random),
+                start: UInt32(truncatingIfNeeded: odd(&random)),
+                count: UInt32.random(in: 0...24, using: &random),
+                data: bytes(Int.random(in: 0...24, using: &random), &random))
+        case 9:
+            payload = WireMessage.region(
+                UInt32.random(in: 0...9, using: &random), offset: odd(&random),
+                count: UInt32.random(in: 0...64, using: &random))
+        case 10:
+            let data = bytes(Int.random(in: 0...64, using: &random), &random)
+            payload = WireMessage.region(
+                UInt32.random(in: 0...9, using: &random), offset: odd(&random),
+                count: UInt32(data.count), data: data)
+        default:
+            payload = bytes(Int.random(in: 0...80, using: &random), &random)
+        }
+        switch Int.random(in: 0..<20, using: &random) {
+        case 0: payload = bytes(payload.count, &random)
+        case 1: payload.removeLast(Int.random(in: 0...payload.count, using: &random))
+        case 2: payload += bytes(20, &random)
+        default: break
+        }
+        var flags: UInt32 = 0
+        switch Int.random(in: 0..<12, using: &random) {
+        case 0, 1: flags = WireMessage.noReply
+        case 2: flags = WireMessage.reply
+        case 3: flags = UInt32.random(in: 0...255, using: &random) & ~0xe
+        default: break
+        }
+        var bytes = WireMessage(
+            id: UInt16.random(in: 0...UInt16.max, using: &random), command: command, flags: flags,
+            payload: payload
+        ).bytes
+        // Rarely, a header after which the stream means nothing.
+        if Int.random(in: 0..<200, using: &random) == 0 {
+            bytes[Int.random(in: 4..<12, using: &random)] = UInt8.random(
+                in: 0...255, using: &random)
+        }
+        return bytes
+    }
+
+    private func bytes(_ count: Int, _ random: inout SeededGenerator) -> [UInt8] {
+        (0..<count).map { _ in UInt8.random(in: 0...255, using: &random) }
+    }
+
+    /// Small, large, or at an edge.
+    private func odd(_ random: inout SeededGenerator) -> UInt64 {
+        switch Int.random(in: 0..<6, using: &random) {
+        case 0: UInt64.random(in: 0...64, using: &random)
+        case 1: UInt64.random(in: 0...0x5000, using: &random)
+        case 2: UInt64.max - UInt64.random(in: 0...64, using: &random)
+        case 3: 1 << UInt64.random(in: 0...63, using: &random)
+        case 4: UInt64.random(in: 0...UInt64.max, using: &random)
+        default: UInt64.random(in: 0...8, using: &random) * 0x1000
+        }
+    }
+}

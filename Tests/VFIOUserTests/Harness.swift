@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Logging
+import Platform
+import Synchronization
+import SystemPackage
+import VFIOClient
+
+@testable import VFIOUser
+
+/// A device behind a connection, and a client in the same thread at the other end.
+final class Harness {
+    let loop: EpollLoop
+    let device = TestDevice()
+    let client: WireClient
+    private(set) var connection: Connection?
+    private(set) var ends: [Connection.End] = []
+
+    init() throws {
+        let loop = try EpollLoop()
+        self.loop = loop
+        var server: Descriptor?
+        client = try WireClient.connected { server = consume $0 }
+        client.patience = .seconds(5)
+        client.whileWaiting = { try loop.turn(until: loop.now + .milliseconds(10)) }
+        guard let server = server.take() else { return }
+        connection = try Connection(
+            socket: server, device: device, loop: loop, logger: .silent
+        ) { [unowned self] in ends.append($0) }
+    }
+
+    /// A harness whose session is negotiated as by a client that serves memory.
+    static func ready() throws -> Harness {
+        let harness = try Harness()
+        try harness.negotiate()
+        return harness
+    }
+
+    func negotiate(_ json: String = #"{"capabilities":{"max_msg_fds":16}}"#) throws {
+        let reply = try client.request(
+            WireMessage.Command.version,
+            WireMessage.version(minor: 1, json: Array(json.utf8) + [0]))
+        guard !reply.isError else { throw WireClient.Failure("not negotiated: \(reply)") }
+    }
+
+    /// Turns the loop until there is nothing more to do.
+    func settle() throws {
+        for _ in 0..<4 { try loop.turn(until: loop.now) }
+    }
+
+    /// Sends the bytes and returns what comes back at once, as it comes.
+    func exchange(_ bytes: [UInt8]) throws -> [UInt8] {
+        try client.send(bytes)
+        try settle()
+        return try client.receiveSome(1 << 21) ?? []
+    }
+
+    /// Whether the server still answers as it should.
+    func isAlive() throws -> Bool {
+        let reply = try client.request(
+            WireMessage.Command.regionRead,
+            WireMessage.region(RegionIndex.configuration, offset: 0x40, count: 4))
+        return !reply.isError && reply.payload.suffix(4) == [0x11, 0x00, 19, 0x00]
+    }
+
+    /// Waits for the connection to end.
+    func end() throws -> Connection.End? {
+        let deadline = ContinuousClock.now + .seconds(5)
+        while ends.isEmpty, ContinuousClock.now < deadline {
+            try loop.turn(until: loop.now + .milliseconds(10))
+        }
+        return ends.count == 1 ? ends[0] : nil
+    }
+
+    enum RegionIndex {
+        static let configuration = UInt32(RegionDescription.PCI.configuration)
+    }
+}
+
+extension Logger {
+    static var silent: Logger { Logger(label: "test") { _ in SwiftLogNoOpLogHandler() } }
+}
+
+/// Bytes from hexadecimal digits. Spaces and what follows a `#` in a line are left out.
+func hex(_ text: String) -> [UInt8] {
+    let digits = text.split(separator: "\n").flatMap { line in
+        line.prefix { $0 != "#" }.compactMap(\.hexDigitValue)
+    }
+    return stride(from: 0, to: digits.count - 1, by: 2).map {
+        UInt8(digits[$0] << 4 | digits[$0 + 1])
+    }
+}
+
+/// Tells when the last descriptor of something that was passed around is closed.
+final class LeakDetector {
+    private let readEnd: Descriptor
+    /// To be sent; the detector keeps no copy after `forget()`.
+    private var writeEnd: Descriptor?
+
+    init() throws {
+        var numbers: [CInt] = [-1, -1]
+        _ = try systemCall { pipe(&numbers) }
+        readEnd = Descriptor(owning: numbers[0])
+        writeEnd = Descriptor(owning: numbers[1])
+    }
+
+    var number: CInt {
+        switch writeEnd {
+        case .some(let descriptor): descriptor.rawValue
+        case .none: -1
+        }
+    }
+
+    /// Whether nobody but this test has the descriptor that was sent.
+    func isClosedElsewhere() throws -> Bool {
+        writeEnd = nil
+        return try UnixSocket.wait(for: .readable, on: readEnd, atMost: .zero).contains(.closed)
+    }
+}
+
+/// A client in a thread of its own, for tests in which the server waits for the client.
+final class ClientThread: Sendable {
+    private let outcome = Mutex<Result<Void, any Error>?>(nil)
+
+    init(_ body: @escaping @Sendable () throws -> Void) {
+        let thread = Thread { [self] in
+            let result = Result { try body() }
+            outcome.withLock { $0 = result }
+        }
+        thread.start()
+    }
+
+    /// Whether it has ended.
+    var isFinished: Bool { outcome.withLock { $0 != nil } }
+
+    /// Turns the loop until the client has ended, and throws what it threw.
+    func join(_ loop: EpollLoop) throws {
+        let deadline = ContinuousClock.now + .seconds(20)
+        while !isFinished {
+            guard ContinuousClock.now < deadline else { throw WireClient.Failure("it hangs") }
+            try loop.turn(until: loop.now + .milliseconds(5))
+        }
+        try outcome.withLock { $0 }?.get()
+    }
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Testing
+import VFIOClient
+
+@testable import VFIOUser
+
+@Suite("DMA_MAP and DMA_UNMAP")
+struct MemoryTests {
+    let harness: Harness
+    var device: TestDevice { harness.device }
+
+    init() throws { harness = try Harness.ready() }
+
+    private func map(
+        flags: UInt32 = 3, offset: UInt64 = 0, address: UInt64, size: UInt64,
+        descriptors: [CInt] = []
+    ) throws -> UInt32 {
+        let reply = try harness.client.request(
+            2, WireMessage.dmaMap(flags: flags, offset: offset, address: address, size: size),
+            descriptors: descriptors)
+        #expect(reply.size == 16)
+        return reply.error
+    }
+
+    private func unmap(flags: UInt32 = 0, address: UInt64, size: UInt64) throws -> UInt32 {
+        let reply = try harness.client.request(
+            3, WireMessage.dmaUnmap(flags: flags, address: address, size: size))
+        // Whatever it says, rust-vmm's client reads 40 bytes.
+        #expect(reply.size == 40)
+        #expect(reply.payload.integer(UInt64.self, at: 8) == address)
+        #expect(reply.payload.integer(UInt64.self, at: 16) == size)
+        #expect(reply.isError == (reply.error != 0))
+        return reply.error
+    }
+
+    @Test("memory with a descriptor is added")
+    func withDescriptor() throws {
+        let memory = try SharedMemory(size: 8192)
+        try harness.client.send(
+            hex(
+                """
+                0100 0200 30000000 00000000 00000000  # number 1, DMA_MAP, 48 bytes
+                20000000 03000000                     # argsz 32, readable and writable
+                0010000000000000                      # offset 0x1000 in the file
+                0000004001000000 0010000000000000     # at 5 GiB, 4096 bytes
+                """), descriptors: [memory.descriptor])
+        try harness.settle()
+        #expect(
+            try harness.client.receiveSome(99) == hex("0100 0200 10000000 01000000 00000000"))
+        #expect(
+            device.maps == [
+                .init(address: 0x1_4000_0000, count: 0x1000, offset: 0x1000, hasFile: true)
+            ])
+    }
+
+    @Test("memory without a descriptor is added as such, and read-only is passed on")
+    func withoutDescriptor() throws {
+        #expect(try map(flags: 1, address: 0xf0000, size: 0x10000) == 0)
+        #expect(
+            device.maps == [.init(address: 0xf0000, count: 0x10000, access: .read, hasFile: false)])
+    }
+
+    @Test("what the device refuses is told")
+    func refused() throws {
+        #expect(try map(address: 0x1000, size: 0x1000) == 0)
+        #expect(try map(address: 0x1fff, size: 1) == 17)  // EEXIST
+    }
+
+    @Test("ranges that cannot be are refused")
+    func impossible() throws {
+        #expect(try map(address: 0x1000, size: 0) == 22)
+        #expect(try map(address: .max, size: 2) == 22)
+        #expect(try map(address: 1 << 63, size: .max) == 22)
+        #expect(device.maps.isEmpty)
+        #expect(try map(address: .max, size: 1) == 0)
+    }
+
+    @Test("memory that may be neither read nor written is refused", arguments: [0, 4, 0xffff_fffc])
+    func noAccess(flags: UInt32) throws {
+        #expect(try map(flags: flags, address: 0x1000, size: 0x1000) == 22)
+    }
+
+    @Test("memory with two descriptors is refused, and both are closed")
+    func twoDescriptors() throws {
+        let detector = try LeakDetector()
+        #expect(
+            try map(
+                address: 0x1000, size: 0x1000, descriptors: [detector.number, detector.number])
+                == 22)
+        #expect(device.maps.isEmpty)
+        #expect(try detector.isClosedElsewhere())
+    }
+
+    @Test("the descriptor of memory that is refused is closed")
+    func refusedDescriptor() throws {
+        let detector = try LeakDetector()
+        #expect(try map(address: 0x1000, size: 0x1000) == 0)
+        #expect(try map(address: 0x1000, size: 0x1000, descriptors: [detector.number]) == 17)
+        #expect(try detector.isClosedElsewhere())
+    }
+
+    @Test("a message that is too short is refused")
+    func tooShort() throws {
+        let map = try harness.client.request(2, [UInt8](repeating: 1, count: 31))
+        #expect(map.isError && map.error == 22)
+        let unmap = try harness.client.request(3, [UInt8](repeating: 1, count: 23))
+        #expect(unmap.isError && unmap.error == 22)
+    }
+
+    @Test("memory is removed")
+    func remove() throws {
+        #expect(try map(address: 0x1000, size: 0x1000) == 0)
+        let answer = try harness.exchange(
+            hex(
+                """
+                0200 0300 28000000 00000000 00000000  # number 2, DMA_UNMAP, 40 bytes
+                18000000 00000000                     # argsz 24
+                0010000000000000 0010000000000000
+                """))
+        #expect(
+            answer
+                == hex(
+                    """
+                    0200 0300 28000000 01000000 00000000
+                    18000000 00000000
+                    0010000000000000 0010000000000000
+                    """))
+        #expect(device.maps.isEmpty)
+    }
+
+    @Test("only exactly what was added is removed")
+    func exact() throws {
+        #expect(try map(address: 0x1000, size: 0x2000) == 0)
+        #expect(try unmap(address: 0x1000, size: 0x1000) == 2)  // ENOENT
+        #expect(try unmap(address: 0x2000, size: 0x1000) == 2)
+        #expect(try unmap(address: 0, size: 0) == 2)
+        #expect(device.maps.count == 1)
+        #expect(try unmap(address: 0x1000, size: 0x2000) == 0)
+        #expect(try unmap(address: 0x1000, size: 0x2000) == 2)
+    }
+
+    @Test("ALL removes everything, and only without a range")
+    func all() throws {
+        #expect(try map(address: 0x1000, size: 0x1000) == 0)
+        #expect(try map(address: 0x4000, size: 0x1000) == 0)
+        #expect(try unmap(flags: 2, address: 0, size: 1) == 22)
+        #expect(try unmap(flags: 2, address: 0x1000, size: 0) == 22)
+        #expect(device.maps.count == 2)
+        #expect(try unmap(flags: 2, address: 0, size: 0) == 0)
+        #expect(device.maps.isEmpty)
+        #expect(try unmap(flags: 2, address: 0, size: 0) == 0)
+    }
+
+    @Test("the report of written pages, and flags of the future, are refused")
+    func unmapFlags() throws {
+        #expect(try map(address: 0x1000, size: 0x1000) == 0)
+        #expect(try unmap(flags: 1, address: 0x1000, size: 0x1000) == 95)
+        #expect(try unmap(flags: 3, address: 0, size: 0) == 22)
+        #expect(try unmap(flags: 4, address: 0x1000, size: 0x1000) == 22)
+        #expect(device.maps.count == 1)
+    }
+
+    @Test("the answer comes when the memory is no longer used; other requests are answered before")
+    func delayed() throws {
+        #expect(try map(address: 0x1000, size: 0x1000) == 0)
+        device.delaysUnmapping = true
+        let request = WireMessage(
+            id: 77, command: 3, payload: WireMessage.dmaUnmap(address: 0x1000, size: 0x1000))
+        try harness.client.send(request)
+        #expect(try harness.isAlive())
+        #expect(device.unmappings.count == 1)
+        device.unmappings[0]()
+        let reply = try harness.client.receiveMessage()
+        #expect(
+            reply
+                == WireMessage(
+                    id: 77, command: 3, flags: WireMessage.reply, payload: request.payload))
+        // Told again, it changes nothing.
+        device.unmappings[0]()
+        #expect(try harness.isAlive())
+    }
+
+    @Test("memory that stays in use is answered with an error in time")
+    func tooLate() throws {
+        #expect(try map(address: 0x1000, size: 0x1000) == 0)
+        device.delaysUnmapping = true
+        harness.connection?.unmappingTime = .milliseconds(20)
+        let error = try unmap(address: 0x1000, size: 0x1000)
+        #expect(error == 16)  // EBUSY
+        device.unmappings[0]()
+        #expect(try harness.isAlive())
+    }
+
+    @Test("a client that has left is not answered")
+    func leftMeanwhile() throws {
+        #expect(try map(address: 0x1000, size: 0x1000) == 0)
+        device.delaysUnmapping = true
+        try harness.client.send(
+            WireMessage(
+                id: 77, command: 3, payload: WireMessage.dmaUnmap(address: 0x1000, size: 0x1000)))
+        try harness.settle()
+        harness.client.close()
+        #expect(try harness.end() == .clientLeft)
+        device.unmappings[0]()
+        try harness.settle()
+    }
+}

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Platform
+import Synchronization
+import SystemPackage
+import Testing
+import VFIOClient
+
+@testable import VFIOUser
+
+/// Guest memory by messages. The server waits for the client here, so the client runs in a thread of
+/// its own, and the test's thread is the server.
+@Suite("guest memory by messages")
+struct RemoteMemoryTests {
+    /// Something that one thread tells another once.
+    final class Flag: Sendable {
+        private let value = Mutex(false)
+
+        var isSet: Bool { value.withLock { $0 } }
+
+        func set() { value.withLock { $0 = true } }
+    }
+
+    static let base: UInt64 = 0x1_0000_0000
+    static let size = 3 << 20
+    static let pattern = (0..<size).map { UInt8(truncatingIfNeeded: $0 &* 31 &+ $0 >> 8) }
+
+    let loop: EpollLoop
+    let device = TestDevice()
+
+    init() throws { loop = try EpollLoop() }
+
+    /// Connects a QEMU whose memory has no descriptor and holds the pattern, lets it run its main loop
+    /// until `body` is over, and runs `body` beside it.
+    private func withQEMU(
+        dataOffset: Int = 28,
+        whileRunning: @escaping @Sendable (QEMUClient) throws -> Void = { _ in },
+        _ body: (Connection) throws -> Void
+    ) throws {
+        try withClient { wire, stop in
+            let memory = try SharedMemory(size: Self.size)
+            memory.write(Self.pattern, at: 0)
+            let client = QEMUClient(
+                wire: wire, memory: [.init(address: Self.base, contents: memory, isShared: false)])
+            client.dataOffset = dataOffset
+            try client.start()
+            try whileRunning(client)
+            while !stop.isSet {
+                try client.serveMemory()
+                try wire.wait(for: .readable)
+            }
+        } _: { connection throws in
+            while device.maps.isEmpty { try loop.turn(until: loop.now + .milliseconds(5)) }
+            try body(connection)
+        }
+    }
+
+    private func withClient(
+        _ client: @escaping @Sendable (WireClient, Flag) throws -> Void,
+        _ body: (Connection) throws -> Void
+    ) throws {
+        var numbers: [CInt] = [-1, -1]
+        try SocketPair.make(&numbers)
+        let (number, stop) = (numbers[0], Flag())
+        let connection = try Connection(
+            socket: Descriptor(owning: numbers[1]), device: device, loop: loop, logger: .silent
+        ) { _ in }
+        let thread = ClientThread {
+            try client(WireClient(socket: Descriptor(owning: number)), stop)
+        }
+        let result = Result { try body(connection) }
+        stop.set()
+        try thread.join(loop)
+        try result.get()
+        connection.close()
+        try loop.turn(until: loop.now)
+    }
+
+    private func read(_ connection: Connection, _ count: Int, at offset: Int) throws -> [UInt8] {
+        var bytes = [UInt8](repeating: 0xaa, count: count)
+        try bytes.withUnsafeMutableBytes {
+            try connection.readMemory(into: $0, at: Self.base &+ UInt64(bitPattern: Int64(offset)))
+        }
+        return bytes
+    }
+
+    private func write(_ connection: Connection, _ bytes: [UInt8], at offset: Int) throws {
+        try bytes.withUnsafeBytes {
+            try connection.writeMemory($0, at: Self.base &+ UInt64(bitPattern: Int64(offset)))
+        }
+    }
+
+    @Test(
+        "what the guest has is read, and what is written is read back, in both layouts",
+        arguments: [28, 32])
+    func readAndWrite(dataOffset: Int) throws {
+        try withQEMU(dataOffset: dataOffset) { connection throws in
+            for (count, offset) in [(1, 5), (4, 0), (16, 0x1003), (4096, 0x2000), (0, 0)] {
+                #expect(
+                    try read(connection, count, at: offset)
+                        == Array(Self.pattern[offset..<offset + count]))
+                let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 &+ 1) }
+                try write(connection, bytes, at: offset)
+                #expect(try read(connection, count, at: offset) == bytes)
+            }
+            #expect(connection.memoryLayout == (dataOffset == 28 ? .qemu : .document))
+        }
+    }
+
+    @Test("the layout is found when the first access is a write", arguments: [28, 32])
+    func writeFirst(dataOffset: Int) throws {
+        try withQEMU(dataOffset: dataOffset) { connection throws in
+            try write(connection, [1, 2, 3, 4, 5, 6, 7, 8], at: 0x100)
+            #expect(
+                try read(connection, 10, at: 0xff)
+                    == [Self.pattern[0xff], 1, 2, 3, 4, 5, 6, 7, 8, Self.pattern[0x108]])
+        }
+    }
+
+    @Test(
+        "data whose ends are zero is not shifted, though it could be meant in either layout",
+        arguments: [28, 32])
+    func ambiguous(dataOffset: Int) throws {
+        let data: [UInt8] = [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
+        try withClient { wire, stop in
+            let memory = try SharedMemory(size: 4096)
+            memory.write(data, at: 64)
+            let client = QEMUClient(
+                wire: wire, memory: [.init(address: Self.base, contents: memory, isShared: false)])
+            client.dataOffset = dataOffset
+            try client.start()
+            while !stop.isSet {
+                try client.serveMemory()
+                try wire.wait(for: .readable)
+            }
+        } _: { connection throws in
+            while device.maps.isEmpty { try loop.turn(until: loop.now + .milliseconds(5)) }
+            // All zero: either layout means the same, and no more is asked.
+            #expect(try read(connection, 16, at: 0) == [UInt8](repeating: 0, count: 16))
+            #expect(connection.memoryLayout == nil)
+            #expect(try read(connection, 16, at: 64) == data)
+            #expect(connection.memoryLayout == (dataOffset == 28 ? .qemu : .document))
+        }
+    }
+
+    @Test("an access longer than one message is cut", arguments: [28, 32])
+    func long(dataOffset: Int) throws {
+        try withQEMU(dataOffset: dataOffset) { connection throws in
+            let count = 2 * Limits.dataTransfer + 5
+            #expect(try read(connection, count, at: 3) == Array(Self.pattern[3..<3 + count]))
+            let bytes = [UInt8](Self.pattern[..<count].reversed())
+            try write(connection, bytes, at: 1)
+            #expect(try read(connection, count, at: 1) == bytes)
+        }
+    }
+
+    @Test("what the client refuses is an error, and no harm is done")
+    func refused() throws {
+        try withQEMU { connection throws in
+            #expect(throws: Errno.operationNotSupportedByDevice) {
+                try read(connection, 4, at: Self.size)
+            }
+            #expect(throws: Errno.operationNotSupportedByDevice) {
+                try write(connection, [1], at: -1)
+            }
+            #expect(try read(connection, 4, at: 0) == Array(Self.pattern[..<4]))
+        }
+    }
+
+    // QEMU's main loop answers no request of ours while a processor waits for its register, so we
+    // must answer that first.
+    @Test("registers are served while an access waits")
+    func servesMeanwhile() throws {
+        try withQEMU { client in
+            // The server's request lies unanswered meanwhile.
+            try client.awaitRequest()
+            for value in UInt32(1)...50 {
+                try client.writeRegister(0x10, value)
+                guard try client.readRegister(0x10, as: UInt32.self) == value else {
+                    throw WireClient.Failure("a wrong register")
+                }
+            }
+        } _: { connection throws in
+            for _ in 0..<50 {
+                #expect(try read(connection, 64, at: 64) == Array(Self.pattern[64..<128]))
+            }
+            #expect(device.writes.count == 50)
+        }
+    }
+
+    @Test("memory is added and removed while an access waits")
+    func mapsMeanwhile() throws {
+        try withQEMU { client in
+            let other = try SharedMemory(size: 4096)
+            try client.awaitRequest()
+            try client.add(.init(address: 0x1000, contents: other, isShared: false))
+            try client.remove(address: 0x1000)
+        } _: { connection throws in
+            #expect(try read(connection, 64, at: 64) == Array(Self.pattern[64..<128]))
+            #expect(device.maps.count == 1)
+        }
+    }
+
+    @Test("DEVICE_RESET ends the wait and is carried out when the device is at rest")
+    func resetMeanwhile() throws {
+        try withQEMU { client in
+            try client.awaitRequest()
+            try client.reset()
+            guard try client.readRegister(0x10, as: UInt32.self) == 0 else {
+                throw WireClient.Failure("a wrong register")
+            }
+        } _: { connection throws in
+            #expect(throws: Errno.canceled) { try read(connection, 64, at: 64) }
+            // Not yet: the device may be in the middle of something.
+            #expect(device.resets == 0)
+            #expect(throws: Errno.canceled) { try write(connection, [1], at: 0) }
+            while device.resets == 0 { try loop.turn(until: loop.now + .milliseconds(5)) }
+            #expect(try read(connection, 64, at: 64) == Array(Self.pattern[64..<128]))
+        }
+    }
+
+    @Test("removal of memory that is in use ends the wait, and is answered when it is over")
+    func unmapMeanwhile() throws {
+        device.delaysUnmapping = true
+        try withQEMU { client in
+            try client.awaitRequest()
+            try client.remove(address: Self.base)
+        } _: { connection throws in
+            #expect(throws: Errno.canceled) { try read(connection, 64, at: 64) }
+            #expect(throws: Errno.canceled) { try read(connection, 64, at: 64) }
+            #expect(device.unmappings.count == 1)
+            for finish in device.unmappings { finish() }
+            try loop.turn(until: loop.now)
+            #expect(throws: Errno.operationNotSupportedByDevice) {
+                try read(connection, 64, at: 64)
+            }
+        }
+    }
+
+    @Test("a client that leaves ends the wait")
+    func leavesMeanwhile() throws {
+        try withClient { wire, _ in
+            let client = QEMUClient(wire: wire, memory: [])
+            try client.start()
+            try client.awaitRequest()
+            client.kill()
+        } _: { connection throws in
+            while !connection.servesMemory { try loop.turn(until: loop.now + .milliseconds(5)) }
+            #expect(throws: Errno.socketNotConnected) { try read(connection, 64, at: 64) }
+            #expect(throws: Errno.socketNotConnected) { try read(connection, 64, at: 64) }
+        }
+    }
+
+    @Test("a client that does not answer is waited for once, until the late answer comes")
+    func silent() throws {
+        let answers = Flag()
+        try withClient { wire, stop in
+            let memory = try SharedMemory(size: 4096)
+            let client = QEMUClient(
+                wire: wire, memory: [.init(address: Self.base, contents: memory, isShared: false)])
+            try client.start()
+            while !stop.isSet {
+                client.ignoresRequests = !answers.isSet
+                try client.serveMemory()
+                try wire.wait(for: .readable)
+            }
+        } _: { connection throws in
+            while device.maps.isEmpty { try loop.turn(until: loop.now + .milliseconds(5)) }
+            connection.memoryAccessTime = .milliseconds(50)
+            let start = loop.now
+            #expect(throws: Errno.timedOut) { try read(connection, 4, at: 0) }
+            #expect(loop.now - start >= .milliseconds(50))
+            connection.memoryAccessTime = .seconds(100)
+            #expect(throws: Errno.timedOut) { try read(connection, 4, at: 0) }
+            answers.set()
+            while connection.overdueRequest != nil {
+                try loop.turn(until: loop.now + .milliseconds(5))
+            }
+            #expect(try read(connection, 4, at: 0) == [0, 0, 0, 0])
+        }
+    }
+
+    @Test("a client that cannot serve its memory is never asked")
+    func cloudHypervisor() throws {
+        try withClient { wire, _ in
+            let client = CloudHypervisorClient(wire: wire, memory: [])
+            try client.start()
+            try client.writeRegister(0, UInt32(1))
+            // Anything that was sent without being asked for would be taken for this answer.
+            guard try client.readRegister(0, as: UInt32.self) == 1 else {
+                throw WireClient.Failure("a wrong register")
+            }
+        } _: { connection throws in
+            while device.writes.isEmpty {
+                #expect(throws: Errno.notSupported) { try read(connection, 4, at: 0) }
+                #expect(throws: Errno.notSupported) { try write(connection, [1], at: 0) }
+                try loop.turn(until: loop.now + .milliseconds(5))
+            }
+        }
+    }
+
+    struct BadAnswer: CustomStringConvertible, Sendable {
+        let description: String
+        let error: Errno
+        let answer: @Sendable (WireMessage) -> WireMessage
+    }
+
+    static let badAnswers = [
+        BadAnswer(description: "too short", error: .ioError) { request in
+            WireMessage(
+                id: request.id, command: request.command, flags: WireMessage.reply,
+                payload: [UInt8](repeating: 1, count: 31))
+        },
+        BadAnswer(description: "empty", error: .ioError) { request in
+            WireMessage(id: request.id, command: request.command, flags: WireMessage.reply)
+        },
+        BadAnswer(description: "an error without a reason", error: .ioError) { request in
+            WireMessage(
+                id: request.id, command: request.command,
+                flags: WireMessage.reply | WireMessage.error)
+        },
+        BadAnswer(description: "an error that means something else here", error: .ioError) {
+            request in
+            WireMessage(
+                id: request.id, command: request.command,
+                flags: WireMessage.reply | WireMessage.error, error: 125)
+        },
+        BadAnswer(description: "an error", error: .permissionDenied) { request in
+            WireMessage(
+                id: request.id, command: request.command,
+                flags: WireMessage.reply | WireMessage.error, error: 13)
+        },
+    ]
+
+    @Test("an answer that is none is an error of this access alone", arguments: badAnswers)
+    func badAnswer(_ bad: BadAnswer) throws {
+        try withClient { wire, _ in
+            let client = QEMUClient(wire: wire, memory: [])
+            try client.start()
+            try wire.send(bad.answer(try client.awaitRequest()))
+            _ = try client.readRegister(0, as: UInt32.self)
+        } _: { connection throws in
+            while !connection.servesMemory { try loop.turn(until: loop.now + .milliseconds(5)) }
+            #expect(throws: bad.error) { try read(connection, 16, at: 0) }
+        }
+    }
+
+    @Test("an access within an access is refused")
+    func nested() throws {
+        var error: Errno?
+        try withQEMU { client in
+            try client.awaitRequest()
+            _ = try client.readRegister(0, as: UInt32.self)
+        } _: { connection throws in
+            device.whileReading = {
+                device.whileReading = nil
+                do {
+                    _ = try read(connection, 1, at: 0)
+                } catch let thrown {
+                    error = thrown as? Errno
+                }
+            }
+            #expect(try read(connection, 4, at: 0) == Array(Self.pattern[..<4]))
+            #expect(error == .resourceBusy)
+        }
+    }
+}
