@@ -106,11 +106,10 @@ final class TestDevice: VFIODevice {
         _ file: consuming Descriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
     ) throws(Errno) {
-        guard
-            !maps.contains(where: {
-                $0.address < address + count && address < $0.address + $0.count
-            })
-        else { throw .fileExists }
+        let last = address + (count - 1)
+        for map in maps where map.address <= last && address <= map.address + (map.count - 1) {
+            throw .fileExists
+        }
         maps.append(
             Map(
                 address: address, count: count, offset: offset, access: access,
