@@ -77,7 +77,9 @@ let package = Package(
         .tests("ExampleBackend", ["USB", "BackendKit", "GuestKit", "Platform", .logging]),
         .testTarget(
             name: "SimulationTests",
-            dependencies: ["GuestKit", "XHCI", "DMA", "USB", "Platform", "MassStorage", .logging],
+            dependencies: [
+                "GuestKit", "XHCI", "DMA", "USB", "Platform", "BackendKit", "MassStorage", .logging,
+            ],
             path: "Tests/SimulationTests", swiftSettings: .relaxed),
         .testTarget(
             name: "EndToEndTests",

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import DMA
-public import GuestKit
 internal import USB
 
 /// A guest's driver of a USB stick: Bulk-Only Transport with SCSI's READ and WRITE, as far as a test
