@@ -15,6 +15,9 @@ public final class GuestStick {
     public static let blocksPerCommand = 256
 
     public let driver: GuestDriver
+    private let slot: GuestSlot
+    private let inputAddress: UInt16
+    private let outputAddress: UInt16
     private let input: GuestEndpoint
     private let output: GuestEndpoint
     private let commandBlock: GuestAddress
@@ -27,10 +30,13 @@ public final class GuestStick {
     /// Finds the stick behind a new connection and configures it.
     public init(_ driver: GuestDriver) throws {
         self.driver = driver
-        let slot = try driver.addressNewDevice()
+        slot = try driver.addressNewDevice()
         let configuration = try slot.control(
             SetupPacket(requestType: 0x80, request: 6, value: 0x200, index: 0, length: 255))
-        let endpoints = try slot.configure(try Self.bulkEndpoints(configuration))
+        let wanted = try Self.bulkEndpoints(configuration)
+        inputAddress = UInt16(wanted[0].address.rawValue)
+        outputAddress = UInt16(wanted[1].address.rawValue)
+        let endpoints = try slot.configure(wanted)
         try slot.control(
             SetupPacket(
                 requestType: 0, request: 9, value: UInt16(configuration[5]), index: 0, length: 0))
@@ -136,20 +142,32 @@ public final class GuestStick {
         let block = header + [flags, 0, UInt8(command.count)] + command
         memory.write(block + zeroes(31 - block.count), at: commandBlock)
         _ = try move(output, commandBlock, 31)
-        if let endpoint { _ = try move(endpoint, data, count) }
+        if let endpoint, try move(endpoint, data, count) == nil { try recover(endpoint) }
         guard try move(input, statusBlock, 13) == 13,
             memory.bytes(at: statusBlock, count: 8) == littleEndian(0x5342_5355) + littleEndian(tag)
         else { throw Failure(description: "no status for command \(command)") }
         return memory.load(UInt8.self, at: statusBlock + 12)
     }
 
-    private func move(_ endpoint: GuestEndpoint, _ buffer: GuestAddress, _ count: Int) throws -> Int
-    {
+    /// Clears a halt at the controller and at the device (Bulk-Only Transport 6.7).
+    private func recover(_ endpoint: GuestEndpoint) throws {
+        try endpoint.reset()
+        try endpoint.setDequeuePointer()
+        let address: UInt16 = endpoint === input ? inputAddress : outputAddress
+        try slot.control(
+            SetupPacket(requestType: 2, request: 1, value: 0, index: address, length: 0))
+    }
+
+    /// Moves a piece of a command; `nil` if the endpoint answered with a stall.
+    private func move(
+        _ endpoint: GuestEndpoint, _ buffer: GuestAddress, _ count: Int
+    ) throws -> Int? {
         let trbs = endpoint.trbs(buffer, count)
         let addresses = endpoint.submit(trbs)
         let event = try driver.wait("end of a transfer of \(count) bytes") {
             $0.isTransfer && addresses.contains($0.pointer)
         }
+        if event.code == .stall { return nil }
         guard event.code == .success || event.code == .shortPacket,
             let moved = GuestEndpoint.transferred(event, trbs: trbs, addresses: addresses)
         else { throw GuestError.unexpected(event, "transfer of \(count) bytes") }
