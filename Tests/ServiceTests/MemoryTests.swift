@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DMA
+import GuestKit
+import Platform
+import RemoteGuest
+import Service
+import Testing
+import USB
+import VFIOClient
+
+/// Guest memory that comes, goes, and is reached in different ways.
+struct MemoryTests {
+    private let bench: Bench
+    private let device = TestDevice { transfer in
+        if case .control = transfer.kind { nil } else { .hold }
+    }
+
+    init() throws {
+        bench = try Bench()
+        try bench.server.bus.attach(device)
+    }
+
+    /// A machine whose guest has given the device a transfer that it keeps.
+    private func machineWithTransferInFlight(_ monitor: Monitor) throws -> RemoteMachine {
+        let machine = try bench.machine(monitor)
+        let driver = GuestDriver(machine)
+        try driver.start()
+        let slot = try driver.addressNewDevice()
+        let endpoint = try slot.configureOne(.bulkIn(1))
+        endpoint.submit(.normal(machine.memory.allocate(512), 512, .interruptOnCompletion))
+        #expect(try bench.turn { !device.pending.isEmpty })
+        return machine
+    }
+
+    /// Memory that is not shared needs a client that answers while the server waits for it, so
+    /// end-to-end tests have that case.
+    @Test("commands are carried out for each kind of monitor", arguments: Bench.monitors)
+    func commands(monitor: Monitor) throws {
+        let machine = try bench.machine(monitor)
+        let driver = GuestDriver(machine)
+        try driver.start()
+        for _ in 0..<40 { try driver.succeed(.command(.noOpCommand)) }
+        #expect(machine.failure == nil)
+        #expect(machine.memory.damagedCanaries().isEmpty)
+    }
+
+    @Test func `unmapping ends transfers in flight and is answered when they are gone`() throws {
+        let machine = try machineWithTransferInFlight(.cloudHypervisor)
+        let start = ContinuousClock.now
+        try machine.client.unmapMemory(
+            at: machine.memory.base.rawValue, size: UInt64(machine.memory.size))
+        #expect(ContinuousClock.now - start < .milliseconds(500))
+        #expect(device.pending.isEmpty)
+        #expect(device.cancelled.count == 1)
+    }
+
+    @Test func `unmapping is answered after a second though a device keeps the transfer`() throws {
+        device.cancelsAtOnce = false
+        let machine = try machineWithTransferInFlight(.cloudHypervisor)
+        let start = ContinuousClock.now
+        try machine.client.unmapMemory(
+            at: machine.memory.base.rawValue, size: UInt64(machine.memory.size))
+        let elapsed = ContinuousClock.now - start
+        #expect(elapsed > .milliseconds(900) && elapsed < .seconds(3))
+        // The late answer moves data to memory that nobody looks at, and harms nothing.
+        device.answerNext(.give(Array(repeating: 7, count: 512)))
+        #expect(try machine.client.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
+    }
+
+    @Test func `a client that dies with transfers in flight can be followed by another`() throws {
+        device.cancelsAtOnce = false
+        let first = try machineWithTransferInFlight(.qemu)
+        first.client.kill()
+        let second = try bench.machine()
+        device.answerNext(.give(Array(repeating: 7, count: 512)))
+        let driver = GuestDriver(second)
+        try driver.start()
+        try driver.succeed(.command(.noOpCommand))
+    }
+
+    @Test func `memory can be given back and given again while the controller runs`() throws {
+        let machine = try bench.machine(.qemu)
+        let client = try #require(machine.client as? QEMUClient)
+        let driver = GuestDriver(machine)
+        try driver.start()
+        let rom = try SharedMemory(size: 65536)
+        for _ in 0..<50 {
+            try client.add(.init(address: 0xc0000, contents: rom, isShared: false))
+            try driver.succeed(.command(.noOpCommand))
+            try client.remove(address: 0xc0000)
+        }
+    }
+
+    @Test func `a controller whose memory was taken away reports it and can be reset`() throws {
+        let machine = try bench.machine()
+        let driver = GuestDriver(machine)
+        try driver.start()
+        let memory = machine.memory
+        try machine.client.unmapMemory(at: memory.base.rawValue, size: UInt64(memory.size))
+        driver.ringDoorbell(slot: 0, target: 0)
+        driver.commandRing.push(.command(.noOpCommand))
+        driver.ringDoorbell(slot: 0, target: 0)
+        try driver.waitForError()
+        let descriptor = try memory.descriptor()
+        try machine.client.mapMemory(
+            descriptor.rawValue, at: memory.base.rawValue, size: UInt64(memory.size))
+        try driver.start()
+        try driver.succeed(.command(.noOpCommand))
+    }
+}
+
+extension GuestDriver {
+    /// Waits for Host System Error or Host Controller Error.
+    fileprivate func waitForError() throws {
+        let errors = Status.hostSystemError | Status.controllerError
+        guard
+            machine.advance(until: { machine.read32(registers.status) & errors != 0 })
+        else { throw GuestError.timeout("an error") }
+    }
+}
