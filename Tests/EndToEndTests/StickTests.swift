@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import GuestKit
+import RemoteGuest
+import Testing
+import VFIOClient
+import VMKit
+
+/// A guest's driver uses an image file through the built program, a real socket, and each kind of
+/// monitor; what the guest sees and what is in the file must agree to the byte.
+struct StickTests {
+    private let folder: TemporaryFolder
+    private let image: String
+    private let contents: [UInt8]
+    private var socket: String { folder.file("socket") }
+    private var specification: String { "storage:file=\(image)" }
+
+    init() throws {
+        folder = try TemporaryFolder()
+        image = folder.file("stick.img")
+        contents = noise(1 << 20, seed: 1)
+        try Data(contents).write(to: URL(filePath: image))
+    }
+
+    private func fileContents() throws -> [UInt8] {
+        [UInt8](try Data(contentsOf: URL(filePath: image)))
+    }
+
+    /// A guest whose driver runs.
+    private func boot(_ monitor: Monitor = .cloudHypervisor) throws -> GuestDriver {
+        let machine = try monitor.start(memory: GuestRAM(), wire: WireClient(path: socket))
+        var options = GuestDriver.Options()
+        options.waitsForInterrupts = true
+        let driver = GuestDriver(machine, options)
+        try driver.start()
+        return driver
+    }
+
+    private func stick(_ monitor: Monitor = .cloudHypervisor) throws -> GuestStick {
+        try GuestStick(boot(monitor))
+    }
+
+    @Test("the guest reads what is in the file", arguments: Monitor.allCases)
+    func reading(monitor: Monitor) throws {
+        let server = try RunningServer(devices: [specification], folder: folder)
+        let stick = try stick(monitor)
+        #expect(try stick.blockCount() == contents.count / 512)
+        #expect(try stick.read(block: 0, count: contents.count / 512) == contents)
+        #expect(try stick.read(block: 77, count: 3) == Array(contents[77 * 512..<80 * 512]))
+        #expect(stick.driver.memory.damagedCanaries().isEmpty)
+        #expect(try server.terminate() == 0)
+    }
+
+    @Test("what the guest writes and flushes is in the file", arguments: Monitor.allCases)
+    func writing(monitor: Monitor) throws {
+        let server = try RunningServer(devices: [specification], folder: folder)
+        let stick = try stick(monitor)
+        _ = try stick.blockCount()
+        let new = noise(300 * 512, seed: 2)
+        try stick.write(new, block: 5)
+        try stick.synchronize()
+        // The server has no chance to do anything more.
+        server.process.kill()
+        var expected = contents
+        expected.replaceSubrange(5 * 512..<305 * 512, with: new)
+        #expect(try fileContents() == expected)
+    }
+
+    @Test func `a stick on a SuperSpeed port is the same stick`() throws {
+        let server = try RunningServer(devices: ["\(specification),speed=super"], folder: folder)
+        let stick = try stick()
+        #expect(try stick.readAll() == contents)
+        #expect(try server.terminate() == 0)
+    }
+
+    @Test func `several sticks keep apart`() throws {
+        let other = folder.file("other.img")
+        let otherContents = noise(64 * 512, seed: 3)
+        try Data(otherContents).write(to: URL(filePath: other))
+        let server = try RunningServer(
+            devices: [specification, "storage:file=\(other)"], folder: folder)
+        let driver = try boot()
+        let first = try GuestStick(driver)
+        let second = try GuestStick(driver)
+        #expect(try first.readAll() == contents)
+        #expect(try second.readAll() == otherContents)
+        #expect(try server.terminate() == 0)
+    }
+
+    @Test func `a monitor killed while its guest writes leaves flushed bytes and the stick`() throws
+    {
+        let server = try RunningServer(devices: [specification], folder: folder)
+        let first = try stick()
+        _ = try first.blockCount()
+        let flushed = noise(64 * 512, seed: 4)
+        try first.write(flushed, block: 0)
+        try first.synchronize()
+        // Half a transfer: its command is out, its data is not taken away yet.
+        let machine = try #require(first.driver.machine as? RemoteMachine)
+        machine.client.kill()
+
+        let second = try stick()
+        var expected = contents
+        expected.replaceSubrange(0..<flushed.count, with: flushed)
+        #expect(try second.readAll() == expected)
+        #expect(try server.terminate() == 0)
+    }
+
+    @Test func `guests follow one another on one server`() throws {
+        let server = try RunningServer(devices: [specification], folder: folder)
+        for round in 0..<10 {
+            let monitor = Monitor.allCases[round % Monitor.allCases.count]
+            let stick = try stick(monitor)
+            _ = try stick.blockCount()
+            #expect(try stick.read(block: round, count: 8).count == 8 * 512)
+            try #require(stick.driver.machine as? RemoteMachine).client.kill()
+        }
+        #expect(try server.terminate() == 0)
+    }
+
+    @Test func `an image that another server uses is refused`() throws {
+        let server = try RunningServer(devices: [specification], folder: folder)
+        let second = try Program("--socket-path", folder.file("second"), "--device", specification)
+        #expect(second.status == 1)
+        #expect(second.errors.contains("stick.img"))
+        #expect(try server.terminate() == 0)
+        let third = try RunningServer(devices: [specification], folder: folder)
+        #expect(try third.terminate() == 0)
+    }
+
+    @Test func `a write-protected stick is read and not written`() throws {
+        let server = try RunningServer(devices: ["\(specification),readonly"], folder: folder)
+        let stick = try stick()
+        _ = try stick.blockCount()
+        #expect(throws: GuestStick.Failure.self) {
+            try stick.write(noise(512, seed: 5), block: 0)
+        }
+        #expect(try stick.read(block: 0, count: 1) == Array(contents[..<512]))
+        #expect(try server.terminate() == 0)
+        #expect(try fileContents() == contents)
+    }
+}
+
+/// Bytes without a pattern, the same for the same seed.
+private func noise(_ count: Int, seed: UInt64) -> [UInt8] {
+    var generator = SplitMix64(seed: seed)
+    return (0..<count).map { _ in UInt8(truncatingIfNeeded: generator.next()) }
+}
