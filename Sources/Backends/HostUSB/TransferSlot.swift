@@ -22,8 +22,7 @@ final class TransferSlot {
     private static let setupSize = 8
 
     private let raw: UnsafeMutablePointer<libusb_transfer>
-    /// libusb's context must outlive its transfers.
-    private let context: LibUSBContext
+    private unowned let context: LibUSBContext
     private var memory: UnsafeMutableRawBufferPointer
     private var usesMemory = false
 
