@@ -1,29 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
+/// Bits of registers and TRBs, both ends included as the specification prints them: its `16:0` is
+/// `value[bits: 0...16]`.
 extension FixedWidthInteger {
-    /// The bits of `range`, numbered as the specification prints them (`16:0` is `0...16`).
+    /// The bits of a range, moved down to bit 0.
     ///
-    /// Setting asserts that the value fits, and cuts it in release.
+    /// A value that does not fit is a programmer's error; release builds cut it.
     subscript(bits range: ClosedRange<Int>) -> Self {
-        get { (self >> Self(range.lowerBound)) & Self.lowBits(range.count) }
+        get { (self &>> Self(range.lowerBound)) & Self.mask(of: range) }
         set {
-            let mask = Self.lowBits(range.count)
-            assert(newValue & ~mask == 0, "\(newValue) does not fit into bits \(range)")
-            self &= ~(mask << Self(range.lowerBound))
-            self |= (newValue & mask) << Self(range.lowerBound)
+            let mask = Self.mask(of: range)
+            assert(newValue & ~mask == 0, "\(newValue) does not fit bits \(range)")
+            let shift = Self(range.lowerBound)
+            self = (self & ~(mask &<< shift)) | ((newValue & mask) &<< shift)
         }
     }
 
-    /// One bit.
-    subscript(bit index: Int) -> Bool {
-        get { self >> Self(index) & 1 != 0 }
+    /// One bit as a flag.
+    subscript(bit position: Int) -> Bool {
+        get { (self &>> Self(position)) & 1 != 0 }
         set {
-            let mask: Self = 1 << Self(index)
-            self = newValue ? self | mask : self & ~mask
+            let mask = Self(1) &<< Self(position)
+            if newValue { self |= mask } else { self &= ~mask }
         }
     }
 
-    private static func lowBits(_ count: Int) -> Self {
-        count >= bitWidth ? ~0 : (1 << Self(count)) &- 1
+    private static func mask(of range: ClosedRange<Int>) -> Self {
+        range.count >= Self.bitWidth ? ~0 : (Self(1) &<< Self(range.count)) &- 1
     }
 }

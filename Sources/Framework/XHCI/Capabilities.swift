@@ -14,4 +14,19 @@ public struct Capabilities: Sendable {
     public var eventRingSegmentsLog2 = 4
 
     public init() {}
+
+    /// All ports of the root hub.
+    var ports: Int { usb2Ports + usb3Ports }
+
+    /// Checks what the program chose.
+    func validate() {
+        precondition((1...255).contains(slots), "\(slots) device slots")
+        precondition((0...31).contains(usb2Ports), "\(usb2Ports) USB 2 ports")
+        precondition((0...31).contains(usb3Ports), "\(usb3Ports) USB 3 ports")
+        precondition(ports > 0, "no ports")
+        precondition((1...16).contains(interrupters), "\(interrupters) interrupters")
+        precondition(
+            (0...15).contains(eventRingSegmentsLog2),
+            "2^\(eventRingSegmentsLog2) event ring segments")
+    }
 }

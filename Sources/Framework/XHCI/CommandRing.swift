@@ -1,183 +1,147 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import DMA
-internal import DequeModule
-internal import Logging
-internal import USB
 
-/// The command ring (xHCI 4.6, 4.9.3): one command after the other, each with its event.
-extension Controller {
-    /// A command that takes memory back from a device, which may need a moment for it.
-    struct WaitingCommand {
-        let command: CommandTRB
-        let address: UInt64
+/// The command ring (xHCI 4.6.1, 4.9.3): where it stands, and the command that is being executed.
+struct CommandRing {
+    /// The next TRB to read.
+    var position = RingPosition(rawValue: 0)
+    /// The ring may have commands that were not read.
+    var mayHaveMore = false
+    /// Stop Endpoint, while a device has not given back its transfers.
+    var waiting: WaitingStop?
+
+    struct WaitingStop {
+        let pointer: UInt64
+        let slot: Int
+        let endpoint: Int
         let deadline: Duration
     }
 
-    /// How a command ended.
-    struct CommandResult {
-        var code: CompletionCode
-        /// The slot in the event; the command's own unless it is a new one.
-        var slot: Int?
+    /// When a waiting command ends at the latest.
+    var deadline: Duration? { waiting?.deadline }
+}
 
-        init(_ code: CompletionCode, slot: Int? = nil) {
-            self.code = code
-            self.slot = slot
-        }
-    }
-
-    func serviceCommands(_ budget: inout Int) {
-        if registers.work.contains(.commandRing) {
-            registers.work.remove(.commandRing)
-            startCommandRing()
-        }
-        while registers.isRunning, registers.isCommandRingRunning, budget > 0 {
-            guard !interrupters[0].isCongested else { return }
-            if let waiting = waitingCommand {
-                guard isQuiet(waiting.command) || now >= waiting.deadline else {
-                    return stopIfAsked()
-                }
-                waitingCommand = nil
-                complete(waiting.command, at: waiting.address)
-                budget -= 1
-                continue
-            }
-            guard !stopWasAsked else { return stopIfAsked() }
-            guard let (command, address) = nextCommand() else { return }
+extension Engine {
+    /// Runs commands, in order and one at a time.
+    ///
+    /// - Returns: whether there may be more to run at once.
+    mutating func serviceCommands(now: Duration) -> Bool {
+        startCommandRing()
+        finishWaitingStop(now: now)
+        stopCommandRing()
+        var budget = Limits.commandsPerService
+        while registers.commandRing.isRunning, commands.mayHaveMore, commands.waiting == nil,
+            registers.commandRing.stopRequest == nil, bus.hasRoomForCommands
+        {
+            guard budget > 0 else { return true }
             budget -= 1
-            giveUpTransfers(for: command)
-            guard isQuiet(command) else {
-                waitingCommand = WaitingCommand(
-                    command: command, address: address, deadline: now + Limits.drainTime)
-                return
+            guard let entry = nextCommand() else {
+                commands.mayHaveMore = false
+                break
             }
-            complete(command, at: address)
+            execute(CommandTRB(entry.trb), at: entry.position.address, now: now)
+            finishWaitingStop(now: now)
         }
-        stopIfAsked()
+        return registers.commandRing.stopRequest != nil && commands.waiting == nil
     }
 
-    private func startCommandRing() {
-        guard !registers.isCommandRingRunning else { return }
-        if registers.commandRingWritten {
-            registers.commandRingWritten = false
-            commandPosition = RingPosition(pointer: registers.commandRing)
+    /// Doorbell 0 starts the ring, at the place that was written if there is a new one.
+    private mutating func startCommandRing() {
+        guard registers.hasCommands else { return }
+        registers.hasCommands = false
+        commands.mayHaveMore = true
+        guard !registers.commandRing.isRunning else { return }
+        registers.commandRing.isRunning = true
+        if registers.commandRing.isStartNew {
+            registers.commandRing.isStartNew = false
+            commands.position = registers.commandRing.start
         }
-        registers.isCommandRingRunning = true
     }
 
-    private var stopWasAsked: Bool {
-        !registers.work.isDisjoint(with: [.commandStop, .commandAbort])
-    }
-
-    /// CRCR's CS and CA (xHCI 4.6.1.1, 4.6.1.2). Only a command that waits for a device can be
-    /// aborted: all others are over before they can be.
-    private func stopIfAsked() {
-        guard stopWasAsked, registers.isCommandRingRunning else { return }
-        if let waiting = waitingCommand {
-            guard registers.work.contains(.commandAbort) else { return }
-            waitingCommand = nil
-            post(waiting.command, at: waiting.address, CommandResult(.commandAborted))
+    /// Carries out CS and CA (xHCI 4.6.1.1, 4.6.1.2).
+    private mutating func stopCommandRing() {
+        guard let request = registers.commandRing.stopRequest else { return }
+        if let waiting = commands.waiting {
+            // CS lets the command finish, CA does not.
+            guard request == .abort else { return }
+            finish(waiting, code: .commandAborted)
         }
-        registers.work.subtract([.commandStop, .commandAbort])
-        registers.isCommandRingRunning = false
-        interrupters[0].post(
-            .commandCompletion(.commandRingStopped, command: commandPosition.address, slot: 0))
+        registers.commandRing.stopRequest = nil
+        registers.commandRing.isRunning = false
+        commands.mayHaveMore = false
+        bus.post(
+            .commandCompletion(
+                .commandRingStopped, pointer: commands.position.address, slot: 0),
+            to: 0)
     }
 
-    private func nextCommand() -> (CommandTRB, UInt64)? {
-        do throws(DMAError) {
-            var links = 0
-            while let trb = try commandPosition.fetch(memory) {
-                let address = commandPosition.address
-                guard trb.kind == .link else {
-                    commandPosition.advance()
-                    return (CommandTRB(trb: trb), address)
-                }
-                let link = LinkTRB(trb: trb)
-                links += 1
-                guard links <= Limits.consecutiveLinks else {
-                    logger.debug("the command ring has nothing but links")
-                    registers.failHost()
-                    return nil
-                }
-                commandPosition.follow(link)
-                if link.interruptOnCompletion {
-                    interrupters[0].post(.commandCompletion(.success, command: address, slot: 0))
-                }
+    /// The next command TRB that is the controller's.
+    private mutating func nextCommand() -> RingEntry? {
+        for _ in 0...Limits.linksInARow {
+            let position = commands.position
+            let fetched: TRB?
+            do throws(DMAError) {
+                fetched = try bus.fetch(at: position)
+            } catch {
+                bus.fail(error)
+                return nil
             }
-            return nil
-        } catch {
-            fail("command ring", error)
-            return nil
-        }
-    }
-
-    private func complete(_ command: CommandTRB, at address: UInt64) {
-        post(command, at: address, perform(command))
-    }
-
-    private func post(_ command: CommandTRB, at address: UInt64, _ result: CommandResult) {
-        guard registers.isRunning else { return }
-        interrupters[0].post(
-            .commandCompletion(result.code, command: address, slot: result.slot ?? command.slot))
-    }
-
-    private func perform(_ command: CommandTRB) -> CommandResult {
-        do throws(DMAError) {
-            switch command.trb.kind {
-            case .enableSlot: return enableSlot()
-            case .disableSlot: return try disableSlot(command)
-            case .addressDevice: return try addressDevice(command)
-            case .configureEndpoint: return try configureEndpoint(command)
-            case .evaluateContext: return try evaluateContext(command)
-            case .resetEndpoint: return resetEndpoint(command)
-            case .stopEndpoint: return stopEndpoint(command)
-            case .setTRDequeuePointer: return setTRDequeuePointer(command)
-            case .resetDevice: return try resetDevice(command)
-            case .getPortBandwidth: return getPortBandwidth(command)
-            case .noOpCommand: return CommandResult(.success, slot: 0)
-            // Virtual functions, bandwidth negotiation, latency tolerance, force header and extended
-            // properties are optional and not offered (xHCI 5.3.6, 5.3.9).
-            default: return CommandResult(.trbError)
+            guard let trb = fetched else { return nil }
+            guard let link = LinkTRB(trb) else {
+                commands.position = position.next
+                return RingEntry(trb: trb, position: position)
             }
-        } catch {
-            fail("contexts of a command", error)
-            return CommandResult(.trbError)
-        }
-    }
-
-    // MARK: - What devices have to give back first
-
-    private func giveUpTransfers(for command: CommandTRB) {
-        guard let slot = slots[bounded: command.slot] else { return }
-        switch command.trb.kind {
-        case .stopEndpoint:
-            guard let endpoint = slot.endpoints[bounded: command.endpoint],
-                endpoint.state == .running
-            else { return }
-            for transfer in endpoint.inFlight where transfer.outcome == nil {
-                device(of: endpoint)?.cancel(transfer.id)
+            commands.position = position.following(link)
+            if TransferTRB(trb).interruptOnCompletion {
+                complete(.success, at: position.address, slot: 0)
             }
-        case .disableSlot:
-            for case let endpoint? in slot.endpoints { abandonTransfers(of: endpoint) }
-        case .resetDevice:
-            guard slot.state != .disabledOrEnabled else { return }
-            for case let endpoint? in slot.endpoints { abandonTransfers(of: endpoint) }
-        default:
-            break
         }
-        takeCompletions()
+        bus.note("the command ring is a loop of links")
+        return nil
     }
 
-    private func isQuiet(_ command: CommandTRB) -> Bool {
-        guard let slot = slots[bounded: command.slot] else { return true }
-        switch command.trb.kind {
-        case .stopEndpoint, .setTRDequeuePointer, .resetEndpoint:
-            return slot.endpoints[bounded: command.endpoint]?.isQuiet ?? true
-        case .disableSlot, .resetDevice, .configureEndpoint:
-            return slot.endpoints.allSatisfy { $0?.abandoned.isEmpty ?? true }
-        default:
-            return true
+    /// Posts the Command Completion Event.
+    mutating func complete(_ code: CompletionCode, at pointer: UInt64, slot: Int) {
+        if code != .success {
+            bus.note("command at \(pointer) for slot \(slot): \(code)")
         }
+        bus.post(.commandCompletion(code, pointer: pointer, slot: slot), to: 0)
+    }
+
+    // MARK: - Stop Endpoint
+
+    /// Begins Stop Endpoint (xHCI 4.6.9), which ends when the device has given back its transfers,
+    /// or when patience ends.
+    mutating func stopEndpoint(_ command: CommandTRB, at pointer: UInt64, now: Duration) {
+        let slot = command.slot
+        let index = command.endpoint
+        let owner = slots[slot].identity
+        slots[slot].endpoints[index]?.beginStop(owner)
+        commands.waiting = CommandRing.WaitingStop(
+            pointer: pointer, slot: slot, endpoint: index,
+            deadline: now + Limits.cancelPatience)
+    }
+
+    private mutating func finishWaitingStop(now: Duration) {
+        guard let waiting = commands.waiting else { return }
+        listenToDevices()
+        let isReady = slots[waiting.slot].endpoints[waiting.endpoint]?.isReadyToStop ?? true
+        guard isReady || waiting.deadline <= now else { return }
+        finish(waiting, code: .success)
+    }
+
+    /// The controller halts: the endpoint stops, but nothing is told any more.
+    mutating func abandonWaitingStop() {
+        if let waiting = commands.waiting { finish(waiting, code: .success) }
+    }
+
+    private mutating func finish(_ waiting: CommandRing.WaitingStop, code: CompletionCode) {
+        commands.waiting = nil
+        let owner = slots[waiting.slot].identity
+        let isStopped =
+            slots[waiting.slot].endpoints[waiting.endpoint]?.finishStop(owner, &bus) ?? true
+        complete(
+            isStopped ? code : .contextStateError, at: waiting.pointer, slot: waiting.slot)
     }
 }

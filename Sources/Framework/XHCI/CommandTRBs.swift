@@ -1,27 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The fields of command TRBs (xHCI 6.4.3), which keep their places over the types.
+/// The bits of the TRBs of the command ring (xHCI 6.4.3). Which of them count depends on the type.
 struct CommandTRB {
-    let trb: TRB
+    var trb: TRB
+
+    init(_ trb: TRB) { self.trb = trb }
 
     /// Slot ID, bits 31:24.
     var slot: Int { Int(trb.control[bits: 24...31]) }
-    /// Endpoint ID (a DCI), bits 20:16.
+    /// Endpoint ID, bits 20:16: a Device Context Index.
     var endpoint: Int { Int(trb.control[bits: 16...20]) }
-    /// Input Context Pointer; the low four bits are reserved.
+    /// BSR, DC or TSP, bit 9: what it means is named where it is read.
+    var flag: Bool { trb.control[bit: 9] }
+    /// Input Context Pointer.
     var inputContext: UInt64 { trb.parameter & ~0xf }
-    /// BSR of Address Device and DC of Configure Endpoint share bit 9 with TSP of Reset Endpoint.
-    var blockSetAddress: Bool { trb.control[bit: 9] }
-    var deconfigure: Bool { trb.control[bit: 9] }
-    var transferStatePreserve: Bool { trb.control[bit: 9] }
-    /// SP of Stop Endpoint, bit 23.
-    var suspend: Bool { trb.control[bit: 23] }
-    /// New TR Dequeue Pointer.
-    var dequeuePointer: UInt64 { trb.parameter & ~0xf }
-    /// DCS, parameter bit 0.
-    var dequeueCycleState: Bool { trb.parameter[bit: 0] }
-    /// Stream ID, status bits 31:16.
-    var stream: Int { Int(trb.status[bits: 16...31]) }
+    /// New TR Dequeue Pointer with its cycle state.
+    var dequeuePointer: RingPosition { RingPosition(rawValue: trb.parameter) }
+    /// Dev Speed of Get Port Bandwidth, bits 19:16.
+    var speed: UInt8 { UInt8(trb.control[bits: 16...19]) }
     /// Port Bandwidth Context Pointer.
-    var portBandwidthContext: UInt64 { trb.parameter & ~0xf }
+    var bandwidthContext: UInt64 { trb.parameter & ~0xf }
 }

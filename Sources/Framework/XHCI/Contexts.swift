@@ -1,98 +1,89 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The size of each context: HCCPARAMS1.CSZ is 0.
-let contextSize = 32
-
-/// A Slot Context (xHCI 6.2.2), a copy of what stands in memory.
+/// The Slot Context (xHCI 6.2.2), loaded and stored whole.
 struct SlotContext: BitwiseCopyable {
-    var word0: UInt32 = 0
-    var word1: UInt32 = 0
-    var word2: UInt32 = 0
-    var word3: UInt32 = 0
-    private var reserved = (UInt32(0), UInt32(0), UInt32(0), UInt32(0))
+    /// The size of this and of every other context, since CSZ is 0.
+    static let size = 32
 
-    /// Route String, bits 19:0.
-    var routeString: UInt32 { word0[bits: 0...19] }
-    /// Speed, bits 23:20.
-    var speed: UInt32 { word0[bits: 20...23] }
-    /// Context Entries, bits 31:27: the last valid DCI.
+    var route: UInt32 = 0
+    var topology: UInt32 = 0
+    var translation: UInt32 = 0
+    var address: UInt32 = 0
+    private var reserved: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
+
+    /// Route String, bits 19:0: the hubs between root hub and device.
+    var routeString: UInt32 { route[bits: 0...19] }
+    /// Context Entries, bits 31:27: the index of the last endpoint context.
     var contextEntries: Int {
-        get { Int(word0[bits: 27...31]) }
-        set { word0[bits: 27...31] = UInt32(newValue & 0x1f) }
+        get { Int(route[bits: 27...31]) }
+        set { route[bits: 27...31] = UInt32(newValue) }
     }
     /// Max Exit Latency, bits 15:0.
     var maxExitLatency: UInt32 {
-        get { word1[bits: 0...15] }
-        set { word1[bits: 0...15] = newValue }
+        get { topology[bits: 0...15] }
+        set { topology[bits: 0...15] = newValue }
     }
-    /// Root Hub Port Number, bits 23:16, counted from 1.
-    var rootHubPort: Int { Int(word1[bits: 16...23]) }
+    /// Root Hub Port Number, bits 23:16, from 1.
+    var rootHubPort: Int { Int(topology[bits: 16...23]) }
     /// Interrupter Target, bits 31:22.
-    var interrupterTarget: UInt32 {
-        get { word2[bits: 22...31] }
-        set { word2[bits: 22...31] = newValue }
+    var interrupter: Int {
+        get { Int(translation[bits: 22...31]) }
+        set { translation[bits: 22...31] = UInt32(newValue) }
     }
     /// USB Device Address, bits 7:0.
     var deviceAddress: UInt32 {
-        get { word3[bits: 0...7] }
-        set { word3[bits: 0...7] = newValue }
+        get { address[bits: 0...7] }
+        set { address[bits: 0...7] = newValue }
     }
     /// Slot State, bits 31:27.
     var state: SlotState {
-        get { SlotState(rawValue: UInt8(word3[bits: 27...31])) }
-        set { word3[bits: 27...31] = UInt32(newValue.rawValue) }
+        get { SlotState(rawValue: UInt8(address[bits: 27...31])) }
+        set { address[bits: 27...31] = UInt32(newValue.rawValue) }
     }
 }
 
-/// Slot states (xHCI 4.5.3), as they stand in the Slot Context; open, since memory holds them.
+/// Slot states (xHCI 4.5.3). Enabled and disabled slots look alike in memory.
 struct SlotState: RawRepresentable, Equatable {
     let rawValue: UInt8
-
-    /// Disabled, or enabled: the context does not tell the two apart.
-    static let disabledOrEnabled = SlotState(rawValue: 0)
+    static let enabled = SlotState(rawValue: 0)
     static let `default` = SlotState(rawValue: 1)
     static let addressed = SlotState(rawValue: 2)
     static let configured = SlotState(rawValue: 3)
 }
 
-/// An Endpoint Context (xHCI 6.2.3), a copy of what stands in memory.
+/// The Endpoint Context (xHCI 6.2.3), loaded and stored whole.
 struct EndpointContext: BitwiseCopyable {
-    var word0: UInt32 = 0
-    var word1: UInt32 = 0
-    /// TR Dequeue Pointer with the Dequeue Cycle State in bit 0.
-    var dequeue: UInt64 = 0
-    var word4: UInt32 = 0
-    private var reserved = (UInt32(0), UInt32(0), UInt32(0))
+    var info: UInt32 = 0
+    var characteristics: UInt32 = 0
+    var dequeuePointer: UInt64 = 0
+    var averages: UInt32 = 0
+    private var reserved: (UInt32, UInt32, UInt32) = (0, 0, 0)
 
-    /// Endpoint State, bits 2:0.
+    /// Where the state stands in the context, and the dequeue pointer.
+    static let stateOffset: UInt64 = 0
+    static let dequeuePointerOffset: UInt64 = 8
+
+    /// EP State, bits 2:0.
     var state: EndpointState {
-        get { EndpointState(rawValue: UInt8(word0[bits: 0...2])) }
-        set { word0[bits: 0...2] = UInt32(newValue.rawValue) }
+        get { EndpointState(rawValue: UInt8(info[bits: 0...2])) }
+        set { info[bits: 0...2] = UInt32(newValue.rawValue) }
     }
-    /// Mult, bits 9:8.
-    var mult: UInt32 { word0[bits: 8...9] }
     /// MaxPStreams, bits 14:10.
-    var maxPrimaryStreams: UInt32 { word0[bits: 10...14] }
-    /// Interval, bits 23:16: 2^n microframes.
-    var interval: UInt32 { word0[bits: 16...23] }
-    /// CErr, bits 2:1.
-    var errorCount: UInt32 { word1[bits: 1...2] }
+    var maxPrimaryStreams: UInt32 { info[bits: 10...14] }
+    /// Interval, bits 23:16: 125 µs times two to this power.
+    var interval: UInt32 { info[bits: 16...23] }
     /// EP Type, bits 5:3.
-    var kind: EndpointKind { EndpointKind(rawValue: UInt8(word1[bits: 3...5])) }
-    /// Max Burst Size, bits 15:8.
-    var maxBurst: UInt32 { word1[bits: 8...15] }
+    var kind: EndpointKind { EndpointKind(rawValue: UInt8(characteristics[bits: 3...5])) }
     /// Max Packet Size, bits 31:16.
     var maxPacketSize: UInt32 {
-        get { word1[bits: 16...31] }
-        set { word1[bits: 16...31] = newValue }
+        get { characteristics[bits: 16...31] }
+        set { characteristics[bits: 16...31] = newValue }
     }
 }
 
-/// Endpoint states (xHCI 4.8.3), as they stand in the Endpoint Context; open, since memory holds
-/// them.
+/// Endpoint states (xHCI 4.8.3).
 struct EndpointState: RawRepresentable, Equatable {
     let rawValue: UInt8
-
     static let disabled = EndpointState(rawValue: 0)
     static let running = EndpointState(rawValue: 1)
     static let halted = EndpointState(rawValue: 2)
@@ -103,25 +94,43 @@ struct EndpointState: RawRepresentable, Equatable {
 /// Endpoint types (xHCI table 6-9); open, because the guest writes them.
 struct EndpointKind: RawRepresentable, Equatable {
     let rawValue: UInt8
-
-    static let invalid = EndpointKind(rawValue: 0)
-    static let isochOut = EndpointKind(rawValue: 1)
+    static let isochronousOut = EndpointKind(rawValue: 1)
     static let bulkOut = EndpointKind(rawValue: 2)
     static let interruptOut = EndpointKind(rawValue: 3)
     static let control = EndpointKind(rawValue: 4)
-    static let isochIn = EndpointKind(rawValue: 5)
+    static let isochronousIn = EndpointKind(rawValue: 5)
     static let bulkIn = EndpointKind(rawValue: 6)
     static let interruptIn = EndpointKind(rawValue: 7)
 
-    var isIsochronous: Bool { self == .isochOut || self == .isochIn }
-    var isInterrupt: Bool { self == .interruptOut || self == .interruptIn }
-    var isIn: Bool { rawValue >= EndpointKind.isochIn.rawValue }
+    var isPeriodic: Bool { isInterrupt || isIsochronous }
+    var isInterrupt: Bool { self == .interruptIn || self == .interruptOut }
+    var isIsochronous: Bool { self == .isochronousIn || self == .isochronousOut }
+
+    /// Whether an endpoint of this type may have the Device Context Index: even ones are OUT, odd
+    /// ones IN, and control endpoints go both ways under the odd one.
+    func fits(index: Int) -> Bool {
+        switch self {
+        case .isochronousOut, .bulkOut, .interruptOut: index % 2 == 0
+        case .isochronousIn, .bulkIn, .interruptIn, .control: index % 2 == 1
+        default: false
+        }
+    }
 }
 
-/// The first two words of an Input Control Context (xHCI 6.2.5.1).
+/// The Input Control Context (xHCI 6.2.5.1).
 struct InputControlContext: BitwiseCopyable {
-    /// Bit n drops the endpoint with DCI n.
+    /// D2...D31.
     var drop: UInt32 = 0
-    /// Bit n adds the endpoint with DCI n; bit 0 is the slot.
+    /// A0...A31.
     var add: UInt32 = 0
+}
+
+/// The parts of an Input Context (xHCI 6.2.5), which begins with the Input Control Context.
+struct InputContext {
+    let address: UInt64
+
+    /// Where the context with a Device Context Index stands; index 0 is the Slot Context.
+    func address(of index: Int) -> UInt64 {
+        address &+ UInt64((index + 1) * SlotContext.size)
+    }
 }

@@ -1,84 +1,193 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import DMA
+internal import DequeModule
 
-/// The producer's side of an event ring: where the next event goes (xHCI 4.9.4).
+/// The event ring of one interrupter: the producer's side (xHCI 4.9.4), and when the interrupter
+/// interrupts (xHCI 4.17).
+///
+/// An event that finds no room waits here; the ring ends with an Event Ring Full Error then, and
+/// goes on when the driver moves its dequeue pointer. Nothing is lost.
 struct EventRing {
+    /// The interrupter's number.
+    let index: Int
+
     private struct Segment {
-        let start: UInt64
-        let count: Int
+        var base: UInt64
+        var count: Int
     }
 
-    private struct Place: Equatable {
-        var segment = 0
-        var index = 0
+    private struct WaitingEvent {
+        var trb: TRB
+        var interrupts: Bool
     }
 
     private var segments: [Segment] = []
-    private var place = Place()
-    /// PCS.
+    /// TRBs in all segments.
+    private var capacity = 0
+    /// Where the next event goes, as segment and TRB and counted over all segments.
+    private var segment = 0
+    private var offset = 0
+    private var enqueue = 0
     private var cycle = true
-    /// An Event Ring Full Error was posted and no event may follow until the driver moves on.
-    private(set) var isFull = false
+    /// The driver's dequeue pointer in TRBs, and the ERDP it was computed from.
+    private var dequeue = 0
+    private var knownPointer: UInt64?
 
-    /// A ring of no segments, which takes no event.
-    init() {}
+    private var waiting: Deque<WaitingEvent> = []
+    private var hasToldFull = false
+    /// An event was posted that asks for an interrupt which has not been raised.
+    private var wantsInterrupt = false
 
-    /// Reads the segment table (xHCI 6.5).
-    init(table: UInt64, count: Int, memory: GuestMemory) throws(DMAError) {
-        segments.reserveCapacity(count)
-        for index in 0..<count {
-            let entry = GuestAddress(table) + index * 16
-            let start = try memory.load(UInt64.self, at: entry)
-            let size = try memory.load(UInt32.self, at: entry + 8)
-            // An empty segment would make the next place depend on how many follow it.
-            guard size & 0xffff > 0 else { continue }
-            segments.append(Segment(start: start & ~0x3f, count: Int(size & 0xffff)))
+    init(index: Int) { self.index = index }
+
+    /// How many events wait for room.
+    var waitingCount: Int { waiting.count }
+
+    /// Posts an event, or keeps it until there is room.
+    mutating func post(_ trb: TRB, interrupts: Bool, memory: GuestMemory, registers: RegisterFile)
+        throws(DMAError)
+    {
+        try refresh(memory, registers)
+        if segments.isEmpty { return }
+        waiting.append(WaitingEvent(trb: trb, interrupts: interrupts))
+        try flush(memory)
+    }
+
+    /// Posts events that waited, as far as there is room now.
+    mutating func resume(memory: GuestMemory, registers: RegisterFile) throws(DMAError) {
+        guard !waiting.isEmpty else { return }
+        try refresh(memory, registers)
+        try flush(memory)
+    }
+
+    private mutating func flush(_ memory: GuestMemory) throws(DMAError) {
+        while let event = waiting.first {
+            // The last free place belongs to the event that says so.
+            guard free >= 2 else {
+                if free == 1, !hasToldFull {
+                    hasToldFull = true
+                    wantsInterrupt = true
+                    try write(.hostController(.eventRingFullError), memory)
+                }
+                return
+            }
+            hasToldFull = false
+            try write(event.trb, memory)
+            if event.interrupts { wantsInterrupt = true }
+            waiting.removeFirst()
         }
     }
 
-    var exists: Bool { !segments.isEmpty }
+    // MARK: - The ring
 
-    /// The address of the next event (EREP).
-    var enqueuePointer: UInt64 { address(of: place) }
+    private var used: Int { enqueue >= dequeue ? enqueue - dequeue : enqueue + capacity - dequeue }
 
-    /// Whether an event finds room before `dequeue` with one place left for telling that it does
-    /// not. Two places stay free, so a full ring can be told from an empty one.
-    func hasRoom(dequeue: UInt64) -> Bool {
-        exists && address(of: successor(successor(place))) != dequeue
-            && address(of: successor(place)) != dequeue
+    /// One place always stays free, or a full ring would look like an empty one.
+    private var free: Int { capacity - 1 - used }
+
+    private mutating func write(_ trb: TRB, _ memory: GuestMemory) throws(DMAError) {
+        let address = GuestAddress(segments[segment].base) + offset * TRB.size
+        var control = trb.control
+        control[bit: 0] = cycle
+        try memory.store(trb.parameter, at: address)
+        try memory.store(trb.status, at: address + 8)
+        try memory.storeReleasing(control, at: address + 12)
+        offset += 1
+        enqueue += 1
+        guard offset == segments[segment].count else { return }
+        offset = 0
+        segment += 1
+        guard segment == segments.count else { return }
+        segment = 0
+        enqueue = 0
+        cycle.toggle()
     }
 
-    /// Whether the place for Event Ring Full Error is free.
-    func hasRoomForFullError(dequeue: UInt64) -> Bool {
-        exists && address(of: successor(place)) != dequeue
-    }
-
-    /// Stores an event and moves on; the control word last, since its cycle bit publishes the rest.
-    mutating func post(_ event: TRB, memory: GuestMemory) throws(DMAError) {
-        let target = GuestAddress(enqueuePointer)
-        var event = event
-        event.cycle = cycle
-        let next = successor(place)
-        if next == Place() { cycle.toggle() }
-        place = next
-        try memory.store(event.parameter, at: target)
-        try memory.store(event.status, at: target + 8)
-        try memory.storeReleasing(event.control, at: target + 12)
-    }
-
-    mutating func setFull(_ full: Bool) { isFull = full }
-
-    private func address(of place: Place) -> UInt64 {
-        guard segments.indices.contains(place.segment) else { return 0 }
-        return segments[place.segment].start &+ UInt64(place.index * TRB.size)
-    }
-
-    private func successor(_ place: Place) -> Place {
-        if place.index + 1 < segments[place.segment].count {
-            return Place(segment: place.segment, index: place.index + 1)
+    /// Looks at what the driver wrote: a new table, or how far it has come.
+    private mutating func refresh(_ memory: GuestMemory, _ registers: RegisterFile)
+        throws(DMAError)
+    {
+        if registers.interrupters[index].isTableNew {
+            registers.interrupters[index].isTableNew = false
+            try loadTable(memory, registers)
         }
-        let segment = place.segment + 1 < segments.count ? place.segment + 1 : 0
-        return Place(segment: segment, index: 0)
+        refreshDequeuePointer(registers)
+    }
+
+    private mutating func refreshDequeuePointer(_ registers: RegisterFile) {
+        let pointer = registers.interrupters[index].dequeuePointer
+        guard pointer != knownPointer else { return }
+        knownPointer = pointer
+        // A pointer outside the ring is half of a new one, or a mistake: the old one stays.
+        var before = 0
+        for segment in segments {
+            if pointer >= segment.base,
+                pointer - segment.base < UInt64(segment.count * TRB.size)
+            {
+                dequeue = before + Int(pointer - segment.base) / TRB.size
+                return
+            }
+            before += segment.count
+        }
+    }
+
+    /// Reads the Event Ring Segment Table (xHCI 6.5). It is read late, with the first event after a
+    /// write of its address, because drivers write the halves of the address in either order.
+    private mutating func loadTable(_ memory: GuestMemory, _ registers: RegisterFile)
+        throws(DMAError)
+    {
+        segments = []
+        capacity = 0
+        (segment, offset, enqueue, dequeue) = (0, 0, 0, 0)
+        cycle = true
+        knownPointer = nil
+        hasToldFull = false
+        let table = GuestAddress(registers.interrupters[index].segmentTable)
+        let count = min(
+            Int(registers.interrupters[index].segmentCount),
+            1 << registers.capabilities.eventRingSegmentsLog2)
+        var loaded: [Segment] = []
+        for entry in 0..<count {
+            let base = try memory.load(UInt64.self, at: table + entry * 16) & ~0x3f
+            let size = try memory.load(UInt32.self, at: table + entry * 16 + 8) & 0xffff
+            guard size > 0 else { continue }
+            loaded.append(Segment(base: base, count: min(Int(size), Limits.trbsPerEventSegment)))
+        }
+        segments = loaded
+        capacity = loaded.reduce(0) { $0 + $1.count }
+    }
+
+    // MARK: - Interrupts
+
+    /// Raises the interrupter's interrupt if it is due.
+    ///
+    /// - Returns: when to ask again, if moderation holds one back.
+    mutating func interrupt(
+        _ sink: any InterruptSink, registers: RegisterFile, now: Duration
+    ) -> Duration? {
+        var deadline: Duration?
+        if wantsInterrupt, !registers.interrupters[index].isHandlerBusy {
+            refreshDequeuePointer(registers)
+            if used == 0 {
+                wantsInterrupt = false
+            } else if now < registers.interrupters[index].quietUntil {
+                deadline = registers.interrupters[index].quietUntil
+            } else {
+                wantsInterrupt = false
+                registers.interrupters[index].isPending = true
+                registers.interrupters[index].isHandlerBusy = true
+                registers.status.insert(.eventInterrupt)
+            }
+        }
+        if registers.interrupters[index].isPending, registers.interrupters[index].isEnabled,
+            registers.command.contains(.interrupterEnable)
+        {
+            // The message clears IP by itself (xHCI 4.17.5).
+            registers.interrupters[index].isPending = false
+            registers.interrupters[index].startModeration(now: now)
+            sink.signal(vector: index)
+        }
+        return deadline
     }
 }

@@ -1,20 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The bounds that keep one guest from costing unbounded work or memory.
-public enum Limits {
-    /// Link TRBs in a row before a ring counts as a loop. Real rings have one between two data TRBs.
-    public static let consecutiveLinks = 256
-    /// TRBs of one transfer descriptor. Linux cuts at 64 KiB, so this is far above any request.
-    public static let trbsPerTransfer = 4096
+/// Every bound that the controller puts on what a guest may ask, in one place.
+enum Limits {
+    /// Link TRBs followed one after the other before a ring counts as a loop without content.
+    static let linksInARow = 256
+    /// TRBs of one transfer descriptor.
+    static let trbsPerTransfer = 4096
     /// Bytes of one transfer descriptor.
-    public static let bytesPerTransfer = 64 << 20
-    /// Transfers of one endpoint that a device has at a time: enough to hide its latency.
-    public static let transfersInFlight = 32
-    /// Bytes of one endpoint that a device has at a time; one transfer may always start.
-    public static let bytesInFlight = 16 << 20
-    /// Commands and transfers that one `service` begins before it lets the loop turn.
-    public static let workPerService = 1024
-    /// How long a command waits for a device to give back cancelled transfers. FreeBSD gives up a
-    /// command after 100 ms.
-    public static let drainTime: Duration = .milliseconds(80)
+    static let bytesPerTransfer = 64 << 20
+    /// Transfers that one endpoint has at its device at a time. Control endpoints have one.
+    static let transfersInFlight = 32
+    /// Data that one endpoint has at its device, unless a single transfer is larger.
+    static let bytesInFlight = 8 << 20
+    /// Commands run in one call of `service`.
+    static let commandsPerService = 64
+    /// Rounds through completions, commands and endpoints in one call of `service`.
+    static let roundsPerService = 16
+    /// Transfer descriptors started for one endpoint in one round.
+    static let transfersPerRound = 64
+    /// Messages of devices that are handled in one round.
+    static let messagesPerRound = 256
+    /// Events that wait for room in an event ring before commands are held back. Transfers are held
+    /// back as soon as one waits, so only commands can add to them.
+    static let waitingEvents = 1024
+    /// How long a command waits for a device to give up its transfers. FreeBSD's driver gives a
+    /// command 100 ms.
+    static let cancelPatience = Duration.milliseconds(40)
+    /// TRBs of an event ring segment (xHCI 6.5).
+    static let trbsPerEventSegment = 4096
 }

@@ -1,140 +1,268 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The registers of one root hub port (xHCI 5.4.8 to 5.4.11), and what the driver asked of it.
+internal import USB
+
+/// One port of the root hub: its registers and the state machine behind them (xHCI 4.19, 5.4.8).
 ///
-/// A write changes what changes at once and remembers the rest as requests, which the root hub
-/// carries out.
+/// Writes move the state machine at once; what a device must be told waits in ``effects``, and the
+/// changes that the guest must be told in ``unreported``.
 struct PortRegisters {
+    /// Whether the port belongs to the USB 3 protocol.
     let isSuperSpeed: Bool
+    /// The speed of what is plugged in, whether or not the guest can see it.
+    private(set) var attached: USBSpeed?
 
     /// CCS.
-    var isConnected = false
+    private(set) var isConnected = false
     /// PED.
-    var isEnabled = false
-    /// PR: a reset is under way.
-    var isResetting = false
-    /// PLS.
-    var linkState: LinkState = .rxDetect
+    private(set) var isEnabled = false
+    /// PR.
+    private(set) var isResetting = false
     /// PP.
-    var hasPower = true
+    private(set) var isPowered = true
+    /// PLS.
+    private(set) var linkState = PortLinkState.rxDetect
     /// Port Speed.
-    var speed: UInt8 = 0
-    var changes: Changes = []
-    /// Whether the driver was told of `changes` (PSCEG, xHCI 4.19.2).
-    var isSignalled = false
+    private var speed: UInt32 = 0
+    /// CSC, PEC, WRC, OCC, PRC, PLC, CEC.
+    private(set) var changes: PortChanges = []
+    /// Changes for which there has been no event.
+    private(set) var unreported: PortChanges = []
+    /// A change came up since USBSTS.PCD was set for the last one.
+    var hasNewChange = false
+    /// WCE, WDE, WOE.
+    private var wakeEnables: UInt32 = 0
+    /// PORTPMSC, PORTLI and PORTHLPMC as the guest left them.
+    private var powerManagement: UInt32 = 0
+    private var linkInfo: UInt32 = 0
+    private var hardwareLPM: UInt32 = 0
 
-    /// Requests that the root hub has not seen.
-    var requests: Requests = []
-    var requestedLinkState: LinkState = .u0
+    /// What the device must be told.
+    var effects: Effects = []
+    /// Whether the reset in progress is a warm one.
+    private var isWarmReset = false
 
-    /// PIC, WCE, WDE and WOE: stored for the driver.
-    private var stored: UInt32 = 0
-    private(set) var powerManagement: UInt32 = 0
-    private(set) var hardwareLPM: UInt32 = 0
+    struct Effects: OptionSet {
+        let rawValue: UInt8
+        /// The port was reset; ``PortRegisters/finishReset()`` ends it.
+        static let reset = Effects(rawValue: 1)
+        static let suspend = Effects(rawValue: 2)
+        static let resume = Effects(rawValue: 4)
+    }
 
     init(isSuperSpeed: Bool) { self.isSuperSpeed = isSuperSpeed }
 
-    /// Port link states (xHCI table 5-27); open, because the driver writes them.
-    struct LinkState: RawRepresentable, Equatable {
-        let rawValue: UInt8
+    // MARK: - What happens at the connector
 
-        static let u0 = LinkState(rawValue: 0)
-        static let u1 = LinkState(rawValue: 1)
-        static let u2 = LinkState(rawValue: 2)
-        static let u3 = LinkState(rawValue: 3)
-        static let disabled = LinkState(rawValue: 4)
-        static let rxDetect = LinkState(rawValue: 5)
-        static let polling = LinkState(rawValue: 7)
-        static let resume = LinkState(rawValue: 15)
+    mutating func connect(_ newSpeed: USBSpeed) {
+        attached = newSpeed
+        if isPowered { showConnection() }
     }
 
-    /// The change bits of PORTSC, in their places.
-    struct Changes: OptionSet {
-        let rawValue: UInt32
-
-        /// CSC.
-        static let connect = Changes(rawValue: 1 << 17)
-        /// PEC.
-        static let enabled = Changes(rawValue: 1 << 18)
-        /// WRC.
-        static let warmReset = Changes(rawValue: 1 << 19)
-        /// OCC.
-        static let overCurrent = Changes(rawValue: 1 << 20)
-        /// PRC.
-        static let reset = Changes(rawValue: 1 << 21)
-        /// PLC.
-        static let linkState = Changes(rawValue: 1 << 22)
-        /// CEC.
-        static let configError = Changes(rawValue: 1 << 23)
-
-        static let all = Changes(rawValue: 0x00fe_0000)
+    mutating func disconnect() {
+        guard attached != nil else { return }
+        attached = nil
+        guard isPowered else { return }
+        let wasConnected = isConnected
+        leave(linkState: .rxDetect)
+        if wasConnected { raise(.connect) }
     }
 
-    /// What a write of PORTSC asks for.
-    struct Requests: OptionSet {
-        let rawValue: UInt8
-
-        static let reset = Requests(rawValue: 1)
-        static let warmReset = Requests(rawValue: 2)
-        static let disable = Requests(rawValue: 4)
-        static let powerOn = Requests(rawValue: 8)
-        static let powerOff = Requests(rawValue: 16)
-        static let linkState = Requests(rawValue: 32)
+    /// Remote wake-up of the device (xHCI 4.15.2). USB 3 is at work again at once; on USB 2 the
+    /// guest ends the resume signalling.
+    ///
+    /// - Returns: whether the device may go on.
+    mutating func wake() -> Bool {
+        guard isConnected, linkState == .u3 else { return false }
+        linkState = isSuperSpeed ? .u0 : .resume
+        raise(.linkState)
+        if isSuperSpeed { effects.insert(.resume) }
+        return true
     }
 
-    /// PORTSC.
+    private mutating func showConnection() {
+        guard let attached else { return }
+        isConnected = true
+        speed = UInt32(attached.rawValue)
+        // A USB 3 link trains by itself; a USB 2 port waits to be reset.
+        isEnabled = isSuperSpeed
+        linkState = isSuperSpeed ? .u0 : .polling
+        raise(.connect)
+    }
+
+    /// Nothing is connected any more, as far as the guest sees.
+    private mutating func leave(linkState state: PortLinkState) {
+        isConnected = false
+        isEnabled = false
+        isResetting = false
+        linkState = state
+        speed = 0
+        effects = []
+    }
+
+    // MARK: - Reset
+
+    private mutating func startReset(warm: Bool) {
+        guard isConnected else { return }
+        isResetting = true
+        isWarmReset = warm
+        effects = .reset
+    }
+
+    /// Ends a reset, once the device knows of it.
+    mutating func finishReset() {
+        guard isResetting, isConnected else { return }
+        isResetting = false
+        isEnabled = true
+        linkState = .u0
+        raise(isWarmReset ? [.reset, .warmReset] : .reset)
+    }
+
+    // MARK: - Changes
+
+    private mutating func raise(_ new: PortChanges) {
+        let risen = new.subtracting(changes)
+        guard !risen.isEmpty else { return }
+        hasNewChange = true
+        unreported.formUnion(risen)
+        changes.formUnion(risen)
+    }
+
+    /// The guest is told of all changes so far.
+    mutating func markReported() { unreported = [] }
+
+    // MARK: - PORTSC
+
     var statusAndControl: UInt32 {
-        var value = stored | changes.rawValue
+        var value: UInt32 = changes.rawValue | wakeEnables
         value[bit: 0] = isConnected
         value[bit: 1] = isEnabled
         value[bit: 4] = isResetting
         value[bits: 5...8] = UInt32(linkState.rawValue)
-        value[bit: 9] = hasPower
-        value[bits: 10...13] = UInt32(speed)
+        value[bit: 9] = isPowered
+        value[bits: 10...13] = speed
         return value
     }
 
-    /// Writes the bytes of PORTSC that `enabled` covers.
-    mutating func writeStatusAndControl(_ value: UInt32, enabled mask: UInt32) {
-        // Pulses and RW1C bits count where they are written as one.
-        let set = value & mask
-        changes.subtract(Changes(rawValue: set).intersection(.all))
-        if changes.isEmpty { isSignalled = false }
+    /// The bits of PORTSC that a narrow write leaves as they are; all others act when written.
+    var keptStatusAndControl: UInt32 { statusAndControl & (1 << 9 | Self.wakeMask) }
 
-        // PIC and the wake bits; WPR and WCE to WOE share the last byte.
-        let storable: UInt32 = 3 << 14 | 7 << 25
-        stored = stored & ~(storable & mask) | set & storable
+    private static let wakeMask: UInt32 = 0x0e00_0000
 
-        if mask[bit: 9] && value[bit: 9] != hasPower {
-            requests.insert(hasPower ? .powerOff : .powerOn)
-            requests.remove(hasPower ? .powerOn : .powerOff)
-            if hasPower { return }
-        }
-        guard hasPower else { return }
-        if set[bit: 1] && isEnabled { requests.insert(.disable) }
-        if isSuperSpeed && set[bit: 31] {
-            requests.insert(.warmReset)
-            isResetting = true
-        } else if set[bit: 4] {
-            requests.insert(.reset)
-            isResetting = true
-        }
-        if set[bit: 16] {
-            requests.insert(.linkState)
-            requestedLinkState = LinkState(rawValue: UInt8(value[bits: 5...8]))
+    mutating func writeStatusAndControl(_ value: UInt32) {
+        changes.subtract(PortChanges(rawValue: value))
+        unreported.formIntersection(changes)
+        wakeEnables = value & Self.wakeMask
+        setPower(value[bit: 9])
+        guard isPowered else { return }
+        if value[bit: 1], isEnabled { disable() }
+        if value[bit: 31], isSuperSpeed {
+            startReset(warm: true)
+        } else if value[bit: 4] {
+            startReset(warm: false)
+        } else if value[bit: 16], !isResetting {
+            writeLinkState(PortLinkState(rawValue: UInt8(value[bits: 5...8])))
         }
     }
 
-    /// Writes PORTPMSC: timeouts on USB 3, L1 settings on USB 2 (whose status bits 2:0 are ours).
-    mutating func writePowerManagement(_ value: UInt32, enabled mask: UInt32) {
-        let writable: UInt32 = (isSuperSpeed ? 0x0001_ffff : 0xf001_fff8) & mask
-        powerManagement = powerManagement & ~writable | value & writable
+    private mutating func setPower(_ on: Bool) {
+        guard on != isPowered else { return }
+        isPowered = on
+        leave(linkState: on ? .rxDetect : .disabled)
+        if on { showConnection() }
     }
 
-    /// Writes PORTHLPMC, which USB 2 ports have.
-    mutating func writeHardwareLPM(_ value: UInt32, enabled mask: UInt32) {
-        guard !isSuperSpeed else { return }
-        let writable: UInt32 = 0x3fff & mask
-        hardwareLPM = hardwareLPM & ~writable | value & writable
+    /// PED written as one. A disabled USB 3 port no longer shows its device.
+    private mutating func disable() {
+        if isSuperSpeed {
+            leave(linkState: .disabled)
+        } else {
+            isEnabled = false
+            linkState = .polling
+        }
     }
+
+    /// PLS written together with LWS. States that software cannot ask for are ignored.
+    private mutating func writeLinkState(_ wanted: PortLinkState) {
+        switch wanted {
+        case .u0:
+            guard isEnabled, linkState == .u3 || linkState == .resume else { return }
+            linkState = .u0
+            raise(.linkState)
+            effects.remove(.suspend)
+            effects.insert(.resume)
+        case .u2 where !isSuperSpeed && isEnabled && linkState == .u0:
+            // A request for L1, which no device of ours takes: L1S says so.
+            powerManagement[bits: 0...2] = 3
+            raise(.linkState)
+        case .u3:
+            guard isEnabled, linkState != .u3 else { return }
+            linkState = .u3
+            effects.remove(.resume)
+            effects.insert(.suspend)
+        case .disabled where isSuperSpeed && isConnected:
+            disable()
+        case .rxDetect where isSuperSpeed && linkState == .disabled:
+            linkState = .rxDetect
+            showConnection()
+        case .resume where !isSuperSpeed && linkState == .u3:
+            linkState = .resume
+        default:
+            break
+        }
+    }
+
+    // MARK: - PORTPMSC, PORTLI, PORTHLPMC
+
+    /// PORTPMSC; on USB 2 its three lowest bits are L1S, which the controller sets.
+    var powerManagementStatus: UInt32 {
+        get { powerManagement }
+        set {
+            powerManagement =
+                isSuperSpeed
+                ? newValue & 0x0001_ffff
+                : newValue & 0x0001_fff8 | powerManagement & 7
+        }
+    }
+
+    /// PORTLI: Link Error Count, USB 3 only.
+    var linkInformation: UInt32 {
+        get { linkInfo }
+        set { linkInfo = isSuperSpeed ? newValue & 0xffff : 0 }
+    }
+
+    /// PORTHLPMC, USB 2 only.
+    var hardwareLPMControl: UInt32 {
+        get { hardwareLPM }
+        set { hardwareLPM = isSuperSpeed ? 0 : newValue & 0x3fff }
+    }
+}
+
+/// Port Link States (xHCI 5.4.8); open, because the guest writes them.
+struct PortLinkState: RawRepresentable, Equatable {
+    let rawValue: UInt8
+    static let u0 = PortLinkState(rawValue: 0)
+    static let u2 = PortLinkState(rawValue: 2)
+    static let u3 = PortLinkState(rawValue: 3)
+    static let disabled = PortLinkState(rawValue: 4)
+    static let rxDetect = PortLinkState(rawValue: 5)
+    static let polling = PortLinkState(rawValue: 7)
+    static let resume = PortLinkState(rawValue: 15)
+}
+
+/// The change bits of PORTSC, in their places.
+struct PortChanges: OptionSet {
+    let rawValue: UInt32
+
+    /// Bits outside the change bits are dropped, so a whole PORTSC value can be given.
+    init(rawValue: UInt32) { self.rawValue = rawValue & 0x00fe_0000 }
+
+    /// CSC.
+    static let connect = PortChanges(rawValue: 1 << 17)
+    /// WRC.
+    static let warmReset = PortChanges(rawValue: 1 << 19)
+    /// PRC.
+    static let reset = PortChanges(rawValue: 1 << 21)
+    /// PLC.
+    static let linkState = PortChanges(rawValue: 1 << 22)
 }

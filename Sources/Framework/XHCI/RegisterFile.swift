@@ -1,260 +1,254 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The registers of the controller (xHCI 5), and the work that writing them has left to do.
+/// All registers (xHCI chapter 5), with the work that writes to them leave behind.
 ///
-/// Nothing here touches guest memory or a device, and each function is over at once. So registers
-/// may be read and written at any time, even in the midst of ``Controller/service(now:)``.
+/// The guest reaches this at any moment, also while the engine waits for guest memory. So every
+/// access is short, and nobody holds a part of it while calling out.
 final class RegisterFile {
     let capabilities: Capabilities
+    private let capabilityRegisters: CapabilityRegisters
 
-    var command: Command = []
-    var status: Status = []
-    /// Whether the schedule runs: USBSTS.HCH is its opposite.
-    private(set) var isRunning = false
-    private var deviceNotifications: UInt32 = 0
-    /// Command Ring Pointer as the driver wrote it, with the Ring Cycle State in bit 0.
-    private(set) var commandRing: UInt64 = 0
-    /// CRR.
-    var isCommandRingRunning = false
-    private(set) var deviceContexts: UInt64 = 0
-    /// MaxSlotsEn.
-    private(set) var enabledSlots = 0
-    private var configureFlags: UInt32 = 0
+    /// Set by every write: the next `service` has something to look at.
+    var hasWork = false
+    /// Set with everything that happens to a port.
+    var hasPortWork = true
+
+    var command: USBCommand = []
+    var status: USBStatus = .reset
+    private var notificationControl: UInt32 = 0
+    var commandRing = CommandRingControl()
+    /// DCBAAP.
+    private(set) var contextArray: UInt64 = 0
+    private var configure: UInt32 = 0
     var ports: [PortRegisters]
     var interrupters: [InterrupterRegisters]
-
-    /// What is to be done.
-    var work: Work = []
-    /// The DCIs rung for each slot, a bit each.
-    private var rungEndpoints: [UInt32]
-    /// The slots in `rungEndpoints` that are not zero, in the order of ringing.
-    private var rungSlots: [UInt8] = []
-    /// The time at which MFINDEX was zero.
-    private var microframeOrigin: Duration = .zero
+    /// The endpoints whose doorbells were rung.
+    var doorbells: EndpointSet
+    /// Doorbell 0 was rung: there are commands.
+    var hasCommands = false
+    var microframes = MicroframeCounter()
 
     init(_ capabilities: Capabilities) {
         self.capabilities = capabilities
-        ports = (0..<capabilities.ports).map {
+        capabilityRegisters = CapabilityRegisters(capabilities)
+        ports = Self.freshPorts(capabilities)
+        interrupters = Self.freshInterrupters(capabilities)
+        doorbells = EndpointSet(slots: capabilities.slots)
+    }
+
+    /// Back to the values after power-on; what is plugged in shows as newly connected.
+    func reset() {
+        command = []
+        status = .reset
+        notificationControl = 0
+        commandRing = CommandRingControl()
+        contextArray = 0
+        configure = 0
+        let attached = ports.map(\.attached)
+        ports = Self.freshPorts(capabilities)
+        for (port, speed) in attached.enumerated() {
+            if let speed { ports[port].connect(speed) }
+        }
+        interrupters = Self.freshInterrupters(capabilities)
+        doorbells = EndpointSet(slots: capabilities.slots)
+        hasCommands = false
+        microframes = MicroframeCounter()
+        hasWork = true
+        hasPortWork = true
+    }
+
+    private static func freshPorts(_ capabilities: Capabilities) -> [PortRegisters] {
+        (0..<capabilities.ports).map {
             PortRegisters(isSuperSpeed: $0 >= capabilities.usb2Ports)
         }
-        interrupters = Array(repeating: .init(), count: capabilities.interrupters)
-        rungEndpoints = Array(repeating: 0, count: capabilities.slots + 1)
-        rungSlots.reserveCapacity(capabilities.slots + 1)
     }
 
-    /// USBCMD (xHCI 5.4.1).
-    struct Command: OptionSet {
-        let rawValue: UInt32
-
-        static let run = Command(rawValue: 1 << 0)
-        static let reset = Command(rawValue: 1 << 1)
-        static let interruptEnable = Command(rawValue: 1 << 2)
-        static let hostSystemErrorEnable = Command(rawValue: 1 << 3)
-        static let lightReset = Command(rawValue: 1 << 7)
-        static let saveState = Command(rawValue: 1 << 8)
-        static let restoreState = Command(rawValue: 1 << 9)
-        static let wrapEventEnable = Command(rawValue: 1 << 10)
-        static let u3MicroframeStop = Command(rawValue: 1 << 11)
-
-        /// What is kept as written.
-        static let stored: Command = [
-            .run, .interruptEnable, .hostSystemErrorEnable, .wrapEventEnable, .u3MicroframeStop,
-        ]
+    private static func freshInterrupters(_ capabilities: Capabilities) -> [InterrupterRegisters] {
+        Array(repeating: InterrupterRegisters(), count: capabilities.interrupters)
     }
 
-    /// USBSTS (xHCI 5.4.2) without HCH.
-    struct Status: OptionSet {
-        let rawValue: UInt32
-
-        static let hostSystemError = Status(rawValue: 1 << 2)
-        static let eventInterrupt = Status(rawValue: 1 << 3)
-        static let portChange = Status(rawValue: 1 << 4)
-        static let saveRestoreError = Status(rawValue: 1 << 10)
-        static let hostControllerError = Status(rawValue: 1 << 12)
-
-        static let writeOneToClear: Status = [
-            .hostSystemError, .eventInterrupt, .portChange, .saveRestoreError,
-        ]
+    /// Something happened at a port's connector.
+    func notePortWork() {
+        hasWork = true
+        hasPortWork = true
     }
 
-    /// Work that register writes leave for the next service.
-    struct Work: OptionSet {
-        let rawValue: UInt16
+    /// MaxSlotsEn, as far as there are so many slots.
+    var enabledSlots: Int { min(Int(configure), capabilities.slots) }
 
-        static let reset = Work(rawValue: 1)
-        static let ports = Work(rawValue: 2)
-        static let commandRing = Work(rawValue: 4)
-        static let commandStop = Work(rawValue: 8)
-        static let commandAbort = Work(rawValue: 16)
-        static let interrupters = Work(rawValue: 32)
-        static let runState = Work(rawValue: 64)
+    /// An access to guest memory failed where there is no other way to tell (xHCI 4.10.2.6): the
+    /// controller stops.
+    func reportHostSystemError() {
+        status.insert([.hostSystemError, .halted])
+        command.remove(.run)
+        commandRing.isRunning = false
+        hasWork = true
     }
 
-    // MARK: - Access
+    // MARK: - Doublewords
 
-    /// Reads a register.
     func read(_ register: MMIORegister, now: Duration) -> UInt32 {
         switch register {
-        case .capability(let offset): capabilities.capabilityRegister(at: offset)
-        case .extendedCapability(let offset): capabilities.extendedCapability(at: offset)
+        case .capability(let offset): capabilityRegisters[offset]
         case .usbCommand: command.rawValue
-        case .usbStatus: status.rawValue | (isRunning ? 0 : 1)
-        case .pageSize: 1
-        case .deviceNotificationControl: deviceNotifications
-        case .commandRingControlLow: isCommandRingRunning ? 8 : 0
-        case .commandRingControlHigh: 0
-        case .deviceContextsLow: UInt32(truncatingIfNeeded: deviceContexts)
-        case .deviceContextsHigh: UInt32(truncatingIfNeeded: deviceContexts >> 32)
-        case .configure: UInt32(enabledSlots) | configureFlags
-        case .port(let port, .statusAndControl): ports[port].statusAndControl
-        case .port(let port, .powerManagement): ports[port].powerManagement
-        case .port(_, .linkInfo): 0
-        case .port(let port, .hardwareLPM): ports[port].hardwareLPM
-        case .microframeIndex: UInt32(truncatingIfNeeded: microframe(at: now)) & 0x3fff
-        case .interrupter(let index, let register): interrupters[index].read(register)
+        case .usbStatus: status.rawValue
+        case .pageSize: 1  // 4 KiB
+        case .notificationControl: notificationControl
+        case .commandRingLow: commandRing.lowHalf
+        case .commandRingHigh: 0
+        case .contextArrayLow: UInt32(truncatingIfNeeded: contextArray)
+        case .contextArrayHigh: UInt32(truncatingIfNeeded: contextArray >> 32)
+        case .configure: configure
+        case .port(let index, let register): read(register, of: ports[index])
+        case .microframeIndex: UInt32(microframes.count(now: now) % MicroframeCounter.period)
+        case .interrupter(let index, let register):
+            read(register, of: interrupters[index], now: now)
         case .doorbell: 0
         }
     }
 
-    /// Writes the bytes of a register that `enabled` covers.
-    func write(_ value: UInt32, to register: MMIORegister, enabled mask: UInt32, now: Duration) {
-        let set = value & mask
+    private func read(_ register: MMIORegister.PortRegister, of port: PortRegisters) -> UInt32 {
         switch register {
-        case .capability, .extendedCapability, .pageSize, .microframeIndex, .port(_, .linkInfo):
-            break
-        case .usbCommand:
-            writeCommand(command.rawValue & ~mask | set, now: now)
-        case .usbStatus:
-            status.subtract(Status(rawValue: set).intersection(.writeOneToClear))
-        case .deviceNotificationControl:
-            deviceNotifications = (deviceNotifications & ~mask | set) & 0xffff
-        case .commandRingControlLow:
-            if isCommandRingRunning {
-                if set[bit: 1] { work.insert(.commandStop) }
-                if set[bit: 2] { work.insert(.commandAbort) }
-            } else {
-                commandRing.setLow(value & ~0x3e, mask & ~0x3e)
-                commandRingWritten = true
-            }
-        case .commandRingControlHigh:
-            guard !isCommandRingRunning else { return }
-            commandRing.setHigh(value, mask)
-            commandRingWritten = true
-        case .deviceContextsLow:
-            deviceContexts.setLow(value & ~0x3f, mask & ~0x3f)
-        case .deviceContextsHigh:
-            deviceContexts.setHigh(value, mask)
-        case .configure:
-            let new = (UInt32(enabledSlots) | configureFlags) & ~mask | set
-            enabledSlots = min(Int(new[bits: 0...7]), capabilities.slots)
-            configureFlags = new & 0x300
-        case .port(let port, .statusAndControl):
-            ports[port].writeStatusAndControl(value, enabled: mask)
-            work.insert(.ports)
-        case .port(let port, .powerManagement):
-            ports[port].writePowerManagement(value, enabled: mask)
-        case .port(let port, .hardwareLPM):
-            ports[port].writeHardwareLPM(value, enabled: mask)
-        case .interrupter(let index, let register):
-            interrupters[index].write(register, value, enabled: mask)
-            work.insert(.interrupters)
-        case .doorbell(let slot):
-            // A doorbell is one 32-bit write; a part of one means nothing.
-            guard mask == ~0 else { return }
-            ring(slot: slot, target: Int(value[bits: 0...7]))
+        case .statusAndControl: port.statusAndControl
+        case .powerManagement: port.powerManagementStatus
+        case .linkInformation: port.linkInformation
+        case .hardwareLPM: port.hardwareLPMControl
         }
     }
 
-    /// The command ring pointer was written since the ring was last started.
-    var commandRingWritten = false
-
-    private func writeCommand(_ value: UInt32, now: Duration) {
-        let new = Command(rawValue: value)
-        command = new.intersection(.stored).union(command.intersection(.reset))
-        if new.contains(.reset) || new.contains(.lightReset) {
-            command.insert(.reset)
-            work.insert(.reset)
+    private func read(
+        _ register: MMIORegister.InterrupterRegister, of interrupter: InterrupterRegisters,
+        now: Duration
+    ) -> UInt32 {
+        switch register {
+        case .management: interrupter.management
+        case .moderation: interrupter.moderation(now: now)
+        case .segmentTableSize: interrupter.segmentCount
+        case .reserved: 0
+        case .segmentTableLow: UInt32(truncatingIfNeeded: interrupter.segmentTable)
+        case .segmentTableHigh: UInt32(truncatingIfNeeded: interrupter.segmentTable >> 32)
+        case .dequeueLow: interrupter.dequeueLow
+        case .dequeueHigh: UInt32(truncatingIfNeeded: interrupter.dequeuePointer >> 32)
         }
-        // State is not kept over a save: a restore reports the error that makes the driver set the
-        // controller up anew, which costs it no more than the restore would (xHCI 4.23.2).
+    }
+
+    func write(_ value: UInt32, to register: MMIORegister, now: Duration) {
+        hasWork = true
+        switch register {
+        case .capability, .pageSize, .microframeIndex: break
+        case .usbCommand: writeCommand(value)
+        case .usbStatus: status.write(value)
+        case .notificationControl: notificationControl = value & 0xffff
+        case .commandRingLow: commandRing.writeLow(value)
+        case .commandRingHigh: commandRing.writeHigh(value)
+        case .contextArrayLow:
+            contextArray = contextArray & ~0xffff_ffff | UInt64(value & ~0x3f)
+        case .contextArrayHigh: contextArray = contextArray & 0xffff_ffff | UInt64(value) << 32
+        case .configure: configure = value & 0xff
+        case .port(let index, let register): write(value, to: register, ofPort: index)
+        case .interrupter(let index, let register):
+            write(value, to: register, ofInterrupter: index, now: now)
+        case .doorbell(let slot):
+            let target = Int(value[bits: 0...7])
+            if slot > 0 {
+                doorbells.insert(slot: slot, endpoint: target)
+            } else if target == 0 {
+                hasCommands = true
+            }
+        }
+    }
+
+    private func writeCommand(_ value: UInt32) {
+        let new = USBCommand(rawValue: value)
+        command = new.intersection(.writable).union(command.intersection(.reset))
+        if new.contains(.reset) {
+            command.insert(.reset)
+            status.insert(.notReady)
+        }
+        // State cannot be restored, and SRE makes the driver begin anew.
         if new.contains(.saveState) { status.remove(.saveRestoreError) }
         if new.contains(.restoreState) { status.insert(.saveRestoreError) }
-        let mayRun = status.isDisjoint(with: [.hostSystemError, .hostControllerError])
-        let runs = command.contains(.run) && mayRun
-        if runs != isRunning {
-            isRunning = runs
-            if runs { microframeOrigin = now }
-            work.insert(.runState)
+    }
+
+    private func write(
+        _ value: UInt32, to register: MMIORegister.PortRegister, ofPort index: Int
+    ) {
+        hasPortWork = true
+        switch register {
+        case .statusAndControl: ports[index].writeStatusAndControl(value)
+        case .powerManagement: ports[index].powerManagementStatus = value
+        case .linkInformation: ports[index].linkInformation = value
+        case .hardwareLPM: ports[index].hardwareLPMControl = value
         }
-        work.insert(.interrupters)
     }
 
-    private func ring(slot: Int, target: Int) {
-        guard isRunning else { return }
-        if slot == 0 {
-            if target == 0 { work.insert(.commandRing) }
-            return
+    private func write(
+        _ value: UInt32, to register: MMIORegister.InterrupterRegister, ofInterrupter index: Int,
+        now: Duration
+    ) {
+        switch register {
+        case .management: interrupters[index].writeManagement(value)
+        case .moderation: interrupters[index].writeModeration(value, now: now)
+        case .segmentTableSize: interrupters[index].writeSegmentCount(value)
+        case .reserved: break
+        case .segmentTableLow: interrupters[index].writeTableLow(value)
+        case .segmentTableHigh: interrupters[index].writeTableHigh(value)
+        case .dequeueLow: interrupters[index].writeDequeueLow(value)
+        case .dequeueHigh: interrupters[index].writeDequeueHigh(value)
         }
-        guard (1...31).contains(target) else { return }
-        if rungEndpoints[slot] == 0 { rungSlots.append(UInt8(slot)) }
-        rungEndpoints[slot][bit: target] = true
     }
 
-    // MARK: - For the engine
+    // MARK: - Bytes
 
-    /// Takes one slot whose doorbell was rung, and the endpoints concerned.
-    func takeRungSlot() -> (slot: Int, endpoints: UInt32)? {
-        guard !rungSlots.isEmpty else { return nil }
-        let slot = Int(rungSlots.removeFirst())
-        let endpoints = rungEndpoints[slot]
-        rungEndpoints[slot] = 0
-        return (slot, endpoints)
+    func read(at offset: Int, into bytes: inout OutputSpan<UInt8>, now: Duration) {
+        var position = offset
+        while bytes.freeCapacity > 0 {
+            let word = readWord(at: position & ~3, now: now)
+            repeat {
+                bytes.append(UInt8(truncatingIfNeeded: word >> UInt32((position & 3) * 8)))
+                position &+= 1
+            } while position & 3 != 0 && bytes.freeCapacity > 0
+        }
     }
 
-    /// Forgets doorbells of a slot.
-    func clearDoorbells(slot: Int) {
-        guard rungEndpoints[slot] != 0 else { return }
-        rungEndpoints[slot] = 0
-        rungSlots.removeAll { Int($0) == slot }
+    private func readWord(at offset: Int, now: Duration) -> UInt32 {
+        MMIORegister(offset: offset, capabilities: capabilities).map { read($0, now: now) } ?? 0
     }
 
-    /// Microframes since the controller was started; MFINDEX is the low 14 bits.
-    func microframe(at now: Duration) -> Int64 {
-        guard isRunning else { return 0 }
-        return (now - microframeOrigin) / .microseconds(125) >= 0
-            ? Int64((now - microframeOrigin) / .microseconds(125)) : 0
+    func write(at offset: Int, from bytes: Span<UInt8>, now: Duration) {
+        var index = 0
+        while index < bytes.count {
+            let position = offset &+ index
+            var value: UInt32 = 0
+            var mask: UInt32 = 0
+            var place = position & 3
+            repeat {
+                value |= UInt32(bytes[index]) << UInt32(place * 8)
+                mask |= 0xff << UInt32(place * 8)
+                place += 1
+                index += 1
+            } while place < 4 && index < bytes.count
+            guard let register = MMIORegister(offset: position & ~3, capabilities: capabilities)
+            else { continue }
+            if mask != ~0 { value |= kept(register, now: now) & ~mask }
+            write(value, to: register, now: now)
+        }
     }
 
-    /// The time of a microframe.
-    func time(ofMicroframe microframe: Int64) -> Duration {
-        microframeOrigin + .microseconds(125) * microframe
-    }
-
-    /// An access to memory failed in a way that no completion code tells: the controller halts
-    /// (xHCI 4.10.2.6).
-    func failHost() {
-        status.insert(.hostSystemError)
-        command.remove(.run)
-        isRunning = false
-        isCommandRingRunning = false
-        work.insert(.runState)
-    }
-
-    /// The values after power-on or HCRST. The ports' are the root hub's business.
-    func reset() {
-        command = []
-        status = []
-        isRunning = false
-        deviceNotifications = 0
-        commandRing = 0
-        commandRingWritten = false
-        isCommandRingRunning = false
-        deviceContexts = 0
-        enabledSlots = 0
-        configureFlags = 0
-        for index in interrupters.indices { interrupters[index] = .init() }
-        for index in rungEndpoints.indices { rungEndpoints[index] = 0 }
-        rungSlots.removeAll(keepingCapacity: true)
-        work = .ports
+    /// What a write of other bytes of the register must not change: its plain values, without the
+    /// bits that act when written as one.
+    private func kept(_ register: MMIORegister, now: Duration) -> UInt32 {
+        switch register {
+        case .usbStatus, .doorbell: 0
+        case .commandRingLow:
+            UInt32(truncatingIfNeeded: commandRing.isRunning ? 0 : commandRing.start.rawValue)
+        case .commandRingHigh: UInt32(truncatingIfNeeded: commandRing.start.address >> 32)
+        case .port(let index, .statusAndControl): ports[index].keptStatusAndControl
+        case .interrupter(_, .management): read(register, now: now) & ~1
+        case .interrupter(_, .dequeueLow): read(register, now: now) & ~8
+        case .capability, .usbCommand, .pageSize, .notificationControl, .contextArrayLow,
+            .contextArrayHigh, .configure, .port, .microframeIndex, .interrupter:
+            read(register, now: now)
+        }
     }
 }

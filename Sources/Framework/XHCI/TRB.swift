@@ -1,17 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A Transfer Request Block: the 16 bytes that rings are made of (xHCI 4.11.1, 6.4).
+/// A Transfer Request Block, the 16-byte item of every ring (xHCI 4.11.1, 6.4).
 ///
-/// It was copied from the guest's memory, which may have changed since; the typed views around it
-/// interpret this copy and nothing else.
+/// The views in TransferTRBs, CommandTRBs and EventTRBs give the bits their names.
 struct TRB: BitwiseCopyable, Equatable {
-    var parameter: UInt64 = 0
-    var status: UInt32 = 0
-    var control: UInt32 = 0
-
+    /// The size of a TRB in guest memory.
     static let size = 16
 
-    /// C, bit 0.
+    var parameter: UInt64
+    var status: UInt32
+    var control: UInt32
+
+    init(parameter: UInt64 = 0, status: UInt32 = 0, control: UInt32 = 0) {
+        self.parameter = parameter
+        self.status = status
+        self.control = control
+    }
+
+    /// C, bit 0: who owns the TRB.
     var cycle: Bool {
         get { control[bit: 0] }
         set { control[bit: 0] = newValue }
@@ -27,15 +33,17 @@ struct TRB: BitwiseCopyable, Equatable {
     struct Kind: RawRepresentable, Hashable {
         let rawValue: UInt8
 
+        // Transfer rings.
         static let normal = Kind(rawValue: 1)
         static let setupStage = Kind(rawValue: 2)
         static let dataStage = Kind(rawValue: 3)
         static let statusStage = Kind(rawValue: 4)
-        static let isoch = Kind(rawValue: 5)
+        static let isochronous = Kind(rawValue: 5)
         static let link = Kind(rawValue: 6)
         static let eventData = Kind(rawValue: 7)
-        static let noOp = Kind(rawValue: 8)
+        static let noOperation = Kind(rawValue: 8)
 
+        // The command ring.
         static let enableSlot = Kind(rawValue: 9)
         static let disableSlot = Kind(rawValue: 10)
         static let addressDevice = Kind(rawValue: 11)
@@ -43,35 +51,57 @@ struct TRB: BitwiseCopyable, Equatable {
         static let evaluateContext = Kind(rawValue: 13)
         static let resetEndpoint = Kind(rawValue: 14)
         static let stopEndpoint = Kind(rawValue: 15)
-        static let setTRDequeuePointer = Kind(rawValue: 16)
+        static let setDequeuePointer = Kind(rawValue: 16)
         static let resetDevice = Kind(rawValue: 17)
         static let forceEvent = Kind(rawValue: 18)
         static let negotiateBandwidth = Kind(rawValue: 19)
         static let setLatencyTolerance = Kind(rawValue: 20)
         static let getPortBandwidth = Kind(rawValue: 21)
         static let forceHeader = Kind(rawValue: 22)
-        static let noOpCommand = Kind(rawValue: 23)
-        static let getExtendedProperty = Kind(rawValue: 24)
-        static let setExtendedProperty = Kind(rawValue: 25)
+        static let noOperationCommand = Kind(rawValue: 23)
 
+        // Event rings.
         static let transferEvent = Kind(rawValue: 32)
-        static let commandCompletionEvent = Kind(rawValue: 33)
-        static let portStatusChangeEvent = Kind(rawValue: 34)
-        static let hostControllerEvent = Kind(rawValue: 37)
-        static let mfindexWrapEvent = Kind(rawValue: 39)
+        static let commandCompletion = Kind(rawValue: 33)
+        static let portStatusChange = Kind(rawValue: 34)
+        static let hostController = Kind(rawValue: 37)
+        static let microframeWrap = Kind(rawValue: 39)
     }
 }
 
-/// A Link TRB, on any ring (xHCI 6.4.4.1).
-struct LinkTRB {
-    let trb: TRB
+/// A place in a ring and the cycle bit that a TRB there must have, as software writes both:
+/// the address in bits 63:4, the cycle state in bit 0.
+struct RingPosition: Equatable {
+    var address: UInt64
+    var cycle: Bool
 
-    /// Ring Segment Pointer; its low four bits are reserved.
-    var segment: UInt64 { trb.parameter & ~0xf }
-    /// TC, bit 1.
-    var toggleCycle: Bool { trb.control[bit: 1] }
-    /// CH, bit 4.
-    var chain: Bool { trb.control[bit: 4] }
-    /// IOC, bit 5.
-    var interruptOnCompletion: Bool { trb.control[bit: 5] }
+    /// From a TR Dequeue Pointer or Command Ring Pointer; the reserved bits are dropped.
+    init(rawValue: UInt64) {
+        address = rawValue & ~0xf
+        cycle = rawValue[bit: 0]
+    }
+
+    /// The form of a TR Dequeue Pointer.
+    var rawValue: UInt64 { address | (cycle ? 1 : 0) }
+
+    /// The place after this one in the same segment.
+    var next: RingPosition {
+        var result = self
+        result.address = address &+ UInt64(TRB.size)
+        return result
+    }
+
+    /// Where a Link TRB at this place leads.
+    func following(_ link: LinkTRB) -> RingPosition {
+        var result = self
+        result.address = link.target
+        if link.toggleCycle { result.cycle.toggle() }
+        return result
+    }
+}
+
+/// A TRB together with its place in the ring.
+struct RingEntry {
+    var trb: TRB
+    var position: RingPosition
 }

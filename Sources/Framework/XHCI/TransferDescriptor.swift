@@ -1,122 +1,185 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DMA
+internal import USB
 
-/// The TRBs of one transfer: a TD, or the two or three TDs of a control transfer (xHCI 4.11.2).
+/// A transfer descriptor (xHCI 4.11): the TRBs that make one transfer, from the time they are read
+/// until their events are posted.
+///
+/// For a control endpoint it holds the descriptors of all stages. It may also be a mere No Op, or a
+/// mistake; both only have events.
 struct TransferDescriptor {
-    struct Entry {
-        let address: UInt64
-        let trb: TransferTRB
-        /// The place of this TRB on the ring, for a stop in its midst.
-        let position: RingPosition
-    }
-
-    /// What was found on a ring.
-    enum Gathering {
-        /// All of a transfer.
-        case complete(TransferDescriptor)
-        /// The driver has not handed over the last TRB yet, or there is none at all.
-        case incomplete
-        /// A TRB that cannot be, at this place.
-        case invalid(RingPosition, TransferTRB?)
-    }
-
-    var entries: [Entry]
-    /// Where the transfer begins; a stop before anything has moved returns here.
-    let start: RingPosition
-    /// Behind the transfer.
+    var id = Transfer.ID(rawValue: 0)
+    /// The TRBs in order, with those Link TRBs that want an event.
+    var entries: [RingEntry] = []
+    /// The place after the last TRB.
     var end: RingPosition
-    /// Bytes that the TRBs ask to be moved.
-    let length: Int
+    /// What was done of the first TRB before the endpoint stopped in its middle.
+    var start = PartialTransfer.nothing
+    var isControl = false
+    /// The bytes that the device is asked for.
+    var length = 0
+    /// The interrupters that its events may go to, one bit each.
+    var interrupters: UInt16 = 0
+    /// `nil` while the device works on it.
+    var outcome: Outcome?
+    /// Data for memory that this process cannot see.
+    var bounce: BounceBuffer?
 
-    /// Whether it is a control transfer: it begins with a Setup Stage TRB.
-    var isControl: Bool { entries.first?.trb.trb.kind == .setupStage }
-
-    /// Collects the next transfer from `start` on.
-    static func gather(
-        from start: RingPosition, isControlEndpoint: Bool, memory: GuestMemory
-    ) throws(DMAError) -> Gathering {
-        var position = start
-        var entries: [Entry] = []
-        var links = 0
-        var length = 0
-        while let trb = try position.fetch(memory) {
-            let view = TransferTRB(trb: trb)
-            if trb.kind == .link {
-                let link = LinkTRB(trb: trb)
-                links += 1
-                guard links <= Limits.consecutiveLinks else { return .invalid(position, view) }
-                let isEnd = !entries.isEmpty && !link.chain && entries.last?.trb.chain == true
-                if link.interruptOnCompletion || isEnd {
-                    entries.append(Entry(address: position.address, trb: view, position: position))
-                }
-                position.follow(link)
-                guard isEnd, !isControlEndpoint else { continue }
-                return .complete(
-                    TransferDescriptor(
-                        entries: entries, start: start, end: position, length: length))
-            }
-            links = 0
-            guard isAllowed(trb.kind, after: entries, isControlEndpoint: isControlEndpoint),
-                entries.count < Limits.trbsPerTransfer
-            else { return .invalid(position, view) }
-            if view.movesData {
-                length += view.length
-                let isBroken = view.immediateData && view.length > 8
-                guard length <= Limits.bytesPerTransfer, !isBroken else {
-                    return .invalid(position, view)
-                }
-            }
-            entries.append(Entry(address: position.address, trb: view, position: position))
-            position.advance()
-            if view.chain { continue }
-            if isControlEndpoint, entries.first?.trb.trb.kind == .setupStage,
-                !entries.contains(where: { $0.trb.trb.kind == .statusStage })
-            {
-                continue
-            }
-            var descriptor = TransferDescriptor(
-                entries: entries, start: start, end: position, length: length)
-            try descriptor.takeTrailingLink(memory)
-            return .complete(descriptor)
-        }
-        return .incomplete
+    enum Outcome {
+        case completed(transferred: Int)
+        case cancelled(transferred: Int)
+        /// `entry` is the TRB to blame, if it is not the one that the transferred bytes lead to.
+        case failed(CompletionCode, transferred: Int, entry: Int? = nil)
     }
 
-    /// FreeBSD ends each TD with a Link TRB that is to interrupt: it belongs to the transfer before
-    /// it, since nothing else may come for long.
-    private mutating func takeTrailingLink(_ memory: GuestMemory) throws(DMAError) {
-        guard let trb = try end.fetch(memory), trb.kind == .link else { return }
-        let link = LinkTRB(trb: trb)
-        guard link.interruptOnCompletion else { return }
-        entries.append(Entry(address: end.address, trb: TransferTRB(trb: trb), position: end))
-        end.follow(link)
+    /// The data bytes that the TRB at an index asks for.
+    func length(ofEntry index: Int) -> Int {
+        let length = TransferTRB(entries[index].trb).length
+        return index == 0 ? max(0, length - start.bytes) : length
     }
 
-    /// Which TRB may follow which (xHCI 4.11.2.2, 4.11.7).
-    private static func isAllowed(
-        _ kind: TRB.Kind, after entries: [Entry], isControlEndpoint: Bool
-    ) -> Bool {
-        guard isControlEndpoint else {
-            return kind == .normal || kind == .eventData || kind == .noOp
+    /// Whether no more than this transfer must be started before its outcome is dealt with.
+    var isFailed: Bool {
+        if case .failed = outcome { return true }
+        return false
+    }
+}
+
+/// How far an endpoint had come in the middle of a TRB, so that it can go on there.
+struct PartialTransfer {
+    /// Bytes of the TRB that were moved.
+    var bytes: Int
+    /// Bytes since the last Event Data TRB.
+    var accumulated: Int
+
+    static let nothing = PartialTransfer(bytes: 0, accumulated: 0)
+}
+
+/// A Transfer Event to be, without its slot and endpoint.
+struct TransferEvent {
+    var code: CompletionCode
+    var pointer: UInt64
+    var length: Int
+    var isEventData = false
+    var interrupter: Int
+    var interrupts: Bool
+}
+
+/// Goes through a finished transfer descriptor and tells which events it causes (xHCI 4.10.1,
+/// 4.11.5.2), and where the endpoint stands afterwards.
+struct TransferWalk {
+    private let descriptor: TransferDescriptor
+    /// The TRB at which a transfer failed or was stopped, and with which code.
+    private let ending: (entry: Int, code: CompletionCode)?
+
+    private var index = 0
+    /// Bytes that the TRBs still to come have moved.
+    private var left: Int
+    /// EDTLA.
+    private var accumulated: Int
+    /// The device sent less than was asked for: all TRBs that follow in the stage are skipped.
+    private var isShort = false
+    private var hasToldShort = false
+
+    /// Where a failed or stopped transfer stays; known when the walk is over.
+    private(set) var place: (position: RingPosition, progress: PartialTransfer)?
+
+    /// - Parameter code: `nil` for a transfer that completed.
+    init(
+        _ descriptor: TransferDescriptor, transferred: Int, code: CompletionCode?, entry: Int? = nil
+    ) {
+        self.descriptor = descriptor
+        left = transferred
+        accumulated = descriptor.start.accumulated
+        ending = code.map { code in
+            (entry ?? Self.lastEntry(descriptor, transferred: transferred, code: code), code)
         }
-        // Links do not count: an entry for one is there only for its interrupt.
-        let last = entries.last { $0.trb.trb.kind != .link }
-        guard let last else { return kind == .setupStage || kind == .noOp }
-        let isChained = last.trb.chain
-        switch last.trb.trb.kind {
-        case .setupStage:
-            return kind == .dataStage || kind == .statusStage
-        case .dataStage, .normal:
-            return isChained ? kind == .normal || kind == .eventData : kind == .statusStage
+    }
+
+    /// The TRB that was at work when `transferred` bytes were through.
+    private static func lastEntry(
+        _ descriptor: TransferDescriptor, transferred: Int, code: CompletionCode
+    ) -> Int {
+        // A control transfer that is stopped begins again with its Setup Stage.
+        if descriptor.isControl, code == .stopped { return 0 }
+        var left = transferred
+        var last = 0
+        for index in descriptor.entries.indices {
+            let kind = descriptor.entries[index].trb.kind
+            if kind == .statusStage { return index }
+            guard TransferTRB(descriptor.entries[index].trb).hasData else { continue }
+            last = index
+            if descriptor.isControl, transferred >= descriptor.length { continue }
+            let length = descriptor.length(ofEntry: index)
+            if left < length { return index }
+            left -= length
+        }
+        return last
+    }
+
+    /// The next event, or `nil` at the end.
+    mutating func next() -> TransferEvent? {
+        while index < descriptor.entries.count {
+            if let event = visit(index) { return event }
+        }
+        return nil
+    }
+
+    private mutating func visit(_ current: Int) -> TransferEvent? {
+        index = current + 1
+        let trb = TransferTRB(descriptor.entries[current].trb)
+        var residue = 0
+        switch trb.trb.kind {
+        case .normal, .isochronous, .dataStage:
+            if trb.trb.kind == .dataStage { accumulated = 0 }
+            let length = descriptor.length(ofEntry: current)
+            let moved = min(left, length)
+            left -= moved
+            accumulated += moved
+            residue = length - moved
         case .statusStage:
-            return isChained && kind == .eventData
-        case .eventData:
-            let hadStatus = entries.contains { $0.trb.trb.kind == .statusStage }
-            if isChained { return kind == .normal || kind == .eventData }
-            return !hadStatus && kind == .statusStage
+            isShort = false
+            accumulated = 0
         default:
-            return false
+            break
         }
+        if let ending, ending.entry == current {
+            index = descriptor.entries.count
+            let done = trb.hasData ? trb.length - residue : 0
+            place = (
+                descriptor.entries[current].position,
+                descriptor.isControl
+                    ? .nothing : PartialTransfer(bytes: done, accumulated: accumulated)
+            )
+            return event(ending.code, of: current, trb, length: residue)
+        }
+        if trb.trb.kind == .eventData { return eventData(trb) }
+        let wasShort = isShort
+        if residue > 0 { isShort = true }
+        if isShort {
+            // One event tells of the short packet: at its TRB, or at the first that asks for one.
+            let asked =
+                trb.interruptOnCompletion || (!wasShort && trb.interruptOnShortPacket)
+            guard asked, !hasToldShort, trb.hasData else { return nil }
+            hasToldShort = true
+            return event(.shortPacket, of: current, trb, length: residue)
+        }
+        return trb.interruptOnCompletion ? event(.success, of: current, trb, length: 0) : nil
+    }
+
+    private mutating func eventData(_ trb: TransferTRB) -> TransferEvent? {
+        defer { accumulated = 0 }
+        guard trb.interruptOnCompletion else { return nil }
+        return TransferEvent(
+            code: isShort ? .shortPacket : .success, pointer: trb.parameter, length: accumulated,
+            isEventData: true, interrupter: trb.interrupter, interrupts: !trb.blockEventInterrupt)
+    }
+
+    private func event(
+        _ code: CompletionCode, of entry: Int, _ trb: TransferTRB, length: Int
+    ) -> TransferEvent {
+        TransferEvent(
+            code: code, pointer: descriptor.entries[entry].position.address, length: length,
+            interrupter: trb.interrupter, interrupts: !trb.blockEventInterrupt)
     }
 }

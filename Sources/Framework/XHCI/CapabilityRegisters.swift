@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// The read-only registers: host controller capabilities (xHCI 5.3) and the Supported Protocol
+/// extended capabilities (xHCI 7.2).
+struct CapabilityRegisters {
+    private let capabilities: Capabilities
+    /// The doublewords from ``MMIORegister/Base/extendedCapabilities`` on.
+    private let extended: [UInt32]
+
+    init(_ capabilities: Capabilities) {
+        self.capabilities = capabilities
+        extended = Self.supportedProtocols(capabilities)
+    }
+
+    subscript(offset: Int) -> UInt32 {
+        if offset >= MMIORegister.Base.extendedCapabilities {
+            let index = (offset - MMIORegister.Base.extendedCapabilities) / 4
+            return index < extended.count ? extended[index] : 0
+        }
+        switch offset {
+        // HCIVERSION 1.10 and CAPLENGTH.
+        case 0x00: return 0x0110 << 16 | UInt32(MMIORegister.Base.operational)
+        // HCSPARAMS1: MaxSlots, MaxIntrs, MaxPorts.
+        case 0x04:
+            return UInt32(capabilities.slots) | UInt32(capabilities.interrupters) << 8
+                | UInt32(capabilities.ports) << 24
+        // HCSPARAMS2: isochronous scheduling threshold of one frame, event ring segments, no
+        // scratchpads.
+        case 0x08: return 0x9 | UInt32(capabilities.eventRingSegmentsLog2) << 4
+        // HCCPARAMS1: 64-bit addresses (AC64), no secondary stream ids (NSS), all Event Data TRBs
+        // are looked at (PAE).
+        case 0x10:
+            return 1 << 0 | 1 << 7 | 1 << 8
+                | UInt32(MMIORegister.Base.extendedCapabilities / 4) << 16
+        case 0x14: return UInt32(MMIORegister.Base.doorbells)
+        case 0x18: return UInt32(MMIORegister.Base.runtime)
+        // HCSPARAMS3 and HCCPARAMS2: nothing of it.
+        default: return 0
+        }
+    }
+
+    private static func supportedProtocols(_ capabilities: Capabilities) -> [UInt32] {
+        var words: [UInt32] = []
+        if capabilities.usb2Ports > 0 {
+            words += supportedProtocol(
+                revision: 0x0200, firstPort: 1, ports: capabilities.usb2Ports, speeds: [],
+                isLast: capabilities.usb3Ports == 0)
+        }
+        if capabilities.usb3Ports > 0 {
+            words += supportedProtocol(
+                revision: 0x0310, firstPort: capabilities.usb2Ports + 1,
+                ports: capabilities.usb3Ports,
+                // Gen1 x1 is 5 Gb/s with speed id 4, Gen2 x1 is 10 Gb/s with speed id 5; both are
+                // symmetric and full-duplex, the second with the SuperSpeedPlus link protocol.
+                speeds: [0x0005_0134, 0x000a_4135],
+                isLast: true)
+        }
+        return words
+    }
+
+    /// One Supported Protocol capability; without `speeds` the default speed ids hold.
+    private static func supportedProtocol(
+        revision: UInt32, firstPort: Int, ports: Int, speeds: [UInt32], isLast: Bool
+    ) -> [UInt32] {
+        let name: UInt32 = 0x2042_5355  // "USB "
+        let length = 4 + speeds.count
+        return [
+            2 | (isLast ? 0 : UInt32(length)) << 8 | revision << 16,
+            name,
+            UInt32(firstPort) | UInt32(ports) << 8 | UInt32(speeds.count) << 28,
+            0,  // Protocol Slot Type
+        ] + speeds
+    }
+}

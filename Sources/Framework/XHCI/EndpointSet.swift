@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+/// A set of endpoints, by slot and Device Context Index: those whose doorbells were rung (xHCI 4.7),
+/// or that have something else to do.
+struct EndpointSet {
+    /// By slot, one bit for each Device Context Index.
+    private var endpoints: [UInt32]
+    /// A bit for each slot whose endpoints are not zero.
+    private var slots: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
+
+    init(slots: Int) { endpoints = Array(repeating: 0, count: slots + 1) }
+
+    var isEmpty: Bool { firstSlot == nil }
+
+    /// Adds an endpoint; slots and endpoints that do not exist are ignored.
+    mutating func insert(slot: Int, endpoint: Int) {
+        guard slot > 0, slot < endpoints.count, (1...31).contains(endpoint) else { return }
+        endpoints[slot][bit: endpoint] = true
+        withWord(of: slot) { $0[bit: slot & 63] = true }
+    }
+
+    /// Takes all endpoints of the first slot that has any, one bit for each.
+    mutating func popFirst() -> (slot: Int, endpoints: UInt32)? {
+        guard let slot = firstSlot else { return nil }
+        let result = endpoints[slot]
+        remove(slot: slot)
+        return (slot, result)
+    }
+
+    /// Removes all endpoints of a slot.
+    mutating func remove(slot: Int) {
+        guard slot > 0, slot < endpoints.count else { return }
+        endpoints[slot] = 0
+        withWord(of: slot) { $0[bit: slot & 63] = false }
+    }
+
+    private var firstSlot: Int? {
+        if slots.0 != 0 { return slots.0.trailingZeroBitCount }
+        if slots.1 != 0 { return 64 + slots.1.trailingZeroBitCount }
+        if slots.2 != 0 { return 128 + slots.2.trailingZeroBitCount }
+        if slots.3 != 0 { return 192 + slots.3.trailingZeroBitCount }
+        return nil
+    }
+
+    private mutating func withWord(of slot: Int, _ body: (inout UInt64) -> Void) {
+        switch slot >> 6 {
+        case 0: body(&slots.0)
+        case 1: body(&slots.1)
+        case 2: body(&slots.2)
+        default: body(&slots.3)
+        }
+    }
+}

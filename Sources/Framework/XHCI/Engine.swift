@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DMA
+internal import Logging
+internal import USB
+
+/// What the controller does when it is given time: commands, transfers and events.
+///
+/// The whole state is one value that a single call changes. While it waits for guest memory or talks
+/// to a device, others may reach the register file, the root hub and the inbox, which are objects
+/// beside it, but never the engine itself.
+struct Engine {
+    let registers: RegisterFile
+    let hub: RootHub
+    let inbox: DeviceInbox
+    var bus: SystemBus
+    /// By slot number; the first one is never used.
+    var slots: [Slot]
+    var commands = CommandRing()
+
+    private var isRunning = false
+    /// A port has changes that the guest has had no event for.
+    private var hasPortEvents = false
+    /// Endpoints to visit now, and those whose events have no room.
+    private var ready: EndpointSet
+    private var blocked: EndpointSet
+    /// Counts the transfers, so that no two have the same id.
+    private var sequence: UInt64 = 0
+    /// The next MFINDEX wrap, if the guest wants to be told.
+    private var wrapTime: Duration?
+    /// When the engine wants to be called without anything having happened.
+    private(set) var deadline: Duration?
+
+    init(registers: RegisterFile, hub: RootHub, inbox: DeviceInbox, bus: SystemBus) {
+        self.registers = registers
+        self.hub = hub
+        self.inbox = inbox
+        self.bus = bus
+        let count = registers.capabilities.slots
+        slots = (0...count).map(Slot.init(number:))
+        ready = EndpointSet(slots: count)
+        blocked = EndpointSet(slots: count)
+    }
+
+    /// Forgets everything, as HCRST does; devices are reset and stay.
+    mutating func reset() {
+        let count = registers.capabilities.slots
+        slots = (0...count).map(Slot.init(number:))
+        commands = CommandRing()
+        ready = EndpointSet(slots: count)
+        blocked = EndpointSet(slots: count)
+        isRunning = false
+        hasPortEvents = false
+        wrapTime = nil
+        deadline = nil
+        bus.reset()
+        registers.reset()
+        hub.resetDevices()
+    }
+
+    /// Whether a call of ``service(now:)`` would find something.
+    func hasWork(now: Duration) -> Bool {
+        if registers.hasWork || !inbox.isEmpty || !ready.isEmpty { return true }
+        if let deadline { return deadline <= now }
+        return false
+    }
+
+    /// Does what is due, within bounds.
+    ///
+    /// - Parameter isInterrupted: asked between steps; the caller wants the engine back.
+    mutating func service(now: Duration, isInterrupted: () -> Bool) {
+        unblock()
+        var isDone = false
+        var round = 0
+        while !isDone, round < Limits.roundsPerService, !isInterrupted() {
+            registers.hasWork = false
+            isDone = !serviceRound(now: now)
+            round += 1
+        }
+        guard !isInterrupted() else { return }
+        let interrupt = bus.raiseInterrupts(now: now)
+        deadline = [interrupt, commands.deadline, wrapTime].compactMap(\.self).min()
+        if !isDone || registers.hasWork || !inbox.isEmpty { deadline = now }
+    }
+
+    /// One round through everything; `false` if nothing was left to do.
+    private mutating func serviceRound(now: Duration) -> Bool {
+        if registers.command.contains(.reset) { reset() }
+        followRunBit(now: now)
+        listenToDevices()
+        servicePorts()
+        guard isRunning else { return !inbox.isEmpty }
+        bus.resumeEvents()
+        reportPorts()
+        reportWrap(now: now)
+        // Doorbells before commands: one that was rung before Stop Endpoint must not undo it.
+        answerDoorbells()
+        let hasMoreCommands = serviceCommands(now: now)
+        visitEndpoints()
+        return hasMoreCommands || !ready.isEmpty || !inbox.isEmpty || registers.hasWork
+    }
+
+    // MARK: - Running and halting
+
+    private mutating func followRunBit(now: Duration) {
+        let shallRun = registers.command.contains(.run)
+        guard shallRun != isRunning else { return }
+        isRunning = shallRun
+        if shallRun {
+            registers.status.remove(.halted)
+            registers.microframes.start(now: now)
+        } else {
+            abandonWaitingStop()
+            registers.status.insert(.halted)
+            registers.microframes.stop(now: now)
+            registers.commandRing.isRunning = false
+            registers.commandRing.stopRequest = nil
+            commands.mayHaveMore = false
+            wrapTime = nil
+        }
+    }
+
+    private mutating func reportWrap(now: Duration) {
+        guard registers.command.contains(.wrapEventEnable) else {
+            wrapTime = nil
+            return
+        }
+        if let wrapTime, wrapTime <= now { bus.post(.microframeWrap, to: 0) }
+        wrapTime = registers.microframes.nextWrap(now: now)
+    }
+
+    // MARK: - Ports
+
+    /// Tells devices what the guest did to their ports. PCD is set for what changed, whether or not
+    /// the controller runs.
+    private mutating func servicePorts() {
+        guard registers.hasPortWork else { return }
+        registers.hasPortWork = false
+        for port in registers.ports.indices {
+            hub.applyEffects(port: port)
+            guard registers.ports[port].hasNewChange else { continue }
+            registers.ports[port].hasNewChange = false
+            registers.status.insert(.portChange)
+            hasPortEvents = true
+        }
+    }
+
+    /// Posts an event for each port with new changes. Those that came up while the controller stood
+    /// still are told when it runs.
+    private mutating func reportPorts() {
+        guard hasPortEvents else { return }
+        for port in registers.ports.indices where !registers.ports[port].unreported.isEmpty {
+            guard bus.hasRoomForCommands else { return }
+            registers.ports[port].markReported()
+            bus.post(.portStatusChange(port: port + 1), to: 0)
+        }
+        hasPortEvents = false
+    }
+
+    mutating func listenToDevices() {
+        for _ in 0..<Limits.messagesPerRound {
+            guard let message = inbox.next() else { return }
+            switch message {
+            case .completed(let completion): record(completion)
+            case .disconnected(let connection): hub.unplug(connection)
+            case .unplugged(let connection): loseDevice(connection)
+            case .woke(let connection): hub.wake(connection)
+            }
+        }
+    }
+
+    private mutating func record(_ completion: Transfer.Completion) {
+        let slot = Int(completion.id.rawValue >> 8 & 0xff)
+        let endpoint = Int(completion.id.rawValue & 0xff)
+        guard slot < slots.count, slots[slot].endpoints.indices.contains(endpoint),
+            slots[slot].endpoints[endpoint]?.record(completion) == true
+        else { return }
+        ready.insert(slot: slot, endpoint: endpoint)
+    }
+
+    private mutating func loseDevice(_ connection: PortConnection) {
+        for slot in slots.indices where slots[slot].connection === connection {
+            for endpoint in slots[slot].endpoints.indices {
+                slots[slot].endpoints[endpoint]?.loseDevice()
+                ready.insert(slot: slot, endpoint: endpoint)
+            }
+        }
+    }
+
+    // MARK: - Endpoints
+
+    private mutating func answerDoorbells() {
+        while let (slot, endpoints) = registers.doorbells.popFirst() {
+            guard slots[slot].state != nil else { continue }
+            for endpoint in 1...31 where endpoints[bit: endpoint] {
+                slots[slot].endpoints[endpoint]?.ringDoorbell(bus)
+                ready.insert(slot: slot, endpoint: endpoint)
+            }
+        }
+    }
+
+    /// Lets endpoints whose events had no room try again.
+    private mutating func unblock() {
+        while let (slot, endpoints) = blocked.popFirst() {
+            for endpoint in 1...31 where endpoints[bit: endpoint] {
+                ready.insert(slot: slot, endpoint: endpoint)
+            }
+        }
+    }
+
+    private mutating func visitEndpoints() {
+        var later: [(Int, Int)] = []
+        while let (slot, endpoints) = ready.popFirst() {
+            guard slots[slot].state != nil else { continue }
+            let owner = slots[slot].identity
+            for endpoint in 1...31 where endpoints[bit: endpoint] {
+                switch slots[slot].endpoints[endpoint]?.visit(owner, &bus, &sequence) {
+                case .more: later.append((slot, endpoint))
+                case .blocked: blocked.insert(slot: slot, endpoint: endpoint)
+                case .idle, nil: break
+                }
+            }
+        }
+        for (slot, endpoint) in later { ready.insert(slot: slot, endpoint: endpoint) }
+    }
+
+    /// Gives up transfers whose data lie in a range that is taken away.
+    mutating func cancelTransfers(touching start: GuestAddress, count: UInt64) {
+        for slot in slots.indices {
+            let owner = slots[slot].identity
+            for endpoint in slots[slot].endpoints.indices {
+                slots[slot].endpoints[endpoint]?.cancelTransfers(
+                    touching: start, count: count, owner)
+            }
+        }
+    }
+}

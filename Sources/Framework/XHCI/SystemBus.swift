@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DMA
+internal import Logging
+
+/// The way from the engine to the guest: its memory, the event rings and the interrupts.
+///
+/// An access that must not fail, to a context or an event ring, is answered with a Host System
+/// Error if it does (xHCI 4.10.2.6); the caller just goes on to its end.
+struct SystemBus {
+    let memory: GuestMemory
+    let registers: RegisterFile
+    let sink: any InterruptSink
+    private let logger: Logger
+    private var rings: [EventRing]
+
+    init(
+        memory: GuestMemory, registers: RegisterFile, sink: any InterruptSink, logger: Logger
+    ) {
+        self.memory = memory
+        self.registers = registers
+        self.sink = sink
+        self.logger = logger
+        rings = []
+        reset()
+    }
+
+    /// Forgets all events.
+    mutating func reset() {
+        rings = (0..<registers.capabilities.interrupters).map(EventRing.init(index:))
+    }
+
+    /// Logs a mistake of the guest; the text is only made if somebody reads it.
+    func note(_ message: @autoclosure () -> String) { logger.debug("\(message())") }
+
+    // MARK: - Memory
+
+    /// Stores a part of a context.
+    func store<Value: BitwiseCopyable>(_ value: Value, at address: UInt64) {
+        do throws(DMAError) {
+            try memory.store(value, at: GuestAddress(address))
+        } catch {
+            fail(error)
+        }
+    }
+
+    /// Loads a context, or `nil` after a Host System Error.
+    func load<Value: BitwiseCopyable>(_ type: Value.Type, at address: UInt64) -> Value? {
+        do throws(DMAError) {
+            return try memory.load(at: GuestAddress(address))
+        } catch {
+            fail(error)
+            return nil
+        }
+    }
+
+    /// Stops the controller after an access that it cannot do without.
+    func fail(_ error: DMAError) {
+        note("host system error: \(error.reason) at \(error.address)")
+        registers.reportHostSystemError()
+    }
+
+    /// The TRB at a place, or `nil` if it is the producer's. Each word is loaded once, and the one
+    /// with the cycle bit first, so that the others are what belongs to it.
+    func fetch(at position: RingPosition) throws(DMAError) -> TRB? {
+        let address = GuestAddress(position.address)
+        let control = try memory.loadAcquiring(at: address + 12)
+        guard control[bit: 0] == position.cycle else { return nil }
+        return TRB(
+            parameter: try memory.load(at: address), status: try memory.load(at: address + 8),
+            control: control)
+    }
+
+    // MARK: - Events
+
+    /// Posts an event. An interrupter that does not exist stands for the first.
+    mutating func post(_ event: TRB, to interrupter: Int, interrupts: Bool = true) {
+        guard registers.command.contains(.run) else { return }
+        let ring = interrupter < rings.count ? interrupter : 0
+        do throws(DMAError) {
+            try rings[ring].post(
+                event, interrupts: interrupts, memory: memory, registers: registers)
+        } catch {
+            fail(error)
+        }
+    }
+
+    /// Posts what waited for room.
+    mutating func resumeEvents() {
+        for index in rings.indices where rings[index].waitingCount > 0 {
+            do throws(DMAError) {
+                try rings[index].resume(memory: memory, registers: registers)
+            } catch {
+                fail(error)
+            }
+        }
+    }
+
+    /// Whether all interrupters in a set (one bit each) take events at once.
+    func hasRoom(in interrupters: UInt16) -> Bool {
+        for index in rings.indices where interrupters[bit: index] {
+            if rings[index].waitingCount > 0 { return false }
+        }
+        return true
+    }
+
+    /// Whether a command may be run: its own event has room, and those of a stopped endpoint do not
+    /// pile up.
+    var hasRoomForCommands: Bool {
+        rings[0].waitingCount == 0
+            && rings.allSatisfy { $0.waitingCount < Limits.waitingEvents }
+    }
+
+    /// The bit of an interrupter in the sets of ``hasRoom(in:)``.
+    func interrupterBit(_ interrupter: Int) -> UInt16 {
+        interrupter < rings.count ? 1 << UInt16(interrupter) : 1
+    }
+
+    /// Raises the interrupts that are due and returns when the next one will be.
+    mutating func raiseInterrupts(now: Duration) -> Duration? {
+        var next: Duration?
+        for index in rings.indices {
+            if let time = rings[index].interrupt(sink, registers: registers, now: now) {
+                next = min(next ?? time, time)
+            }
+        }
+        return next
+    }
+}

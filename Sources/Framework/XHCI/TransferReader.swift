@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DMA
+internal import USB
+
+/// Reads one transfer descriptor from a transfer ring (xHCI 4.9.2, 4.11).
+///
+/// A descriptor that the guest has not finished writing is left alone: the endpoint reads it again
+/// when its doorbell rings. One that breaks the rules comes out with its outcome, a TRB Error.
+struct TransferReader {
+    private let bus: SystemBus
+    private var position: RingPosition
+    private var descriptor: TransferDescriptor
+    private var data = 0
+
+    /// Why no more can be read.
+    private enum End: Error {
+        /// The next TRB is still the guest's.
+        case notYet
+        /// The last entry breaks the rules.
+        case malformed
+    }
+
+    private init(_ bus: SystemBus, _ position: RingPosition, _ start: PartialTransfer) {
+        self.bus = bus
+        self.position = position
+        descriptor = TransferDescriptor(end: position, start: start)
+    }
+
+    /// The descriptor at a place of a ring, if there is a whole one.
+    static func read(
+        _ kind: EndpointKind, at position: RingPosition, start: PartialTransfer, _ bus: SystemBus
+    ) -> TransferDescriptor? {
+        var reader = TransferReader(bus, position, start)
+        do throws(End) {
+            switch kind {
+            case .control: try reader.readControl()
+            case .isochronousIn, .isochronousOut: try reader.readIsochronous()
+            default: try reader.readChain(isIn: kind == .bulkIn || kind == .interruptIn)
+            }
+        } catch {
+            switch error {
+            case .notYet: return nil
+            case .malformed:
+                reader.descriptor.outcome = .failed(
+                    .trbError, transferred: 0, entry: reader.descriptor.entries.count - 1)
+            }
+        }
+        reader.descriptor.end = reader.position
+        return reader.descriptor
+    }
+
+    // MARK: - Kinds of descriptors
+
+    /// A bulk or interrupt transfer: Normal TRBs up to one without a chain bit.
+    private mutating func readChain(isIn: Bool) throws(End) {
+        guard var trb = try readStart() else { return }
+        while true {
+            switch trb.trb.kind {
+            case .normal: try count(trb, isIn: isIn)
+            case .noOperation, .eventData: break
+            default: throw .malformed
+            }
+            guard trb.chain else { break }
+            trb = try next()
+        }
+        finishWithoutDevice(unless: .normal)
+    }
+
+    /// A control transfer: the Setup Stage, an optional Data Stage with what is chained to it, and
+    /// the Status Stage with what is chained to that (xHCI 4.11.2.2).
+    private mutating func readControl() throws(End) {
+        guard let setup = try readStart() else { return }
+        switch setup.trb.kind {
+        case .noOperation:
+            finishWithoutDevice(unless: .setupStage)
+            return
+        case .setupStage where setup.isImmediateData && setup.length == 8: break
+        default: throw .malformed
+        }
+        descriptor.isControl = true
+        var trb = try next()
+        while trb.trb.kind == .noOperation { trb = try next() }
+        if trb.trb.kind == .dataStage {
+            let isIn = SetupPacket(wire: setup.parameter).direction == .in
+            guard trb.direction == isIn else { throw .malformed }
+            try count(trb, isIn: isIn)
+            while trb.chain {
+                trb = try next()
+                switch trb.trb.kind {
+                case .normal: try count(trb, isIn: isIn)
+                case .noOperation, .eventData: break
+                default: throw .malformed
+                }
+            }
+            trb = try next()
+        }
+        while trb.trb.kind == .noOperation { trb = try next() }
+        guard trb.trb.kind == .statusStage else { throw .malformed }
+        while trb.chain {
+            trb = try next()
+            guard trb.trb.kind == .eventData else { throw .malformed }
+        }
+    }
+
+    /// Isochronous transfers are not carried out: each of their TRBs is answered with an error.
+    private mutating func readIsochronous() throws(End) {
+        guard let trb = try readStart() else { return }
+        guard trb.trb.kind == .noOperation, !trb.chain else { throw .malformed }
+        finishWithoutDevice(unless: .isochronous)
+    }
+
+    /// A descriptor that has no TRB of the kind needs no device, only its events.
+    private mutating func finishWithoutDevice(unless kind: TRB.Kind) {
+        if !descriptor.entries.contains(where: { $0.trb.kind == kind }) {
+            descriptor.outcome = .completed(transferred: 0)
+        }
+    }
+
+    /// Checks a TRB with data. Immediate data only goes out, and no more than fits.
+    private mutating func count(_ trb: TransferTRB, isIn: Bool) throws(End) {
+        data += trb.length
+        guard data <= Limits.bytesPerTransfer, !trb.isImmediateData || (trb.length <= 8 && !isIn)
+        else { throw .malformed }
+    }
+
+    // MARK: - TRBs
+
+    /// The first TRB; `nil` after a Link TRB that wants an event, which is a descriptor by itself.
+    private mutating func readStart() throws(End) -> TransferTRB? {
+        let trb = try next(stopsAtLinks: true)
+        if trb.trb.kind == .link {
+            descriptor.outcome = .completed(transferred: 0)
+            return nil
+        }
+        return trb
+    }
+
+    private mutating func next() throws(End) -> TransferTRB {
+        try next(stopsAtLinks: false)
+    }
+
+    /// The next TRB that is no Link TRB, appended to the entries.
+    private mutating func next(stopsAtLinks: Bool) throws(End) -> TransferTRB {
+        for _ in 0...Limits.linksInARow {
+            let trb = try fetch()
+            guard let link = LinkTRB(trb) else {
+                append(trb)
+                position = position.next
+                guard descriptor.entries.count <= Limits.trbsPerTransfer else { throw .malformed }
+                return TransferTRB(trb)
+            }
+            let wantsEvent = TransferTRB(trb).interruptOnCompletion
+            if wantsEvent { append(trb) }
+            position = position.following(link)
+            if wantsEvent, stopsAtLinks { return TransferTRB(trb) }
+        }
+        append(TRB())
+        throw .malformed
+    }
+
+    private mutating func fetch() throws(End) -> TRB {
+        let fetched: TRB?
+        do throws(DMAError) {
+            fetched = try bus.fetch(at: position)
+        } catch {
+            bus.note("transfer ring: \(error.reason) at \(error.address)")
+            append(TRB())
+            throw .malformed
+        }
+        guard let fetched else { throw .notYet }
+        return fetched
+    }
+
+    private mutating func append(_ trb: TRB) {
+        descriptor.entries.append(RingEntry(trb: trb, position: position))
+        descriptor.interrupters |= bus.interrupterBit(TransferTRB(trb).interrupter)
+    }
+}
