@@ -20,6 +20,10 @@ public final class GuestEventRing {
                 count: count)
         }
         table = memory.allocate(segmentSizes.count * 16)
+        writeTable()
+    }
+
+    private func writeTable() {
         for (number, segment) in segments.enumerated() {
             memory.store(segment.address.rawValue, at: table + number * 16)
             memory.store(UInt64(segment.count), at: table + number * 16 + 8)
@@ -57,6 +61,7 @@ public final class GuestEventRing {
 
     /// Begins again with cleared memory, as after a reset.
     public func clear() {
+        writeTable()
         for segment in segments {
             memory.fill(0, at: segment.address, count: segment.count * 16)
         }

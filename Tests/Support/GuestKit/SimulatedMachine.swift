@@ -129,7 +129,9 @@ public final class SimulatedMachine: Machine {
             guard let next = [wanted, loop.nextDeadline].compactMap({ $0 }).min(), next <= end
             else {
                 if loop.watchesDescriptors, loop.turn(wait: 1000) { continue }
+                // The condition may have written registers, which is work again.
                 loop.advance(to: end)
+                _ = service()
                 return condition()
             }
             turnsAtOneTime = next > loop.now ? 0 : turnsAtOneTime + 1
