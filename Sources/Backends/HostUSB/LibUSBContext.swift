@@ -49,7 +49,9 @@ final class LibUSBContext {
         defer { unsafe libusb_free_device_list(list, 1) }
         var devices: [LibUSBDevice] = []
         for index in 0..<count {
-            if let device = unsafe list[index] { unsafe devices.append(LibUSBDevice(device)) }
+            if let device = unsafe list[index] {
+                unsafe devices.append(LibUSBDevice(device, of: self))
+            }
         }
         return devices.sorted { ($0.bus, $0.address) < ($1.bus, $1.address) }
     }

@@ -15,6 +15,8 @@ final class LibUSBDevice {
 
     let identity: Identity
     private let raw: OpaquePointer
+    /// libusb's context must outlive its devices.
+    private let context: LibUSBContext
     let bus: UInt8
     let address: UInt8
     let vendor: UInt16
@@ -24,7 +26,8 @@ final class LibUSBDevice {
     let portPath: String
 
     /// Keeps a reference on the device that `raw` names.
-    init(_ raw: OpaquePointer) {
+    init(_ raw: OpaquePointer, of context: LibUSBContext) {
+        self.context = context
         unsafe self.raw = libusb_ref_device(raw)
         unsafe identity = Identity(raw)
         bus = unsafe libusb_get_bus_number(raw)

@@ -23,6 +23,7 @@ final class LibUSBHandle: HostHandle {
     /// Whether a guest may have left its traces in the device.
     private var isUsed = false
     private var isClosing = false
+    private var closesWhenIdle = false
     private var isClosed = false
     private var isAbandoned = false
 
@@ -100,6 +101,7 @@ final class LibUSBHandle: HostHandle {
     /// Closes a device that is gone, once the kernel has given everything back.
     func closeWhenIdle() {
         isClosing = true
+        closesWhenIdle = true
         for slot in active { slot.cancel() }
         closeIfIdle()
     }
@@ -112,6 +114,7 @@ final class LibUSBHandle: HostHandle {
     func shutDown(by deadline: Duration) -> Bool {
         guard !isClosed && !isAbandoned else { return true }
         isClosing = true
+        closesWhenIdle = false
         for slot in active { slot.cancel() }
         while !active.isEmpty && loop.now < deadline {
             context.handleEvents(waiting: .milliseconds(10))
@@ -135,9 +138,7 @@ final class LibUSBHandle: HostHandle {
     }
 
     private func closeIfIdle() {
-        if isClosing && !isClosed && !isAbandoned && active.isEmpty && worker.pendingJobs == 0 {
-            close()
-        }
+        if closesWhenIdle && !isClosed && active.isEmpty && worker.pendingJobs == 0 { close() }
     }
 
     private func close() {

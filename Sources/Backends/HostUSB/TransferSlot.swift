@@ -22,7 +22,8 @@ final class TransferSlot {
     private static let setupSize = 8
 
     private let raw: UnsafeMutablePointer<libusb_transfer>
-    private unowned let context: LibUSBContext
+    /// libusb's context must outlive its transfers.
+    private let context: LibUSBContext
     private var memory: UnsafeMutableRawBufferPointer
     private var usesMemory = false
 

@@ -12,6 +12,8 @@ extension LogicalUnit {
     }
 
     func inquiry(_ block: CommandBlock) throws(SenseData) -> Action {
+        // CMDDT, which REPORT SUPPORTED OPERATION CODES has replaced.
+        try block.requireZero(1, mask: 0x02)
         let allocation = Int(block[3..<5])
         guard block.isSet(1, bit: 0) else {
             try block.requireZero(2)

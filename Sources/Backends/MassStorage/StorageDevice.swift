@@ -34,7 +34,8 @@ final class StorageDevice: USBDevice {
     private var era: UInt64 = 0
     /// Counts the times it was plugged in.
     private var attachment: UInt64 = 0
-    /// Whether the file system can tell that a write would wait.
+    /// Whether the file system can tell that a read or a write would wait.
+    private var canTryReading = true
     private var canTryWriting = true
 
     /// A command with a data stage.
@@ -322,10 +323,14 @@ final class StorageDevice: USBDevice {
         let pieces = transfer.buffer.pieces(count: count)
         let offset = extent.byteOffset + UInt64(transport.position)
         var done = 0
-        do throws(Errno) {
-            done = try image.read(into: pieces, at: offset, waiting: false)
-        } catch {
-            // Whatever it is, the worker meets it again.
+        if canTryReading {
+            do throws(Errno) {
+                done = try image.read(into: pieces, at: offset, waiting: false)
+            } catch .notSupported {
+                canTryReading = false
+            } catch {
+                // Whatever it is, the worker meets it again.
+            }
         }
         if done == count {
             sent(transfer, extent, Movement(count: done, error: nil), of: count, isCurrent: true)

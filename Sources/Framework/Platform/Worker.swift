@@ -83,10 +83,12 @@ private final class JobQueue: Sendable {
     func startThread(name: String) throws(Errno) {
         var thread = pthread_t()
         let box = unsafe Unmanaged.passRetained(ThreadStart(queue: self, name: name))
-        // Signals belong to the loop: the thread starts with all of them blocked.
+        // Signals belong to the loop: the thread starts with all of them blocked, except the one
+        // that an access to lost memory raises in the thread itself and that is handled.
         var all = sigset_t()
         var previous = sigset_t()
         unsafe sigfillset(&all)
+        unsafe sigdelset(&all, SIGBUS)
         unsafe pthread_sigmask(SIG_SETMASK, &all, &previous)
         let error = unsafe pthread_create(
             &thread, nil,

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DMA
+import Platform
+import SystemPackage
+import Testing
+
+@Suite("accesses to guest memory")
+struct AccessTests {
+    let memory = GuestMemory()
+    let file: MemoryFile
+
+    /// At 0x1000 writable, then read-only, then by messages, then nothing.
+    let remote = FakeRemote(base: 0x3000, size: 0x1000)
+
+    init() throws {
+        file = try MemoryFile(size: 0x2000)
+        try memory.map(
+            file.descriptor(), offset: 0, count: 0x1000, at: GuestAddress(0x1000), writable: true)
+        try memory.map(
+            file.descriptor(), offset: 0x1000, count: 0x1000, at: GuestAddress(0x2000),
+            writable: false)
+        try memory.mapRemote(count: 0x1000, at: GuestAddress(0x3000), writable: true)
+        memory.remote = remote
+    }
+
+    @Test("values are read and written least significant byte first")
+    func values() throws {
+        try memory.store(0x0102_0304_0506_0708 as UInt64, at: GuestAddress(0x1010))
+        #expect(try file.read(8, at: 0x10) == [8, 7, 6, 5, 4, 3, 2, 1])
+        #expect(try memory.load(UInt16.self, at: GuestAddress(0x1013)) == 0x0405)
+        try memory.storeReleasing(0xaabb_ccdd, at: GuestAddress(0x1020))
+        #expect(try memory.loadAcquiring(at: GuestAddress(0x1020)) == 0xaabb_ccdd)
+        #expect(try file.read(4, at: 0x20) == [0xdd, 0xcc, 0xbb, 0xaa])
+    }
+
+    @Test("what the guest writes is seen")
+    func guestWrites() throws {
+        try file.write([1, 2, 3, 4], at: 0x40)
+        #expect(try memory.loadAcquiring(at: GuestAddress(0x1040)) == 0x0403_0201)
+    }
+
+    @Test("a value that lies across regions is whole")
+    func acrossRegions() throws {
+        #expect(
+            try memory.load(UInt32.self, at: GuestAddress(0x1ffe))
+                == UInt32(0xffe % 251) | UInt32(0xfff % 251) << 8 | UInt32(0x1000 % 251) << 16
+                | UInt32(0x1001 % 251) << 24)
+        let all = try memory.bytes(0x3000, at: 0x1000)
+        #expect(all == (try file.read(0x2000, at: 0)) + remote.contents)
+        #expect(remote.accesses == [.init(address: 0x3000, count: 0x1000, isWrite: false)])
+    }
+
+    @Test("read-only memory is read but not written, and nothing before it either")
+    func readOnly() throws {
+        _ = try memory.load(UInt8.self, at: GuestAddress(0x2000))
+        #expect(throws: DMAError(.readOnly, at: GuestAddress(0x2000), count: 1)) {
+            try memory.store(1 as UInt8, at: GuestAddress(0x2000))
+        }
+        #expect(throws: DMAError.self) {
+            try memory.storeReleasing(1, at: GuestAddress(0x2000))
+        }
+        let before = try file.read(2, at: 0xffe)
+        #expect(throws: DMAError.self) { try memory.write([9, 9, 9, 9], at: 0x1ffe) }
+        #expect(try file.read(2, at: 0xffe) == before)
+        #expect(throws: DMAError.self) {
+            try memory.forEachSlice(at: GuestAddress(0x2000), count: 1, writable: true) { _ in
+                Issue.record("a slice of read-only memory to be written")
+            }
+        }
+    }
+
+    @Test("a range with a hole is refused whole")
+    func hole() throws {
+        #expect(throws: DMAError(.unmapped, at: GuestAddress(0x3ffe), count: 4)) {
+            try memory.write([1, 2, 3, 4], at: 0x3ffe)
+        }
+        #expect(remote.accesses.isEmpty)
+        #expect(throws: DMAError.self) { try memory.bytes(2, at: 0xfff) }
+        #expect(throws: DMAError.self) { try memory.load(UInt32.self, at: GuestAddress(0)) }
+        #expect(throws: DMAError.self) {
+            try memory.forEachSlice(at: GuestAddress(0x1000), count: 0x4000, writable: false) {
+                _ in Issue.record("a slice of a range with a hole")
+            }
+        }
+    }
+
+    @Test("a word at an address that is not a multiple of four is refused", arguments: [1, 2, 3])
+    func unaligned(offset: UInt64) throws {
+        #expect(throws: DMAError.self) {
+            try memory.loadAcquiring(at: GuestAddress(0x1000 + offset))
+        }
+        #expect(throws: DMAError.self) {
+            try memory.storeReleasing(1, at: GuestAddress(0x1000 + offset))
+        }
+    }
+
+    @Test("a region that begins at an odd address does no harm", arguments: [1, 2, 3])
+    func oddRegion(odd: UInt64) throws {
+        try memory.map(
+            file.descriptor(), offset: 0, count: 0x1000, at: GuestAddress(0x8000 + odd),
+            writable: true)
+        try memory.storeReleasing(0x0102_0304, at: GuestAddress(0x8010))
+        #expect(try memory.loadAcquiring(at: GuestAddress(0x8010)) == 0x0102_0304)
+        #expect(try file.read(4, at: 0x10 - Int(odd)) == [4, 3, 2, 1])
+    }
+
+    @Test("nothing is read from and written to nowhere")
+    func empty() throws {
+        #expect(try memory.bytes(0, at: 0) == [])
+        try memory.write([], at: .max)
+        try memory.forEachSlice(at: GuestAddress(0), count: 0, writable: true) { slice in
+            #expect(slice.count == 0)
+        }
+    }
+
+    @Test("a range is cut at the borders of regions")
+    func slices() throws {
+        var found: [(UInt64, Int, Bool)] = []
+        try memory.forEachSlice(at: GuestAddress(0x1ff0), count: 0x1020, writable: false) {
+            found.append(($0.address.rawValue, $0.count, $0.bytes != nil))
+        }
+        #expect(found.map(\.0) == [0x1ff0, 0x2000, 0x3000])
+        #expect(found.map(\.1) == [0x10, 0x1000, 0x10])
+        #expect(found.map(\.2) == [true, true, false])
+    }
+
+    @Test("a slice is the guest's memory itself")
+    func sliceBytes() throws {
+        try memory.forEachSlice(at: GuestAddress(0x1100), count: 4, writable: true) { slice in
+            slice.bytes?.copyBytes(from: [5, 6, 7, 8])
+        }
+        #expect(try file.read(4, at: 0x100) == [5, 6, 7, 8])
+    }
+
+    // MARK: - By messages
+
+    @Test("memory without a descriptor is read and written by messages")
+    func byMessages() throws {
+        try memory.store(0x0a0b_0c0d as UInt32, at: GuestAddress(0x3004))
+        #expect(try memory.load(UInt32.self, at: GuestAddress(0x3004)) == 0x0a0b_0c0d)
+        try memory.storeReleasing(7, at: GuestAddress(0x3008))
+        #expect(try memory.loadAcquiring(at: GuestAddress(0x3008)) == 7)
+        #expect(Array(remote.contents[4..<12]) == [0xd, 0xc, 0xb, 0xa, 7, 0, 0, 0])
+        #expect(remote.accesses.map(\.isWrite) == [true, false, true, false])
+    }
+
+    @Test("what the client refuses is an error")
+    func refused() throws {
+        remote.failure = .lost
+        #expect(throws: DMAError(.lost, at: GuestAddress(0x3004), count: 4)) {
+            try memory.load(UInt32.self, at: GuestAddress(0x3004))
+        }
+        #expect(throws: DMAError.self) { try memory.storeReleasing(1, at: GuestAddress(0x3004)) }
+    }
+
+    @Test("without somebody to ask, such memory is not there")
+    func nobody() throws {
+        memory.remote = nil
+        #expect(throws: DMAError(.unmapped, at: GuestAddress(0x3000), count: 4)) {
+            try memory.load(UInt32.self, at: GuestAddress(0x3000))
+        }
+        #expect(throws: DMAError.self) {
+            try memory.forEachSlice(at: GuestAddress(0x3000), count: 4, writable: false) { _ in }
+        }
+        #expect(throws: DMAError.self) { try memory.write([1], at: 0x3000) }
+    }
+
+    @Test("memory may come and go while an answer is awaited")
+    func changesMeanwhile() throws {
+        remote.meanwhile = { [memory] in
+            _ = memory.unmapAll()
+            try? memory.mapRemote(count: 0x10, at: GuestAddress(0x9000), writable: true)
+        }
+        // What is under way goes on with the regions that it began with.
+        let bytes = try memory.bytes(0x20, at: 0x2ff0)
+        #expect(bytes == (try file.read(0x10, at: 0x1ff0)) + remote.contents[..<0x10])
+        #expect(memory.regionCount == 1)
+        #expect(throws: DMAError.self) { try memory.bytes(1, at: 0x1000) }
+    }
+
+    // MARK: - Files that shrink
+
+    @Test("memory whose file has shrunk fails, and kills nobody")
+    func shrunk() throws {
+        let other = try MemoryFile(size: 0x4000)
+        try memory.map(
+            other.descriptor(), offset: 0, count: 0x4000, at: GuestAddress(0x10000),
+            writable: true)
+        #expect(try memory.bytes(1, at: 0x13000) == [UInt8(0x3000 % 251)])
+        try other.cut(to: 0x1000)
+        #expect(throws: DMAError(.lost, at: GuestAddress(0x13000), count: 4)) {
+            try memory.load(UInt32.self, at: GuestAddress(0x13000))
+        }
+        #expect(throws: DMAError.self) { try memory.loadAcquiring(at: GuestAddress(0x13000)) }
+        #expect(throws: DMAError.self) { try memory.storeReleasing(1, at: GuestAddress(0x13000)) }
+        #expect(throws: DMAError.self) { try memory.bytes(8, at: 0x13000) }
+        #expect(throws: DMAError.self) { try memory.write([1], at: 0x13000) }
+        #expect(throws: DMAError.self) {
+            try memory.forEachSlice(at: GuestAddress(0x10000), count: 1, writable: true) { _ in }
+        }
+        // Other regions are as they were.
+        #expect(try memory.bytes(1, at: 0x1001) == [1])
+    }
+
+    @Test("a store into memory whose file has shrunk fails")
+    func shrunkStore() throws {
+        let other = try MemoryFile(size: 0x2000)
+        try memory.map(
+            other.descriptor(), offset: 0, count: 0x2000, at: GuestAddress(0x10000),
+            writable: true)
+        try other.cut(to: 0)
+        #expect(throws: DMAError.self) { try memory.store(1 as UInt64, at: GuestAddress(0x11000)) }
+    }
+}

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DMA
+import Platform
+import SystemPackage
+import Testing
+
+@Suite("regions of guest memory")
+struct MappingTests {
+    let memory = GuestMemory()
+    let file: MemoryFile
+
+    init() throws { file = try MemoryFile(size: 0x10000) }
+
+    private func map(
+        _ address: UInt64, _ count: UInt64, offset: UInt64 = 0, writable: Bool = true
+    ) throws {
+        try memory.map(
+            file.descriptor(), offset: offset, count: count, at: GuestAddress(address),
+            writable: writable)
+    }
+
+    @Test("regions may touch but not overlap")
+    func overlap() throws {
+        try map(0x2000, 0x2000)
+        for (address, count): (UInt64, UInt64) in [
+            (0x2000, 0x2000), (0x1000, 0x1001), (0x3fff, 1), (0x1000, 0x8000), (0x2800, 0x100),
+        ] {
+            #expect(throws: Errno.fileExists) { try map(address, count) }
+            #expect(throws: Errno.fileExists) {
+                try memory.mapRemote(count: count, at: GuestAddress(address), writable: true)
+            }
+        }
+        try map(0x1000, 0x1000)
+        try map(0x4000, 0x1000)
+        #expect(memory.regionCount == 3)
+    }
+
+    @Test("a range that cannot be is refused")
+    func impossible() throws {
+        #expect(throws: Errno.invalidArgument) { try map(0x1000, 0) }
+        #expect(throws: Errno.invalidArgument) { try map(.max, 2) }
+        #expect(throws: Errno.invalidArgument) { try map(0, .max) }
+        #expect(throws: Errno.invalidArgument) {
+            try memory.mapRemote(count: .max, at: GuestAddress(0), writable: true)
+        }
+        #expect(throws: Errno.invalidArgument) {
+            try memory.mapRemote(count: 0, at: GuestAddress(0), writable: true)
+        }
+        #expect(memory.regionCount == 0)
+    }
+
+    @Test("a range that the file does not have is refused, up to the last byte")
+    func beyondFile() throws {
+        #expect(throws: Errno.invalidArgument) { try map(0, 0x10001) }
+        #expect(throws: Errno.invalidArgument) { try map(0, 0x1000, offset: 0x10000) }
+        #expect(throws: Errno.invalidArgument) { try map(0, 0x1000, offset: .max) }
+        #expect(throws: Errno.invalidArgument) { try map(0, 0x1000, offset: 1 << 63) }
+        try map(0, 0x10000)
+    }
+
+    @Test("the last byte of the address space is memory like any other")
+    func topOfAddressSpace() throws {
+        try map(0xffff_ffff_ffff_f000, 0x1000)
+        #expect(try memory.bytes(1, at: .max) == [UInt8(0xfff % 251)])
+        #expect(throws: DMAError(.unmapped, at: GuestAddress(.max), count: 2)) {
+            try memory.bytes(2, at: .max)
+        }
+        // The range does not wrap around to memory at zero.
+        try map(0, 0x1000)
+        #expect(throws: DMAError.self) { try memory.bytes(2, at: .max) }
+        #expect(throws: DMAError.self) { try memory.load(UInt64.self, at: GuestAddress(.max - 3)) }
+        #expect(throws: DMAError.self) {
+            try memory.forEachSlice(at: GuestAddress(.max), count: 2, writable: false) { _ in }
+        }
+    }
+
+    @Test("only exactly what was mapped is unmapped")
+    func exactUnmap() throws {
+        try map(0x2000, 0x2000)
+        for (address, count): (UInt64, UInt64) in [
+            (0x2000, 0x1000), (0x3000, 0x1000), (0x2000, 0x3000), (0, 0), (0x9000, 0x1000),
+        ] {
+            #expect(throws: Errno.noSuchFileOrDirectory) {
+                try memory.unmap(GuestAddress(address), count: count)
+            }
+        }
+        #expect(try memory.unmap(GuestAddress(0x2000), count: 0x2000).isFinished)
+        #expect(throws: Errno.noSuchFileOrDirectory) {
+            try memory.unmap(GuestAddress(0x2000), count: 0x2000)
+        }
+    }
+
+    @Test("what is unmapped is gone at once, though it was just found")
+    func gone() throws {
+        try map(0x2000, 0x1000)
+        _ = try memory.load(UInt32.self, at: GuestAddress(0x2000))
+        _ = try memory.unmap(GuestAddress(0x2000), count: 0x1000)
+        #expect(throws: DMAError(.unmapped, at: GuestAddress(0x2000), count: 4)) {
+            try memory.load(UInt32.self, at: GuestAddress(0x2000))
+        }
+    }
+
+    @Test("unmapping is finished when the last holder of a slice lets go")
+    func unmapping() throws {
+        try map(0x2000, 0x1000)
+        var holders: [AnyObject] = []
+        for _ in 0..<3 {
+            try memory.forEachSlice(at: GuestAddress(0x2100), count: 16, writable: true) {
+                holders.append($0.owner)
+            }
+        }
+        let unmapping = try memory.unmap(GuestAddress(0x2000), count: 0x1000)
+        var told = 0
+        unmapping.whenFinished { told += 1 }
+        while holders.count > 1 {
+            holders.removeLast()
+            #expect(!unmapping.isFinished && told == 0)
+        }
+        // The memory is still there for whoever holds it.
+        #expect(GuestMemory.regionOverlaps(holders[0], start: GuestAddress(0x2000), count: 1))
+        holders.removeLast()
+        #expect(unmapping.isFinished && told == 1)
+        unmapping.whenFinished { told += 1 }
+        #expect(told == 2)
+    }
+
+    @Test("the address of what is unmapped can be mapped anew while the old is held")
+    func remap() throws {
+        try map(0x2000, 0x1000)
+        var holder: AnyObject?
+        try memory.forEachSlice(at: GuestAddress(0x2000), count: 1, writable: true) {
+            holder = $0.owner
+        }
+        let unmapping = try memory.unmap(GuestAddress(0x2000), count: 0x1000)
+        try map(0x2000, 0x1000, offset: 0x1000)
+        #expect(try memory.bytes(1, at: 0x2000) == [UInt8(0x1000 % 251)])
+        #expect(!unmapping.isFinished)
+        withExtendedLifetime(holder) {}
+        holder = nil
+        #expect(unmapping.isFinished)
+    }
+
+    @Test("everything is unmapped at once")
+    func unmapAll() throws {
+        try map(0x2000, 0x1000)
+        try map(0x8000, 0x1000)
+        try memory.mapRemote(count: 0x1000, at: GuestAddress(0), writable: true)
+        let unmappings = memory.unmapAll()
+        #expect(unmappings.count == 3 && unmappings.allSatisfy(\.isFinished))
+        #expect(memory.regionCount == 0)
+        #expect(memory.unmapAll().isEmpty)
+    }
+
+    @Test("memory without a descriptor is unmapped at once, even while it is held")
+    func unmapRemote() throws {
+        let remote = FakeRemote(base: 0, size: 16)
+        memory.remote = remote
+        try memory.mapRemote(count: 0x1000, at: GuestAddress(0), writable: true)
+        var holder: AnyObject?
+        try memory.forEachSlice(at: GuestAddress(0), count: 1, writable: true) {
+            holder = $0.owner
+        }
+        #expect(try memory.unmap(GuestAddress(0), count: 0x1000).isFinished)
+        withExtendedLifetime(holder) {}
+    }
+
+    @Test("an overlap with a held region is found, to the last byte")
+    func overlapOfHolder() throws {
+        try map(0x2000, 0x1000)
+        var holder: AnyObject?
+        try memory.forEachSlice(at: GuestAddress(0x2000), count: 1, writable: true) {
+            holder = $0.owner
+        }
+        let owner = try #require(holder)
+        func overlaps(_ start: UInt64, _ count: UInt64) -> Bool {
+            GuestMemory.regionOverlaps(owner, start: GuestAddress(start), count: count)
+        }
+        #expect(overlaps(0x2fff, 1) && !overlaps(0x3000, 1))
+        #expect(overlaps(0x1fff, 2) && !overlaps(0x1fff, 1))
+        #expect(overlaps(0, .max) && overlaps(0x2000, .max) && !overlaps(0x2000, 0))
+        #expect(!GuestMemory.regionOverlaps(memory, start: GuestAddress(0), count: .max))
+    }
+
+    @Test("as many regions as are offered can be mapped, one more cannot")
+    func manyRegions() throws {
+        for index in 0..<UInt64(Limits.regions) {
+            try memory.mapRemote(count: 1, at: GuestAddress(index * 2), writable: true)
+        }
+        #expect(throws: Errno.tooManyOpenFiles) {
+            try memory.mapRemote(count: 1, at: GuestAddress(1), writable: true)
+        }
+        _ = try memory.unmap(GuestAddress(4), count: 1)
+        try memory.mapRemote(count: 1, at: GuestAddress(1), writable: true)
+    }
+}

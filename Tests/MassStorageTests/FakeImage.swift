@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Platform
+import Synchronization
+import SystemPackage
+
+@testable import MassStorage
+
+/// A medium in memory that fails, waits and counts as a test wants it to. It is sparse, so that it
+/// can be of any size.
+final class FakeImage: DiskImage {
+    enum Operation: Equatable, Sendable {
+        case read(UInt64, Int)
+        case write(UInt64, Int, durably: Bool)
+        case flush
+        case punch(UInt64, UInt64)
+        case zero(UInt64, UInt64)
+    }
+
+    /// What an access that does not want to wait gets.
+    enum Impatience: Sendable {
+        case served
+        /// So many bytes at once, the rest later.
+        case servedUpTo(Int)
+        case wouldBlock
+        case notSupported
+    }
+
+    struct State: Sendable {
+        var blocks: [UInt64: [UInt8]] = [:]
+        var impatience = Impatience.served
+        /// The error of an operation, if it is to fail.
+        var fault: @Sendable (Operation) -> Errno? = { _ in nil }
+        /// What was done; accesses that were put off do not count.
+        var log: [Operation] = []
+        /// At most so many bytes move in one call.
+        var largestMove = Int.max
+        var isGateShut = false
+    }
+
+    let byteCount: UInt64
+    let isReadOnly: Bool
+    let state = Mutex(State())
+    private let gate = NSCondition()
+
+    init(byteCount: UInt64, readOnly: Bool = false) {
+        self.byteCount = byteCount
+        isReadOnly = readOnly
+    }
+
+    var log: [Operation] { state.withLock { $0.log } }
+    var flushCount: Int { log.count { $0 == .flush } }
+
+    func set(_ change: @Sendable (inout State) -> Void) { state.withLock { change(&$0) } }
+
+    /// Until ``openGate()``, whatever may wait waits.
+    func shutGate() { state.withLock { $0.isGateShut = true } }
+
+    func openGate() {
+        gate.lock()
+        state.withLock { $0.isGateShut = false }
+        gate.broadcast()
+        gate.unlock()
+    }
+
+    private func passGate() {
+        gate.lock()
+        while state.withLock({ $0.isGateShut }) { gate.wait() }
+        gate.unlock()
+    }
+
+    /// The bytes of a range as they are now.
+    func bytes(at offset: UInt64, count: Int) -> [UInt8] {
+        state.withLock { state in
+            var result: [UInt8] = []
+            result.reserveCapacity(count)
+            while result.count < count {
+                let place = offset + UInt64(result.count)
+                let start = Int(place % 512)
+                let length = min(512 - start, count - result.count)
+                if let block = state.blocks[place / 512] {
+                    result += block[start..<start + length]
+                } else {
+                    result += [UInt8](repeating: 0, count: length)
+                }
+            }
+            return result
+        }
+    }
+
+    func fill(at offset: UInt64, _ bytes: [UInt8]) {
+        state.withLock { state in
+            var done = 0
+            while done < bytes.count {
+                let place = offset + UInt64(done)
+                let start = Int(place % 512)
+                let length = min(512 - start, bytes.count - done)
+                state.blocks[place / 512, default: [UInt8](repeating: 0, count: 512)]
+                    .replaceSubrange(start..<start + length, with: bytes[done..<done + length])
+                done += length
+            }
+        }
+    }
+
+    private func begin(_ operation: Operation, waiting: Bool) throws(Errno) -> Int {
+        if waiting { passGate() }
+        let outcome = state.withLock { state -> (Errno?, Int) in
+            var limit = state.largestMove
+            if !waiting {
+                switch state.impatience {
+                case .served: break
+                case .servedUpTo(let count): limit = min(limit, count)
+                case .wouldBlock: return (.wouldBlock, 0)
+                case .notSupported: return (.notSupported, 0)
+                }
+                if state.isGateShut { return (.wouldBlock, 0) }
+            }
+            state.log.append(operation)
+            return (state.fault(operation), limit)
+        }
+        if let error = outcome.0 { throw error }
+        return outcome.1
+    }
+
+    func read(into pieces: MemoryPieces, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
+        let limit = try begin(.read(offset, pieces.count), waiting: waiting)
+        let part = pieces.slice(from: 0, limit: limit)
+        var place = offset
+        part.forEach { bytes in
+            bytes.copyBytes(from: self.bytes(at: place, count: bytes.count))
+            place += UInt64(bytes.count)
+        }
+        return part.count
+    }
+
+    func write(
+        _ pieces: MemoryPieces, at offset: UInt64, durably: Bool, waiting: Bool
+    ) throws(Errno) -> Int {
+        let limit = try begin(.write(offset, pieces.count, durably: durably), waiting: waiting)
+        let part = pieces.slice(from: 0, limit: limit)
+        var all: [UInt8] = []
+        part.forEach { all += $0 }
+        fill(at: offset, all)
+        return part.count
+    }
+
+    func flush() throws(Errno) { _ = try begin(.flush, waiting: true) }
+
+    func punchHole(at offset: UInt64, count: UInt64) throws(Errno) {
+        _ = try begin(.punch(offset, count), waiting: true)
+        clear(offset, count)
+    }
+
+    func zeroRange(at offset: UInt64, count: UInt64) throws(Errno) {
+        _ = try begin(.zero(offset, count), waiting: true)
+        clear(offset, count)
+    }
+
+    private func clear(_ offset: UInt64, _ count: UInt64) {
+        state.withLock { state in
+            for block in offset / 512..<(offset + count) / 512 {
+                state.blocks.removeValue(forKey: block)
+            }
+        }
+    }
+}

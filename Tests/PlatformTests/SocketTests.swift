@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Platform
+import SystemPackage
+import Testing
+
+@Suite("UNIX sockets")
+struct SocketTests {
+    /// A folder that goes away with the test.
+    final class Folder {
+        let path: String
+
+        init() throws {
+            path = NSTemporaryDirectory() + "sockets-" + UUID().uuidString.prefix(8)
+            try FileManager.default.createDirectory(
+                atPath: path, withIntermediateDirectories: true)
+        }
+
+        deinit { try? FileManager.default.removeItem(atPath: path) }
+    }
+
+    let folder: Folder
+    var path: String { folder.path + "/socket" }
+
+    init() throws { folder = try Folder() }
+
+    private func exists() -> Bool { FileManager.default.fileExists(atPath: path) }
+
+    @Test("a client connects, and is accepted; without one nobody is")
+    func connects() throws {
+        let listener = try ListeningSocket(bindingTo: path)
+        let isAlone = try listener.accept() == nil
+        #expect(isAlone)
+        let client = try UnixSocket.connect(to: path)
+        let server = try listener.accept()
+        guard let server else { throw Errno.badFileDescriptor }
+        #expect(try send([1, 2, 3], to: client) == 3)
+        var list = DescriptorList()
+        #expect(try receive(10, &list, from: server) == [1, 2, 3])
+        #expect(throws: Errno.wouldBlock) { try receive(10, &list, from: server) }
+        _ = consume client
+        #expect(try receive(10, &list, from: server) == [])
+    }
+
+    @Test("the file of a listener goes with it, but not the one that took its place")
+    func removesFile() throws {
+        var listener: ListeningSocket? = try ListeningSocket(bindingTo: path)
+        #expect(exists() && listener?.path == path)
+        listener = nil
+        #expect(!exists())
+
+        listener = try ListeningSocket(bindingTo: path)
+        try FileManager.default.removeItem(atPath: path)
+        let other = try ListeningSocket(bindingTo: path)
+        listener = nil
+        #expect(exists())
+        withExtendedLifetime(other) {}
+    }
+
+    @Test("a file that a dead server left is replaced")
+    func stale() throws {
+        // A second name for the file outlives the server.
+        let second = path + "2"
+        do {
+            let listener = try ListeningSocket(bindingTo: path)
+            try FileManager.default.linkItem(atPath: path, toPath: second)
+            #expect(throws: ListeningSocket.BindError.inUse) {
+                _ = try ListeningSocket(bindingTo: second)
+            }
+            withExtendedLifetime(listener) {}
+        }
+        #expect(throws: Errno.connectionRefused) { _ = try UnixSocket.connect(to: second) }
+        let listener = try ListeningSocket(bindingTo: second)
+        _ = try UnixSocket.connect(to: second)
+        withExtendedLifetime(listener) {}
+    }
+
+    @Test("a socket that somebody listens on is left alone")
+    func live() throws {
+        let listener = try ListeningSocket(bindingTo: path)
+        #expect(throws: ListeningSocket.BindError.inUse) {
+            _ = try ListeningSocket(bindingTo: path)
+        }
+        #expect(exists())
+        // Even if its queue is full.
+        var clients: [ClientHolder] = []
+        while clients.count < 100 {
+            guard let client = try? UnixSocket.connect(to: path) else { break }
+            clients.append(ClientHolder(client))
+        }
+        #expect(clients.count < 100)
+        #expect(throws: ListeningSocket.BindError.inUse) {
+            _ = try ListeningSocket(bindingTo: path)
+        }
+        withExtendedLifetime(listener) {}
+    }
+
+    @Test("what is no socket is left alone")
+    func notASocket() throws {
+        try Data([1]).write(to: URL(fileURLWithPath: path))
+        #expect(throws: ListeningSocket.BindError.notASocket) {
+            _ = try ListeningSocket(bindingTo: path)
+        }
+        #expect(exists())
+    }
+
+    @Test("a path of 107 bytes is taken, of 108 refused")
+    func pathLength() throws {
+        let longest =
+            folder.path + "/"
+            + String(
+                repeating: "x", count: 107 - folder.path.utf8.count - 1)
+        #expect(longest.utf8.count == 107)
+        let listener = try ListeningSocket(bindingTo: longest)
+        _ = try UnixSocket.connect(to: longest)
+        withExtendedLifetime(listener) {}
+        #expect(throws: ListeningSocket.BindError.failed(.fileNameTooLong)) {
+            _ = try ListeningSocket(bindingTo: longest + "x")
+        }
+        #expect(throws: Errno.fileNameTooLong) { _ = try UnixSocket.connect(to: longest + "x") }
+    }
+
+    @Test("a folder that is not there is told of")
+    func noFolder() {
+        #expect(throws: ListeningSocket.BindError.failed(.noSuchFileOrDirectory)) {
+            _ = try ListeningSocket(bindingTo: folder.path + "/none/socket")
+        }
+        #expect(throws: Errno.noSuchFileOrDirectory) {
+            _ = try UnixSocket.connect(to: path)
+        }
+    }
+
+    @Test("what a descriptor is can be told")
+    func kinds() throws {
+        let listener = try ListeningSocket(bindingTo: path)
+        let client = try UnixSocket.connect(to: path)
+        let kinds = [client.isListeningSocket, try Pipe().readEnd.isListeningSocket]
+        #expect(kinds == [false, nil])
+        withExtendedLifetime(listener) {}
+    }
+
+    // MARK: - Descriptors
+
+    @Test("descriptors travel with bytes, and close with the list", arguments: [0, 1, 16, 64])
+    func descriptors(count: Int) throws {
+        let listener = try ListeningSocket(bindingTo: path)
+        let client = try UnixSocket.connect(to: path)
+        guard let server = try listener.accept() else { throw Errno.badFileDescriptor }
+        let pipe = try Pipe()
+        #expect(
+            try send(
+                [9], descriptors: [CInt](repeating: pipe.writeNumber, count: count), to: client)
+                == 1)
+        pipe.closeWriteEnd()
+        do {
+            var list = DescriptorList()
+            #expect(try receive(1, &list, from: server) == [9])
+            let isWhole = list.count == count && !list.isTruncated
+            #expect(isWhole)
+            #expect(try pipe.isWriteEndClosed() == (count == 0))
+        }
+        #expect(try pipe.isWriteEndClosed())
+    }
+
+    @Test("more descriptors than can be received are not sent")
+    func tooMany() throws {
+        let listener = try ListeningSocket(bindingTo: path)
+        let client = try UnixSocket.connect(to: path)
+        let pipe = try Pipe()
+        #expect(throws: Errno.invalidArgument) {
+            try send(
+                [9], descriptors: [CInt](repeating: pipe.writeNumber, count: 65), to: client)
+        }
+        withExtendedLifetime(listener) {}
+    }
+
+    @Test("a peer that is gone is an error, not a signal")
+    func brokenPipe() throws {
+        let listener = try ListeningSocket(bindingTo: path)
+        let client = try UnixSocket.connect(to: path)
+        _ = consume listener
+        #expect(throws: Errno.self) { for _ in 0..<3 { _ = try send([1], to: client) } }
+    }
+
+    @Test("waiting ends when something is there, or when the time is over")
+    func waits() throws {
+        let pipe = try Pipe()
+        let start = ContinuousClock.now
+        #expect(
+            try UnixSocket.wait(for: .readable, on: pipe.readEnd, atMost: .milliseconds(2)) == [])
+        #expect(ContinuousClock.now - start >= .milliseconds(2))
+        try pipe.write([1])
+        #expect(
+            try UnixSocket.wait(for: .readable, on: pipe.readEnd, atMost: .seconds(5)) == .readable)
+        _ = try pipe.read(1)
+        pipe.closeWriteEnd()
+        #expect(
+            try UnixSocket.wait(for: .readable, on: pipe.readEnd, atMost: .seconds(5)) == .closed)
+    }
+
+    private final class ClientHolder {
+        let client: Descriptor
+
+        init(_ client: consuming Descriptor) { self.client = client }
+    }
+
+    private func send(
+        _ bytes: [UInt8], descriptors: [CInt] = [], to socket: borrowing Descriptor
+    ) throws -> Int {
+        let copy = try socket.duplicate()
+        return try bytes.withUnsafeBytes {
+            try UnixSocket.send($0, descriptors: descriptors, to: copy)
+        }
+    }
+
+    private func receive(
+        _ count: Int, _ list: inout DescriptorList, from socket: borrowing Descriptor
+    ) throws -> [UInt8] {
+        let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: 1)
+        defer { buffer.deallocate() }
+        let received = try UnixSocket.receive(into: buffer, descriptors: &list, from: socket)
+        return Array(buffer[..<received])
+    }
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Testing
+import VMKit
+
+extension VMTests {
+    /// The host backend alone, on a host with real devices and with the test as the controller:
+    /// `HostUSBTests.RealDeviceTests`, run where they can run.
+    @Suite(
+        .enabled(
+            if: ProcessInfo.processInfo.environment["USBVFIOD_BINARY"] == nil,
+            "the tests' own build is taken into the guest"))
+    struct HostBackendTests {
+        let lab: Lab
+
+        init() throws { lab = try Lab() }
+
+        /// Goal: who may not open a device is told what would allow it; and every test passes that
+        /// needs a stick, a keyboard and gadget zero, and that has its devices pulled out at the end.
+        @Test func `transfers, halts, resets, limits and departures of real devices`() throws {
+            let host = try lab.bootHost(
+                .newest, devices: [.controller, .stick(lab.image(mebibytes: 16)), .keyboard])
+            let stick = try host.address(vendor: "46f4", product: "0001")
+            let refusal = try host.execute(
+                """
+                LD_LIBRARY_PATH=/mnt/runtime setpriv --reuid=65534 --regid=65534 --clear-groups \
+                    /mnt/program/usbvfiod --socket-path /tmp/socket --device \(stick.path) 2>&1
+                """, timeout: .seconds(60))
+            #expect(refusal.status != 0)
+            #expect(refusal.output.contains("permission denied"))
+            #expect(refusal.output.contains(#"ATTR{idVendor}=="46f4", ATTR{idProduct}=="0001""#))
+
+            try host.makeGadgetZero()
+            try host.run(
+                """
+                cd /tmp; export LD_LIBRARY_PATH=/mnt/runtime USBVFIOD_REAL_DEVICES=1
+                ( /mnt/program/\(try testProgram()) --testing-library swift-testing \
+                    --filter RealDeviceTests >tests.log 2>&1; echo $? >tests.status ) &
+                """)
+            for device in ["keyboard", "stick"] {
+                try host.wait(
+                    until: "[[ -e /tmp/unplug-\(device) || -e /tmp/tests.status ]]",
+                    within: .seconds(120))
+                try host.qmp.unplug(device)
+            }
+            try host.wait(until: "[[ -e /tmp/tests.status ]]", within: .seconds(60))
+            let log = try host.run("cat /tmp/tests.log")
+            #expect(try host.run("cat /tmp/tests.status") == "0", "\(log)")
+            // Skipped tests would pass, too.
+            #expect(log.contains("Suite RealDeviceTests passed"))
+        }
+
+        /// The file of the test program that this is.
+        private func testProgram() throws -> String {
+            let path = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")
+            return (path as NSString).lastPathComponent
+        }
+    }
+}
+
+extension GuestHost {
+    /// Plugs in Linux's own test device: configuration 3 is a source and a sink, 2 a loop.
+    fileprivate func makeGadgetZero() throws {
+        try run(
+            """
+            modprobe --all dummy_hcd libcomposite
+            mountpoint -q /sys/kernel/config || mount -t configfs config /sys/kernel/config
+            mkdir /sys/kernel/config/usb_gadget/zero; cd /sys/kernel/config/usb_gadget/zero
+            echo 0x0525 >idVendor; echo 0xa4a0 >idProduct
+            mkdir functions/SourceSink.0 functions/Loopback.0 configs/source.3 configs/loop.2
+            ln -s functions/SourceSink.0 configs/source.3/
+            ln -s functions/Loopback.0 configs/loop.2/
+            ls /sys/class/udc >UDC
+            """)
+        _ = try address(vendor: "0525", product: "a4a0")
+    }
+}
