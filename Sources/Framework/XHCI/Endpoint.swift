@@ -67,12 +67,18 @@ struct Endpoint {
     }
 
     /// Posts the events of what is finished and starts what the ring has.
+    ///
+    /// - Parameter budget: TRBs that may be read; what is read is taken off.
     mutating func visit(
-        _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64
+        _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
+        budget: inout Int
     ) -> Visit {
-        for _ in 0..<Limits.transfersPerRound {
+        let end = budget - Limits.trbsPerVisit
+        while budget > max(0, end) {
             guard settle(owner, &bus) else { return .blocked }
-            guard startNext(owner, bus, &sequence) else { return .idle }
+            let count = startNext(owner, bus, &sequence)
+            guard count > 0 else { return .idle }
+            budget -= count
         }
         return .more
     }
@@ -107,23 +113,27 @@ struct Endpoint {
         return inFlight.count < Limits.transfersInFlight && bytesInFlight < Limits.bytesInFlight
     }
 
+    /// Starts the transfer that is next on the ring.
+    ///
+    /// - Returns: the TRBs that it has; 0 if there is none.
     private mutating func startNext(
         _ owner: SlotIdentity, _ bus: SystemBus, _ sequence: inout UInt64
-    ) -> Bool {
+    ) -> Int {
         guard state == .running, !isStopping, hasRoom,
             var descriptor = TransferReader.read(kind, at: ring, start: progress, bus)
-        else { return false }
+        else { return 0 }
+        let count = descriptor.entries.count
         ring = descriptor.end
         progress = .nothing
         guard descriptor.outcome == nil else {
-            append(descriptor)
-            return true
+            inFlight.append(descriptor)
+            return count
         }
         sequence &+= 1
         descriptor.id = Transfer.ID(
             rawValue: sequence << 16 | UInt64(owner.slot) << 8 | UInt64(index))
         submit(descriptor, owner, bus)
-        return true
+        return count
     }
 
     private mutating func submit(

@@ -21,8 +21,10 @@ struct Engine {
     private var isRunning = false
     /// A port has changes that the guest has had no event for.
     private var hasPortEvents = false
-    /// Endpoints to visit now, and those whose events have no room.
+    /// Endpoints to visit now, those to visit when all of them have been, and those whose events
+    /// have no room.
     private var ready: EndpointSet
+    private var later: EndpointSet
     private var blocked: EndpointSet
     /// Counts the transfers, so that no two have the same id.
     private var sequence: UInt64 = 0
@@ -39,6 +41,7 @@ struct Engine {
         let count = registers.capabilities.slots
         slots = (0...count).map(Slot.init(number:))
         ready = EndpointSet(slots: count)
+        later = EndpointSet(slots: count)
         blocked = EndpointSet(slots: count)
     }
 
@@ -48,6 +51,7 @@ struct Engine {
         slots = (0...count).map(Slot.init(number:))
         commands = CommandRing()
         ready = EndpointSet(slots: count)
+        later = EndpointSet(slots: count)
         blocked = EndpointSet(slots: count)
         isRunning = false
         hasPortEvents = false
@@ -60,7 +64,7 @@ struct Engine {
 
     /// Whether a call of ``service(now:)`` would find something.
     func hasWork(now: Duration) -> Bool {
-        if registers.hasWork || !inbox.isEmpty || !ready.isEmpty { return true }
+        if registers.hasWork || !inbox.isEmpty { return true }
         if let deadline { return deadline <= now }
         return false
     }
@@ -70,33 +74,41 @@ struct Engine {
     /// - Parameter isInterrupted: asked between steps; the caller wants the engine back.
     mutating func service(now: Duration, isInterrupted: () -> Bool) {
         unblock()
+        var budget = Limits.trbsPerService
         var isDone = false
-        var round = 0
-        while !isDone, round < Limits.roundsPerService, !isInterrupted() {
+        for _ in 0..<Limits.roundsPerService where !isDone && budget > 0 && !isInterrupted() {
             registers.hasWork = false
-            isDone = !serviceRound(now: now)
-            round += 1
+            isDone = !serviceRound(now: now, budget: &budget)
         }
-        guard !isInterrupted() else { return }
-        let interrupt = bus.raiseInterrupts(now: now)
-        deadline = [interrupt, commands.deadline, wrapTime].compactMap(\.self).min()
-        if !isDone || registers.hasWork || !inbox.isEmpty { deadline = now }
+        guard !isInterrupted() else {
+            deadline = now
+            return
+        }
+        deadline = bus.raiseInterrupts(now: now)
+        deadline = Self.earlier(deadline, commands.deadline)
+        deadline = Self.earlier(deadline, wrapTime)
+        if !isDone { deadline = now }
+    }
+
+    private static func earlier(_ one: Duration?, _ other: Duration?) -> Duration? {
+        guard let one, let other else { return one ?? other }
+        return min(one, other)
     }
 
     /// One round through everything; `false` if nothing was left to do.
-    private mutating func serviceRound(now: Duration) -> Bool {
+    private mutating func serviceRound(now: Duration, budget: inout Int) -> Bool {
         if registers.command.contains(.reset) { reset() }
         followRunBit(now: now)
         listenToDevices()
         servicePorts()
-        guard isRunning else { return !inbox.isEmpty }
+        guard isRunning else { return !inbox.isEmpty || registers.hasWork }
         bus.resumeEvents()
         reportPorts()
         reportWrap(now: now)
         // Doorbells before commands: one that was rung before Stop Endpoint must not undo it.
         answerDoorbells()
         let hasMoreCommands = serviceCommands(now: now)
-        visitEndpoints()
+        visitEndpoints(budget: &budget)
         return hasMoreCommands || !ready.isEmpty || !inbox.isEmpty || registers.hasWork
     }
 
@@ -208,20 +220,26 @@ struct Engine {
         }
     }
 
-    private mutating func visitEndpoints() {
-        var later: [(Int, Int)] = []
+    private mutating func visitEndpoints(budget: inout Int) {
         while let (slot, endpoints) = ready.popFirst() {
             guard slots[slot].state != nil else { continue }
             let owner = slots[slot].identity
             for endpoint in 1...31 where endpoints[bit: endpoint] {
-                switch slots[slot].endpoints[endpoint]?.visit(owner, &bus, &sequence) {
-                case .more: later.append((slot, endpoint))
+                guard budget > 0 else {
+                    ready.insert(slot: slot, endpoint: endpoint)
+                    continue
+                }
+                switch slots[slot].endpoints[endpoint]?.visit(
+                    owner, &bus, &sequence, budget: &budget)
+                {
+                case .more: later.insert(slot: slot, endpoint: endpoint)
                 case .blocked: blocked.insert(slot: slot, endpoint: endpoint)
                 case .idle, nil: break
                 }
             }
+            if budget <= 0 { return }
         }
-        for (slot, endpoint) in later { ready.insert(slot: slot, endpoint: endpoint) }
+        swap(&ready, &later)
     }
 
     /// Gives up transfers whose data lie in a range that is taken away.

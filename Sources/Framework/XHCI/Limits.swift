@@ -16,8 +16,10 @@ enum Limits {
     static let commandsPerService = 64
     /// Rounds through completions, commands and endpoints in one call of `service`.
     static let roundsPerService = 16
-    /// Transfer descriptors started for one endpoint in one round.
-    static let transfersPerRound = 64
+    /// TRBs read from one transfer ring before others have their turn.
+    static let trbsPerVisit = 256
+    /// TRBs read from all transfer rings in one call of `service`. The last transfer may exceed it.
+    static let trbsPerService = 4096
     /// Messages of devices that are handled in one round.
     static let messagesPerRound = 256
     /// Events that wait for room in an event ring before commands are held back. Transfers are held
