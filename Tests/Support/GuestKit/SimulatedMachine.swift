@@ -52,6 +52,8 @@ public final class SimulatedMachine: Machine {
     public private(set) var serviceCount = 0
     /// Set when the controller kept asking for an instant that was not in the future.
     public private(set) var isSpinning = false
+    /// The guest has written registers since the controller worked last.
+    private var hasWritten = false
     /// Called before each turn with its number, so that a test can do something at every moment.
     public var onTurn: ((Int) -> Void)?
 
@@ -96,6 +98,7 @@ public final class SimulatedMachine: Machine {
     }
 
     public func writeRegister(at offset: Int, _ bytes: [UInt8]) {
+        hasWritten = true
         controller.write(at: offset, from: bytes.span, now: loop.now)
     }
 
@@ -112,6 +115,7 @@ public final class SimulatedMachine: Machine {
 
     private func service() -> Duration? {
         serviceCount += 1
+        hasWritten = false
         onTurn?(serviceCount)
         return controller.service(now: loop.now)
     }
@@ -122,14 +126,18 @@ public final class SimulatedMachine: Machine {
         while true {
             let wanted = service()
             if condition() { return true }
-            if loop.turn() {
+            // A message of the guest is a turn of the loop, too.
+            let hasMore = hasWritten
+            if loop.turn() || hasMore {
                 turnsAtOneTime = 0
                 continue
             }
             guard let next = [wanted, loop.nextDeadline].compactMap({ $0 }).min(), next <= end
             else {
-                if loop.watchesDescriptors, loop.turn(wait: 1000) { continue }
-                // The condition may have written registers, which is work again.
+                // A worker thread may be busy; only who waits long waits for it in real time.
+                if limit >= .seconds(1), loop.watchesDescriptors, loop.turn(wait: 1000) {
+                    continue
+                }
                 loop.advance(to: end)
                 _ = service()
                 return condition()

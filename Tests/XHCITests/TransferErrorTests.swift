@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DMA
+import GuestKit
+import Testing
+import USB
+import XHCI
+
+/// What becomes of an endpoint and its TDs when the device or the bus fails
+/// (xHCI 4.8.3, 4.10.2, 4.6.8).
+struct TransferErrorTests {
+    let guest: Guest
+    let device = TestDevice()
+    let endpoint: GuestEndpoint
+    let buffer: GuestAddress
+    var driver: GuestDriver { guest.driver }
+
+    static let errors: [(Transfer.Status, GuestEvent.Code)] = [
+        (.stalled, .stall), (.babbled, .babbleDetected), (.failed, .usbTransactionError),
+    ]
+
+    init() throws {
+        guest = try Guest()
+        endpoint = try guest.plug(device, .bulkIn(1))
+        buffer = guest.memory.allocate(4096, boundary: 4096)
+    }
+
+    @Test(arguments: errors)
+    func `an error is told even if no TRB asks for an event`(
+        status: Transfer.Status, code: GuestEvent.Code
+    ) throws {
+        device.onTransfer = { _ in .end(status, transferred: 0) }
+        let address = endpoint.submit(.normal(buffer, 512))
+        let event = try endpoint.event()
+        #expect(event.code == code)
+        #expect(event.pointer == address)
+        #expect(event.length == 512)
+    }
+
+    @Test(arguments: errors)
+    func `the context is halted at the TRB before the event is there`(
+        status: Transfer.Status, code: GuestEvent.Code
+    ) throws {
+        device.onTransfer = { _ in .end(status, transferred: 700) }
+        let addresses = endpoint.submit([
+            .normal(buffer, 512, .chain), .normal(buffer + 512, 512, .chain),
+            .normal(buffer + 1024, 512, .interruptOnCompletion),
+        ])
+        var context: GuestEndpointContext?
+        driver.onEvent = { _ in context = endpoint.context }
+        let event = try endpoint.event()
+        #expect(event.code == code)
+        #expect(event.pointer == addresses[1])
+        #expect(event.length == 1024 - 700)
+        #expect(context?.state == .halted)
+        #expect(context.map { addresses.contains($0.dequeuePointer) } == true)
+        #expect(driver.takeAll().isEmpty)
+    }
+
+    @Test func `TDs behind a failed one are not done`() throws {
+        endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
+        endpoint.submit(.normal(buffer + 512, 512, .interruptOnCompletion))
+        guest.machine.pass(.milliseconds(1))
+        device.answerNext(.end(.stalled, transferred: 0))
+        while device.answerNext(.give([1])) {}
+        let events = driver.takeAll()
+        #expect(events.map(\.code) == [.stall])
+        #expect(device.pending.isEmpty)
+    }
+
+    @Test func `after a stall the driver skips the TD and goes on`() throws {
+        device.onTransfer = { _ in .end(.stalled, transferred: 0) }
+        endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
+        #expect(try endpoint.event().code == .stall)
+        let next = endpoint.ring.push(.normal(buffer, 512, .interruptOnCompletion))
+        #expect(try endpoint.reset().code == .success)
+        #expect(endpoint.context.state == .stopped)
+        #expect(try endpoint.setDequeuePointer(next, cycle: true).code == .success)
+        device.onTransfer = { _ in .give([1, 2]) }
+        endpoint.ringDoorbell()
+        let event = try endpoint.event()
+        #expect(event.pointer == next)
+        #expect(event.code == .shortPacket)
+    }
+
+    @Test func `a soft retry does the same TD again`() throws {
+        device.onTransfer = { _ in .end(.failed, transferred: 0) }
+        let address = endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
+        for _ in 0..<3 {
+            let event = try endpoint.event()
+            #expect(event.code == .usbTransactionError)
+            #expect(event.pointer == address)
+            #expect(try endpoint.reset(preservingTransferState: true).code == .success)
+            endpoint.ringDoorbell()
+        }
+        #expect(try endpoint.event().code == .usbTransactionError)
+        device.onTransfer = { _ in .give(Array(repeating: 3, count: 512)) }
+        #expect(try endpoint.reset(preservingTransferState: true).code == .success)
+        endpoint.ringDoorbell()
+        let event = try endpoint.event()
+        #expect(event.code == .success)
+        #expect(event.pointer == address)
+    }
+
+    @Test func `errors of one endpoint leave others alone`() throws {
+        let other = try guest.plug(TestDevice { _ in .give([4]) }, .bulkIn(1))
+        device.onTransfer = { _ in .end(.stalled, transferred: 0) }
+        endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
+        #expect(try other.receive(8) == [4])
+        #expect(try endpoint.event().code == .stall)
+    }
+
+    // MARK: - Devices that lie
+
+    @Test(arguments: [-1, Int.min, 513, Int.max])
+    func `impossible lengths are brought into range`(length: Int) throws {
+        device.onTransfer = { _ in .end(.completed, transferred: length) }
+        endpoint.submit(.normal(buffer, 512, [.interruptOnCompletion, .interruptOnShortPacket]))
+        let event = try endpoint.event()
+        #expect((0...512).contains(event.length))
+    }
+
+    @Test func `a second answer and an unknown one are ignored`() throws {
+        var transfers: [Transfer] = []
+        device.onTransfer = { transfer in
+            transfers.append(transfer)
+            return .give([1])
+        }
+        #expect(try endpoint.receive(8) == [1])
+        let transfer = try #require(transfers.last)
+        device.complete(transfer.completion(.completed, transferred: 1))
+        device.complete(transfer.completion(.stalled))
+        device.complete(.init(id: .init(rawValue: .max), status: .failed, transferred: 1))
+        #expect(driver.takeAll().isEmpty)
+        #expect(endpoint.context.state == .running)
+        #expect(try endpoint.receive(8) == [1])
+    }
+
+    @Test func `a device that is gone ends its transfers and its slot`() throws {
+        endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
+        guest.machine.pass(.milliseconds(1))
+        device.answerNext(.end(.disconnected, transferred: 0))
+        device.disconnect()
+        let events = driver.takeAll()
+        #expect(events.contains { $0.isPortChange })
+        #expect(events.filter { $0.isTransfer }.allSatisfy { $0.code == .usbTransactionError })
+        let stopped = try endpoint.stop()
+        #expect([.success, .contextStateError].contains(stopped.code))
+        try driver.succeed(.command(.disableSlot, slot: endpoint.slot))
+        try guest.expectRecovery()
+    }
+
+    // MARK: - Memory that is not there
+
+    @Test func `a buffer outside memory is an error of the transfer`() throws {
+        device.onTransfer = { _ in .give([1]) }
+        endpoint.submit(.normal(guest.nowhere, 512, .interruptOnCompletion))
+        let events = driver.takeAll()
+        #expect(guest.hasFailed || events.contains { $0.isTransfer && $0.code != .success })
+        try guest.expectRecovery()
+    }
+
+    @Test func `a buffer that wraps around the address space is an error of the transfer`() throws {
+        device.onTransfer = { _ in .give([1]) }
+        endpoint.submit(.normal(GuestAddress(.max - 10), 512, .interruptOnCompletion))
+        let events = driver.takeAll()
+        #expect(guest.hasFailed || events.contains { $0.isTransfer && $0.code != .success })
+        try guest.expectRecovery()
+    }
+
+    @Test func `read-only memory gives data and takes none`() throws {
+        let readOnly: UInt64 = 0x9_0000_0000
+        try guest.machine.bus.map(
+            guest.memory.descriptor(), offset: 0, count: 65536, at: GuestAddress(readOnly),
+            writable: false)
+        device.onTransfer = { $0.direction == .in ? .give([1]) : .accept }
+        let output = try guest.plug(device2, .bulkOut(2))
+        output.submit(.normal(GuestAddress(readOnly), 512, .interruptOnCompletion))
+        #expect(try output.event().code == .success)
+        endpoint.submit(.normal(GuestAddress(readOnly), 512, .interruptOnCompletion))
+        let events = driver.takeAll()
+        #expect(guest.hasFailed || events.contains { $0.isTransfer && $0.code != .success })
+        try guest.expectRecovery()
+    }
+
+    private let device2 = TestDevice(.superSpeed) { $0.endpoint == .control ? nil : .accept }
+}
