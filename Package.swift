@@ -72,7 +72,9 @@ let package = Package(
                 "BackendKit", "Platform",
                 .system, .logging,
             ]),
-        .tests("MassStorage", ["USB", "BackendKit", "Platform", .system, .logging]),
+        .tests(
+            "MassStorage",
+            ["GuestKit", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),
         .tests("HostUSB", ["USB", "BackendKit", "Platform", "CLibUSB", .logging, .system]),
         .tests("ExampleBackend", ["USB", "BackendKit", "GuestKit", "Platform", .logging]),
         .testTarget(

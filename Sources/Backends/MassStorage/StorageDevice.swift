@@ -32,7 +32,7 @@ final class StorageDevice: USBDevice {
     private var isBusy = false
     /// Counts resets of the transport: what was begun before the last one has no say any more.
     private var era: UInt64 = 0
-    /// Counts the times it was plugged in.
+    /// Counts the times it was plugged in or out.
     private var attachment: UInt64 = 0
     /// Whether the file system can tell that a read or a write would wait.
     private var canTryReading = true
@@ -295,10 +295,9 @@ final class StorageDevice: USBDevice {
             finish(nil)
             return
         }
-        onWorker {
+        onWorker(for: nil) {
             image.carryOut(job, durably: durably)
-        } then: { [self] error, isCurrent in
-            guard isCurrent else { return }
+        } then: { [self] error in
             if error == nil { unit.mediumJobEnded(job) }
             finish(error)
         }
@@ -333,24 +332,20 @@ final class StorageDevice: USBDevice {
             }
         }
         if done == count {
-            sent(transfer, extent, Movement(count: done, error: nil), of: count, isCurrent: true)
+            sent(transfer, extent, Movement(count: done, error: nil), of: count)
             return
         }
         let image = image
-        onWorker { [done] in
+        onWorker(for: transfer) { [done] in
             image.readAll(pieces, at: offset, done: done)
-        } then: { [self] movement, isCurrent in
-            sent(transfer, extent, movement, of: count, isCurrent: isCurrent)
+        } then: { [self] movement in
+            sent(transfer, extent, movement, of: count)
         }
     }
 
     private func sent(
-        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int, isCurrent: Bool
+        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int
     ) {
-        guard isCurrent else {
-            complete(transfer, .cancelled, movement.count)
-            return
-        }
         guard let error = movement.error else {
             transport.move(count)
             if transport.phase == .working { finish(nil) }
@@ -403,24 +398,20 @@ final class StorageDevice: USBDevice {
             }
         }
         if done == count {
-            wrote(transfer, extent, Movement(count: done, error: nil), of: count, isCurrent: true)
+            wrote(transfer, extent, Movement(count: done, error: nil), of: count)
             return
         }
         let image = image
-        onWorker { [done] in
+        onWorker(for: transfer) { [done] in
             image.writeAll(pieces, at: offset, durably: durably, done: done)
-        } then: { [self] movement, isCurrent in
-            wrote(transfer, extent, movement, of: count, isCurrent: isCurrent)
+        } then: { [self] movement in
+            wrote(transfer, extent, movement, of: count)
         }
     }
 
     private func wrote(
-        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int, isCurrent: Bool
+        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int
     ) {
-        guard isCurrent else {
-            complete(transfer, .cancelled, movement.count)
-            return
-        }
         guard let error = movement.error else {
             received(transfer, processed: count, of: count, nil)
             return
@@ -435,13 +426,9 @@ final class StorageDevice: USBDevice {
         let pieces = transfer.buffer.pieces(count: count)
         let offset = extent.byteOffset + UInt64(transport.position)
         let image = image
-        onWorker {
+        onWorker(for: transfer) {
             image.compare(pieces, at: offset)
-        } then: { [self] error, isCurrent in
-            guard isCurrent else {
-                complete(transfer, .cancelled, count)
-                return
-            }
+        } then: { [self] error in
             received(transfer, processed: error == nil ? count : 0, of: count, error)
         }
     }
@@ -466,10 +453,13 @@ final class StorageDevice: USBDevice {
 
     // MARK: - Worker
 
-    /// Runs a job on the worker while the bulk pipes wait. `then` learns whether the transport was
-    /// not reset meanwhile; it is not called if the device was unplugged.
+    /// Runs a job on the worker while the bulk pipes wait, then goes on with the command.
+    ///
+    /// If the transport was reset meanwhile there is no command any more, and the transfer that the
+    /// job worked for is given back as cancelled.
     private func onWorker<Result: Sendable>(
-        _ job: @escaping @Sendable () -> Result, then: @escaping (Result, Bool) -> Void
+        for transfer: Transfer?, _ job: @escaping @Sendable () -> Result,
+        then: @escaping (Result) -> Void
     ) {
         isBusy = true
         let era = era
@@ -477,7 +467,11 @@ final class StorageDevice: USBDevice {
         // Holding `self` and the transfer keeps the guest's memory until the worker is done.
         worker.perform(job) { [self] result in
             isBusy = false
-            if attachment == self.attachment { then(result, era == self.era) }
+            if era == self.era {
+                then(result)
+            } else if let transfer, attachment == self.attachment {
+                complete(transfer, .cancelled, 0)
+            }
             advance()
         }
     }

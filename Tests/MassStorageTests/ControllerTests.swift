@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BackendKit
+import GuestKit
+import Logging
+import Platform
+import Testing
+import USB
+
+@testable import MassStorage
+
+/// The stick behind the real controller, used by a guest's driver.
+@Suite struct ControllerTests {
+    private func stick(
+        _ image: any DiskImage, on guest: Guest, speed: USBSpeed = .superSpeed
+    ) throws -> StorageDevice {
+        StorageDevice(
+            image: image,
+            unit: LogicalUnit(
+                identity: .init(serialNumber: "0123456789AB"),
+                blockCount: image.byteCount / 512, isReadOnly: image.isReadOnly, writeCache: true),
+            speed: speed, summary: "test", worker: try Worker(name: "t", loop: guest.machine.loop),
+            logger: Logger(label: "test"))
+    }
+
+    @Test(
+        "an image is read, written and flushed",
+        arguments: [SimulatedMachine.MemoryKind.local, .remote], [USBSpeed.high, .superSpeed])
+    func roundTrip(memory: SimulatedMachine.MemoryKind, speed: USBSpeed) throws {
+        let file = try TemporaryFile(size: 1 << 20) { UInt8(truncatingIfNeeded: $0 / 3) }
+        let guest = try Guest(memory)
+        let image = try FileImage(path: file.path, readOnly: false, cache: .writeback)
+        try guest.machine.attach(stick(image, on: guest, speed: speed))
+        let driver = try GuestStick(guest.driver)
+        #expect(try driver.readAll() == file.contents)
+        let data = (0..<100_352).map { UInt8(truncatingIfNeeded: $0 &* 11) }
+        try driver.write(data, block: 77)
+        try driver.synchronize()
+        #expect(Array(file.contents[77 * 512..<77 * 512 + data.count]) == data)
+        #expect(try driver.read(block: 77, count: 196) == data)
+        #expect(!guest.hasFailed)
+    }
+
+    @Test(
+        "a medium that is never quick is read and written",
+        arguments: [FakeImage.Impatience.wouldBlock, .notSupported, .servedUpTo(777)])
+    func slowMedium(impatience: FakeImage.Impatience) throws {
+        let guest = try Guest()
+        let image = FakeImage(byteCount: 1 << 20)
+        image.set { $0.impatience = impatience }
+        try guest.machine.attach(stick(image, on: guest))
+        let driver = try GuestStick(guest.driver)
+        let data = (0..<65536).map { UInt8(truncatingIfNeeded: $0 &* 7) }
+        try driver.write(data, block: 3)
+        try driver.synchronize()
+        #expect(image.flushCount == 1)
+        #expect(image.bytes(at: 3 * 512, count: data.count) == data)
+        #expect(try driver.read(block: 3, count: 128) == data)
+    }
+
+    /// INQUIRY for more than there is: a short packet, a halt where the CSW was expected, and the
+    /// recovery that Linux makes.
+    @Test func `a guest recovers from the halt behind short data`() throws {
+        let guest = try Guest()
+        let slot = try guest.plug(stick(FakeImage(byteCount: 1 << 20), on: guest))
+        var input = GuestEndpointConfiguration.bulkIn(1)
+        var output = GuestEndpointConfiguration.bulkOut(2)
+        input.maxPacketSize = 1024
+        output.maxPacketSize = 1024
+        let endpoints = try slot.configure(input, output)
+        try slot.control(
+            SetupPacket(requestType: 0, request: 9, value: 1, index: 0, length: 0))
+        let command: [UInt8] = [
+            0x55, 0x53, 0x42, 0x43, 9, 0, 0, 0, 96, 0, 0, 0, 0x80, 0, 6, 0x12, 0, 0, 0, 96, 0,
+        ]
+        #expect(try endpoints[1].send(command + [UInt8](repeating: 0, count: 10)) == 31)
+        #expect(try endpoints[0].receive(96).count == 64)
+        let buffer = guest.memory.allocate(13)
+        endpoints[0].submit(endpoints[0].trbs(buffer, 13))
+        #expect(try endpoints[0].event().code == .stall)
+        #expect(endpoints[0].context.state == .halted)
+        try endpoints[0].reset()
+        try endpoints[0].setDequeuePointer()
+        // Without CLEAR_FEATURE the device stays halted.
+        endpoints[0].submit(endpoints[0].trbs(buffer, 13))
+        #expect(try endpoints[0].event().code == .stall)
+        try endpoints[0].reset()
+        try endpoints[0].setDequeuePointer()
+        try slot.control(
+            SetupPacket(requestType: 2, request: 1, value: 0, index: 0x81, length: 0))
+        #expect(
+            try endpoints[0].receive(13) == [0x55, 0x53, 0x42, 0x53, 9, 0, 0, 0, 32, 0, 0, 0, 0])
+    }
+
+    @Test func `unplugging while the disk is slow leaves a controller and a stick that work`()
+        throws
+    {
+        let guest = try Guest()
+        let image = FakeImage(byteCount: 1 << 20)
+        let device = try stick(image, on: guest)
+        try guest.machine.attach(device)
+        let driver = try GuestStick(guest.driver)
+        image.set { $0.impatience = .wouldBlock }
+        image.shutGate()
+        #expect(throws: (any Error).self) {
+            guest.machine.onTurn = { turn in
+                guard !device.isIdle else { return }
+                guest.machine.onTurn = nil
+                guest.machine.detach(device)
+            }
+            _ = try driver.read(block: 0, count: 8)
+        }
+        image.openGate()
+        guest.machine.pass(.seconds(1))
+        #expect(guest.answersCommands)
+        try guest.machine.attach(device)
+        let again = try GuestStick(guest.driver)
+        #expect(try again.read(block: 0, count: 8).count == 4096)
+    }
+}
