@@ -20,7 +20,11 @@ final class ScriptedHandle: HostHandle {
     /// What the next submissions are answered with; without it they start.
     var answers: [HostSubmission] = []
 
+    /// Transfers of more bytes find no memory.
+    var memory = Int.max
+
     func submit(_ transfer: Transfer) -> HostSubmission {
+        if transfer.buffer.count > memory { return .noMemory }
         let answer = answers.isEmpty ? .started : answers.removeFirst()
         if answer == .started { inFlight.append(transfer) }
         return answer

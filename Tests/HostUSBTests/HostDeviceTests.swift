@@ -222,6 +222,19 @@ struct HostDeviceTests {
         #expect(handle.inFlightIDs == [2])
     }
 
+    @Test func `a cancelled request that still waits for the kernel is forgotten`() {
+        bulk(1, Self.bulkIn)
+        device.cancel(.init(rawValue: 1))
+        control(2, .clearHalt(0x81))
+        bulk(3, Self.bulkIn)
+        #expect(handle.operations == [])
+        device.cancel(.init(rawValue: 2))
+        #expect(port.take() == ["2 cancelled 0"])
+        #expect(handle.inFlightIDs == [1, 3])
+        handle.end(1, .cancelled)
+        #expect(handle.operations == [])
+    }
+
     @Test func `a waiting transfer that is cancelled ends at once`() {
         control(1, .setConfiguration(1))
         bulk(2, Self.bulkIn)
@@ -398,6 +411,32 @@ struct HostDeviceTests {
         handle.answers = []
         bulk(2, Self.bulkIn)
         #expect(handle.inFlightIDs == [2])
+    }
+
+    @Test func `transfers that wait for the device do not hide that there is no memory`() {
+        handle.memory = 1000
+        bulk(1, Self.interruptIn, count: 8)
+        bulk(2, Self.bulkOut, count: 1 << 20)
+        for id in 3..<60 as Range<UInt64> {
+            loop.advance(by: HostDevice.starvationStep)
+            handle.end(handle.inFlightIDs[0], transferred: 8)
+            bulk(id, Self.interruptIn, count: 8)
+        }
+        #expect(port.take().contains("2 failed 0"))
+    }
+
+    @Test func `a slow device with large transfers starves nobody`() {
+        bulk(1, Self.bulkIn, count: 1 << 20)
+        bulk(2, Self.bulkIn, count: 1 << 20)
+        handle.answers = [HostSubmission](repeating: .noMemory, count: 100_000)
+        bulk(3, Self.bulkIn, count: 1 << 20)
+        loop.advance(by: HostDevice.longestStarvation - HostDevice.starvationStep)
+        handle.end(1, transferred: 1 << 20)
+        loop.advance(by: HostDevice.longestStarvation - HostDevice.starvationStep)
+        handle.answers = []
+        handle.end(2, transferred: 1 << 20)
+        #expect(handle.inFlightIDs == [3])
+        #expect(log.all == [])
     }
 
     @Test func `a starved transfer can be cancelled`() {

@@ -16,7 +16,8 @@ extension VMTests {
 
         init() throws { lab = try Lab() }
 
-        /// Goal: who may not open a device is told what would allow it; and every test passes that
+        /// Goal: who may not open a device is told what would allow it; the host has its driver back
+        /// when the program ends; every test passes that
         /// needs a stick, a keyboard and gadget zero, and that has its devices pulled out at the end.
         @Test func `transfers, halts, resets, limits and departures of real devices`() throws {
             let host = try lab.bootHost(
@@ -30,6 +31,12 @@ extension VMTests {
             #expect(refusal.status != 0)
             #expect(refusal.output.contains("permission denied"))
             #expect(refusal.output.contains(#"ATTR{idVendor}=="46f4", ATTR{idProduct}=="0001""#))
+
+            // The program takes the stick from its driver, and gives it back at its end.
+            try host.serve(stick.specification)
+            try host.wait(until: "[[ ! -e /sys/block/sda ]]")
+            try host.run("kill $(<\(GuestHost.serverFolder)/pid)")
+            try host.wait(until: "[[ -e /sys/block/sda ]]")
 
             try host.makeGadgetZero()
             try host.run(

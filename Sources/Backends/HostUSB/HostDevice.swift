@@ -32,10 +32,18 @@ final class HostDevice: USBDevice, HostHandleObserver {
         var isStarted = false
     }
 
-    /// How long a transfer waits for the kernel's memory while none of this device's is in flight.
+    /// A transfer for which the kernel has no memory, and since when nothing has changed about it.
+    private struct Starvation {
+        let id: Transfer.ID
+        var since: Duration
+    }
+
+    /// How long a transfer waits for the kernel's memory while none is given back.
     static let longestStarvation = Duration.seconds(1)
     /// After which time it is tried again.
     static let starvationStep = Duration.milliseconds(20)
+    /// A transfer up to this size gives back too little memory to be waited for.
+    static let negligibleBytes = 4096
 
     let speed: USBSpeed
     let summary: String
@@ -50,7 +58,6 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     /// By number, IN sixteen after OUT; both directions of the control endpoint are the first.
     private var pipes = [Pipe](repeating: Pipe(), count: 32)
-    private var inFlightCount = 0
     private var waitingCount = 0
 
     private var running: Running?
@@ -60,7 +67,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
     private var isTouched = true
     private var isLost = false
 
-    private var starvedSince: Duration?
+    private var starvation: Starvation?
     private var retry: Watch?
 
     init(
@@ -82,7 +89,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
     func detached() {
         port = nil
         retry = nil
-        running?.request = nil
+        starvation = nil
+        endRequest(as: .cancelled)
         for place in pipes.indices {
             waitingCount -= pipes[place].waiting.count
             pipes[place].waiting = []
@@ -103,16 +111,16 @@ final class HostDevice: USBDevice, HostHandleObserver {
     }
 
     func cancel(_ id: Transfer.ID) {
-        if let request = running?.request, request.id == id {
-            // What has begun in the kernel runs on, and later transfers wait for it.
-            running?.request = nil
-            port?.complete(request.completion(.cancelled))
+        if running?.request?.id == id {
+            endRequest(as: .cancelled)
+            startWaiting()
             return
         }
         for place in pipes.indices {
             if let index = pipes[place].waiting.firstIndex(where: { $0.id == id }) {
                 let transfer = pipes[place].waiting.remove(at: index)
                 waitingCount -= 1
+                if starvation?.id == id { starvation = nil }
                 port?.complete(transfer.completion(.cancelled))
                 startWaiting()
                 return
@@ -126,10 +134,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
     }
 
     func reset() {
-        if let request = running?.request {
-            running?.request = nil
-            port?.complete(request.completion(.cancelled))
-        }
+        endRequest(as: .cancelled)
         endWaiting(as: .cancelled)
         cancelInFlight()
         // Enumeration resets twice and only reads in between; the second is one too many.
@@ -192,8 +197,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
     private func hand(over transfer: Transfer, in place: Int) -> Bool {
         switch handle.submit(transfer) {
         case .started:
-            starvedSince = nil
-            inFlightCount += 1
+            if starvation?.id == transfer.id { starvation = nil }
             pipes[place].inFlight.append(InFlight(id: transfer.id))
         case .refused:
             // A device stalls what it does not know; for a pipe that is not there is no such word.
@@ -226,19 +230,18 @@ final class HostDevice: USBDevice, HostHandleObserver {
                 if start(transfer, in: place) { continue }
                 pipes[place].waiting.insert(transfer, at: 0)
                 waitingCount += 1
-                return
+                break
             }
         }
     }
 
-    /// The kernel has no memory for a transfer: each one that ends frees some, and other programs
-    /// use the same limit, so it is tried again for a while.
+    /// The kernel has no memory for a transfer. Each one that ends gives some back, and other
+    /// programs draw on the same limit, so it is tried again for a while.
     private func waitsForMemory(_ transfer: Transfer, in place: Int) -> Bool {
-        guard inFlightCount == 0 else { return true }
-        let since = starvedSince ?? loop.now
-        starvedSince = since
-        guard loop.now - since < Self.longestStarvation else {
-            starvedSince = nil
+        let starved = starvation ?? Starvation(id: transfer.id, since: loop.now)
+        starvation = starved
+        if starved.id == transfer.id && loop.now - starved.since >= Self.longestStarvation {
+            starvation = nil
             logger.error("\(summary): \(Diagnosis.memoryLimit(transfer.buffer.count))")
             answer(transfer.completion(.failed), place)
             return false
@@ -257,7 +260,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
             return
         }
         let entry = pipes[place].inFlight.remove(at: index)
-        inFlightCount -= 1
+        if transfer.buffer.count > Self.negligibleBytes { starvation?.since = loop.now }
         var status = completion.status
         if isLost {
             status = .disconnected
@@ -290,14 +293,20 @@ final class HostDevice: USBDevice, HostHandleObserver {
         isLost = true
         retry = nil
         wantsReset = false
-        if let request = running?.request {
-            running?.request = nil
-            port?.complete(request.completion(.disconnected))
-        }
+        endRequest(as: .disconnected)
         endWaiting(as: .disconnected)
         cancelInFlight()
         port?.disconnect()
         whenLost?()
+    }
+
+    /// Ends the request whose operation is under way. What has begun in the kernel runs on, and
+    /// later transfers wait for it.
+    private func endRequest(as status: Transfer.Status) {
+        guard let request = running?.request else { return }
+        running?.request = nil
+        if running?.isStarted == false { running = nil }
+        port?.complete(request.completion(status))
     }
 
     private func endWaiting(as status: Transfer.Status) {
@@ -308,7 +317,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
             for transfer in waiting { port?.complete(transfer.completion(status)) }
         }
         retry = nil
-        starvedSince = nil
+        starvation = nil
     }
 
     private func cancelInFlight() {
