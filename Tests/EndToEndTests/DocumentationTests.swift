@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Testing
+
+/// What can be checked of the documentation is checked.
+struct DocumentationTests {
+    private let root = URL(filePath: #filePath)
+        .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+
+    private func text(_ path: String) throws -> String {
+        try String(contentsOf: root.appending(path: path), encoding: .utf8)
+    }
+
+    private func files(under folder: String, suffix: String) -> [String] {
+        let all = FileManager.default.enumerator(atPath: root.appending(path: folder).path)
+        return (all?.compactMap { $0 as? String } ?? []).filter { $0.hasSuffix(suffix) }.sorted()
+            .map { "\(folder)/\($0)" }
+    }
+
+    @Test func `every limit is told of`() throws {
+        let page = try text("docs/limits.md")
+        for file in files(under: "Sources", suffix: "/Limits.swift") {
+            for match in try text(file).matches(of: /static let (\w+)/) {
+                #expect(page.contains("`\(match.1)`"), "\(file) has \(match.1)")
+            }
+        }
+    }
+
+    @Test func `each source file says what its licence is`() throws {
+        let sources =
+            files(under: "Sources", suffix: ".swift") + files(under: "Tests", suffix: ".swift")
+        for file in sources {
+            #expect(
+                try text(file).hasPrefix("// SPDX-License-Identifier: Apache-2.0\n"), "\(file)")
+        }
+    }
+}
