@@ -27,6 +27,17 @@ struct DocumentationTests {
         }
     }
 
+    @Test func `links between pages lead somewhere`() throws {
+        for page in ["README.md"] + files(under: "docs", suffix: ".md") {
+            let folder = root.appending(path: page).deletingLastPathComponent()
+            for match in try text(page).matches(of: /\]\(([^)#:]+)\)/) {
+                let target = folder.appending(path: String(match.1)).path
+                #expect(
+                    FileManager.default.fileExists(atPath: target), "\(page) links to \(match.1)")
+            }
+        }
+    }
+
     @Test func `each source file says what its licence is`() throws {
         let sources =
             files(under: "Sources", suffix: ".swift") + files(under: "Tests", suffix: ".swift")
