@@ -182,6 +182,20 @@ struct MappingTests {
         #expect(!GuestMemory.regionOverlaps(memory, start: GuestAddress(0), count: .max))
     }
 
+    @Test("a range is covered by regions that touch, not by regions with a hole")
+    func covers() throws {
+        try map(0x1000, 0x1000)
+        try map(0x2000, 0x2000)
+        try memory.mapRemote(count: 1, at: GuestAddress(.max), writable: true)
+        func covers(_ start: UInt64, _ count: UInt64) -> Bool {
+            memory.covers(GuestAddress(start), count: count)
+        }
+        #expect(covers(0x1000, 0x3000) && covers(0x1fff, 2) && covers(0x3fff, 1))
+        #expect(!covers(0x1000, 0x3001) && !covers(0xfff, 2) && !covers(0x4000, 1))
+        #expect(covers(.max, 1) && !covers(.max, 2) && !covers(0, .max))
+        #expect(covers(0, 0))
+    }
+
     @Test("as many regions as are offered can be mapped, one more cannot")
     func manyRegions() throws {
         for index in 0..<UInt64(Limits.regions) {

@@ -76,6 +76,19 @@ public final class GuestMemory {
         return all.map { $0.retire() }
     }
 
+    /// Whether every address of a range lies in some region.
+    public func covers(_ start: GuestAddress, count: UInt64) -> Bool {
+        guard count > 0 else { return true }
+        let end = start.rawValue.addingReportingOverflow(count - 1)
+        guard !end.overflow else { return false }
+        var address = start.rawValue
+        while let region = region(at: address) {
+            if region.last >= end.partialValue { return true }
+            address = region.last + 1
+        }
+        return false
+    }
+
     /// Whether a buffer of a transfer lies in mapped memory that overlaps the range.
     package static func regionOverlaps(
         _ owner: AnyObject, start: GuestAddress, count: UInt64

@@ -21,6 +21,15 @@ final class XHCIFunction: VFIODevice {
     /// memory of ours that the client no longer looks at.
     static let unmapLimit: Duration = .seconds(1)
 
+    /// How long the controller leaves guest memory alone after the client has taken some away, unless
+    /// the guest uses the function before.
+    ///
+    /// QEMU rearranges memory, for example when firmware protects its own, by taking away a part, all
+    /// of main memory perhaps, and giving it back in other pieces. A controller that looked for
+    /// commands in between would find nothing there and fail. The guest stands still meanwhile, so
+    /// the next that it does tells that all is in place; the time is for guests that do nothing.
+    static let rearrangingTime: Duration = .milliseconds(50)
+
     let controller: Controller
     let regions = XHCIIdentity.regions
     let interrupts: [InterruptDescription]
@@ -30,6 +39,8 @@ final class XHCIFunction: VFIODevice {
     private var configuration: ConfigurationSpace
     private let loop: any EventLoop
     private let logger: Logger
+    /// The client rearranges its memory until about then.
+    private var restsUntil: Duration?
     /// Keeps what `memory` only refers to weakly.
     private var remoteMemory: RemoteMemoryByMessages?
 
@@ -51,7 +62,11 @@ final class XHCIFunction: VFIODevice {
     }
 
     /// Does the controller's work and returns when there will be more.
-    func service(now: Duration) -> Duration? { controller.service(now: now) }
+    func service(now: Duration) -> Duration? {
+        if let rest = restsUntil, now < rest { return rest }
+        restsUntil = nil
+        return controller.service(now: now)
+    }
 
     /// A client is there; memory that it gives without a descriptor is reached through it.
     func clientCame(_ connection: Connection) {
@@ -62,6 +77,7 @@ final class XHCIFunction: VFIODevice {
 
     /// The client is gone: nothing of it stays, devices stay plugged in.
     func clientLeft() {
+        restsUntil = nil
         remoteMemory = nil
         messages.disconnectAll()
         reset()
@@ -73,6 +89,7 @@ final class XHCIFunction: VFIODevice {
     // MARK: - Regions
 
     func readRegion(_ index: Int, at offset: Int, into bytes: inout OutputSpan<UInt8>) {
+        restsUntil = nil
         switch index {
         case XHCIIdentity.registers.index:
             controller.read(at: offset, into: &bytes, now: loop.now)
@@ -87,6 +104,7 @@ final class XHCIFunction: VFIODevice {
     }
 
     func writeRegion(_ index: Int, at offset: Int, from bytes: Span<UInt8>) {
+        restsUntil = nil
         switch index {
         case XHCIIdentity.registers.index:
             controller.write(at: offset, from: bytes, now: loop.now)
@@ -135,9 +153,22 @@ final class XHCIFunction: VFIODevice {
     func unmapMemory(
         at address: UInt64, count: UInt64, whenFinished finished: @escaping () -> Void
     ) throws(Errno) {
-        let unmapping = try memory.unmap(GuestAddress(address), count: count)
-        controller.cancelTransfers(touching: GuestAddress(address), count: count)
-        wait(for: [unmapping], then: finished)
+        let start = GuestAddress(address)
+        let unmapping = try memory.unmap(start, count: count)
+        restsUntil = loop.now + Self.rearrangingTime
+        // Transfers that use it go on if it is only rearranged: what they move then lies in memory
+        // that the guest has, whichever piece it is in.
+        let rearranging = BoundedWait(for: 1) { [weak self] in
+            guard let self, !unmapping.isFinished, !memory.covers(start, count: count) else {
+                return finished()
+            }
+            controller.cancelTransfers(touching: start, count: count)
+            wait(for: [unmapping], then: finished)
+        }
+        rearranging.timer = loop.schedule(at: loop.now + Self.rearrangingTime) {
+            rearranging.end()
+        }
+        unmapping.whenFinished { rearranging.one() }
     }
 
     func unmapAllMemory(whenFinished finished: @escaping () -> Void) {
