@@ -8,14 +8,22 @@ struct CommandRing {
     var position = RingPosition(rawValue: 0)
     /// The ring may have commands that were not read.
     var mayHaveMore = false
-    /// Stop Endpoint, while a device has not given back its transfers.
-    var waiting: WaitingStop?
+    /// A command whose event waits until a device has given back transfers: the guest may use their
+    /// memory for something else as soon as it is told.
+    var waiting: Waiting?
 
-    struct WaitingStop {
+    struct Waiting {
         let pointer: UInt64
         let slot: Int
-        let endpoint: Int
         let deadline: Duration
+        let cause: Cause
+
+        enum Cause {
+            /// Stop Endpoint: how far each transfer came is part of its events.
+            case stop(endpoint: Int)
+            /// Another command, which is carried out already.
+            case abandoned(CompletionCode, PortConnection)
+        }
     }
 
     /// When a waiting command ends at the latest.
@@ -28,7 +36,7 @@ extension Engine {
     /// - Returns: whether there may be more to run at once.
     mutating func serviceCommands(now: Duration) -> Bool {
         startCommandRing()
-        finishWaitingStop(now: now)
+        finishWaiting(now: now)
         stopCommandRing()
         var budget = Limits.commandsPerService
         while registers.commandRing.isRunning, commands.mayHaveMore, commands.waiting == nil,
@@ -41,7 +49,7 @@ extension Engine {
                 break
             }
             execute(CommandTRB(entry.trb), at: entry.position.address, now: now)
-            finishWaitingStop(now: now)
+            finishWaiting(now: now)
         }
         return registers.commandRing.stopRequest != nil && commands.waiting == nil
     }
@@ -65,7 +73,7 @@ extension Engine {
         if let waiting = commands.waiting {
             // CS lets the command finish, CA does not.
             guard request == .abort else { return }
-            finish(waiting, code: .commandAborted)
+            finish(waiting, aborted: true)
         }
         registers.commandRing.stopRequest = nil
         registers.commandRing.isRunning = false
@@ -109,7 +117,7 @@ extension Engine {
         bus.post(.commandCompletion(code, pointer: pointer, slot: slot), to: 0)
     }
 
-    // MARK: - Stop Endpoint
+    // MARK: - Commands that take transfers from a device
 
     /// Begins Stop Endpoint (xHCI 4.6.9), which ends when the device has given back its transfers,
     /// or when patience ends.
@@ -118,30 +126,43 @@ extension Engine {
         let index = command.endpoint
         let owner = slots[slot].identity
         slots[slot].endpoints[index]?.beginStop(owner)
-        commands.waiting = CommandRing.WaitingStop(
-            pointer: pointer, slot: slot, endpoint: index,
-            deadline: now + Limits.cancelPatience)
+        commands.waiting = CommandRing.Waiting(
+            pointer: pointer, slot: slot, deadline: now + Limits.cancelPatience,
+            cause: .stop(endpoint: index))
     }
 
-    private mutating func finishWaitingStop(now: Duration) {
+    /// The controller halts: the command ends, but nothing is told any more.
+    mutating func abandonWaiting() {
+        if let waiting = commands.waiting { finish(waiting, aborted: false) }
+    }
+
+    private mutating func finishWaiting(now: Duration) {
         guard let waiting = commands.waiting else { return }
         listenToDevices()
-        let isReady = slots[waiting.slot].endpoints[waiting.endpoint]?.isReadyToStop ?? true
+        let isReady: Bool
+        switch waiting.cause {
+        case .stop(let endpoint):
+            isReady = slots[waiting.slot].endpoints[endpoint]?.isReadyToStop ?? true
+        case .abandoned(_, let connection):
+            isReady = connection.isQuiet
+        }
         guard isReady || waiting.deadline <= now else { return }
-        finish(waiting, code: .success)
+        finish(waiting, aborted: false)
     }
 
-    /// The controller halts: the endpoint stops, but nothing is told any more.
-    mutating func abandonWaitingStop() {
-        if let waiting = commands.waiting { finish(waiting, code: .success) }
-    }
-
-    private mutating func finish(_ waiting: CommandRing.WaitingStop, code: CompletionCode) {
+    private mutating func finish(_ waiting: CommandRing.Waiting, aborted: Bool) {
         commands.waiting = nil
-        let owner = slots[waiting.slot].identity
-        let isStopped =
-            slots[waiting.slot].endpoints[waiting.endpoint]?.finishStop(owner, &bus) ?? true
-        complete(
-            isStopped ? code : .contextStateError, at: waiting.pointer, slot: waiting.slot)
+        var code: CompletionCode
+        switch waiting.cause {
+        case .stop(let endpoint):
+            let owner = slots[waiting.slot].identity
+            let isStopped =
+                slots[waiting.slot].endpoints[endpoint]?.finishStop(owner, &bus) ?? true
+            code = isStopped ? .success : .contextStateError
+        case .abandoned(let result, _):
+            code = result
+        }
+        if aborted && code == .success { code = .commandAborted }
+        complete(code, at: waiting.pointer, slot: waiting.slot)
     }
 }

@@ -7,6 +7,8 @@ extension Engine {
     mutating func execute(_ command: CommandTRB, at pointer: UInt64, now: Duration) {
         var slot = command.slot
         let code: CompletionCode
+        // Taken before the command: Disable Slot forgets it.
+        let connection = slots.indices.contains(slot) ? slots[slot].connection : nil
         switch command.trb.kind {
         case .noOperationCommand:
             code = .success
@@ -35,6 +37,12 @@ extension Engine {
         // Optional, and not offered: virtualization, bandwidth negotiation, latency tolerance and
         // forced headers. Unknown types have the same answer (xHCI 4.6).
         default: code = .trbError
+        }
+        if let connection, !connection.isQuiet {
+            commands.waiting = CommandRing.Waiting(
+                pointer: pointer, slot: slot, deadline: now + Limits.cancelPatience,
+                cause: .abandoned(code, connection))
+            return
         }
         complete(code, at: pointer, slot: slot)
     }

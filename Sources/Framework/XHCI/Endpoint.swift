@@ -271,7 +271,7 @@ struct Endpoint {
         inFlight.removeAll()
         bytesInFlight = 0
         for descriptor in taken where descriptor.outcome == nil {
-            owner.connection?.device?.cancel(descriptor.id)
+            owner.connection?.abandon(descriptor.id, isCancelled: isStopping)
         }
     }
 
@@ -301,8 +301,8 @@ struct Endpoint {
     ///
     /// - Returns: `false` if the endpoint halted on the way.
     mutating func finishStop(_ owner: SlotIdentity, _ bus: inout SystemBus) -> Bool {
+        defer { isStopping = false }
         _ = settle(owner, &bus, force: true)
-        isStopping = false
         guard state == .running else { return false }
         guard let head = inFlight.first else {
             setState(.stopped, bus)
@@ -310,8 +310,7 @@ struct Endpoint {
         }
         var transferred = 0
         if case .cancelled(let count) = head.outcome { transferred = count }
-        inFlight.removeAll()
-        bytesInFlight = 0
+        giveBack(owner)
         _ = writeBack(head, transferred, bus)
         var walk = TransferWalk(head, transferred: transferred, code: .stopped)
         var preview = walk

@@ -30,6 +30,8 @@ struct Engine {
     private var sequence: UInt64 = 0
     /// The next MFINDEX wrap, if the guest wants to be told.
     private var wrapTime: Duration?
+    /// Until when HCRST waits for devices to give back the guest's memory.
+    private var resetDeadline: Duration?
     /// When the engine wants to be called without anything having happened.
     private(set) var deadline: Duration?
 
@@ -56,10 +58,23 @@ struct Engine {
         isRunning = false
         hasPortEvents = false
         wrapTime = nil
+        resetDeadline = nil
         deadline = nil
         bus.reset()
         registers.reset()
         hub.resetDevices()
+    }
+
+    /// HCRST stays set until no device can write into memory that the guest gave it before: after a
+    /// reset the guest uses it for something else (xHCI 4.2, 5.4.1).
+    private mutating func isReadyToReset(now: Duration) -> Bool {
+        for slot in slots.indices where slots[slot].state != nil {
+            slots[slot].dropEndpoints(from: 1)
+        }
+        listenToDevices()
+        let limit = resetDeadline ?? now + Limits.cancelPatience
+        resetDeadline = limit
+        return hub.isQuiet || limit <= now
     }
 
     /// Whether a call of ``service(now:)`` would find something.
@@ -87,6 +102,7 @@ struct Engine {
         deadline = bus.raiseInterrupts(now: now)
         deadline = Self.earlier(deadline, commands.deadline)
         deadline = Self.earlier(deadline, wrapTime)
+        deadline = Self.earlier(deadline, resetDeadline)
         if !isDone { deadline = now }
     }
 
@@ -97,7 +113,10 @@ struct Engine {
 
     /// One round through everything; `false` if nothing was left to do.
     private mutating func serviceRound(now: Duration, budget: inout Int) -> Bool {
-        if registers.command.contains(.reset) { reset() }
+        if registers.command.contains(.reset) {
+            guard isReadyToReset(now: now) else { return false }
+            reset()
+        }
         followRunBit(now: now)
         listenToDevices()
         servicePorts()
@@ -122,7 +141,7 @@ struct Engine {
             registers.status.remove(.halted)
             registers.microframes.start(now: now)
         } else {
-            abandonWaitingStop()
+            abandonWaiting()
             registers.status.insert(.halted)
             registers.microframes.stop(now: now)
             registers.commandRing.isRunning = false

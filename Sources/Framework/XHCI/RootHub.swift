@@ -30,6 +30,9 @@ final class PortConnection: USBPort {
     /// `nil` once the device is unplugged.
     private(set) var device: (any USBDevice)?
     private let inbox: DeviceInbox
+    /// Transfers that were given up while the device had them. Until it gives them back, it may still
+    /// write into their memory.
+    private var abandoned: [Transfer.ID] = []
 
     init(port: Int, device: any USBDevice, inbox: DeviceInbox) {
         self.port = port
@@ -38,8 +41,23 @@ final class PortConnection: USBPort {
     }
 
     func complete(_ completion: Transfer.Completion) {
-        if device != nil { inbox.append(.completed(completion)) }
+        guard device != nil else { return }
+        if let place = abandoned.firstIndex(of: completion.id) { abandoned.remove(at: place) }
+        // Of an abandoned transfer too: a command may wait for it.
+        inbox.append(.completed(completion))
     }
+
+    /// Nobody waits for this transfer any more but for its memory.
+    ///
+    /// - Parameter isCancelled: the device was asked to end it before.
+    func abandon(_ id: Transfer.ID, isCancelled: Bool) {
+        guard let device else { return }
+        abandoned.append(id)
+        if !isCancelled { device.cancel(id) }
+    }
+
+    /// Whether the device has given back all that was given up.
+    var isQuiet: Bool { abandoned.isEmpty }
 
     func disconnect() {
         if device != nil { inbox.append(.disconnected(self)) }
@@ -49,7 +67,10 @@ final class PortConnection: USBPort {
         if device != nil { inbox.append(.woke(self)) }
     }
 
-    func close() { device = nil }
+    func close() {
+        device = nil
+        abandoned = []
+    }
 }
 
 /// Which device is plugged in where.
@@ -104,6 +125,9 @@ final class RootHub {
         inbox.append(.unplugged(connection))
         device.detached()
     }
+
+    /// Whether no device has memory of a transfer that was given up.
+    var isQuiet: Bool { connections.allSatisfy { $0?.isQuiet ?? true } }
 
     /// Resets every device, as a reset of the controller does to its ports.
     func resetDevices() {
