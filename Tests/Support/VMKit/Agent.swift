@@ -1,23 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import Glibc
 
 /// The host's end of a guest's agent (scripts/bed/guest/agent): one shell command at a time, its
 /// output and status back.
 final class Agent {
     private let channel: Channel
+    private let path: String
     private var commands = 0
 
     init(path: String, deadline: Deadline) throws {
+        self.path = path
         channel = try Channel(path: path, name: "the guest's agent", deadline: deadline)
     }
 
     /// Waits until the guest's userland says that it is up, as it does once a boot.
     func waitUntilReady(before deadline: Deadline) throws {
         while let line = try channel.line(before: deadline) {
-            if line.hasPrefix("ready ") { return }
+            if line.hasPrefix("ready ") { return note(line) }
         }
         throw VMError("the guest did not come up in time")
+    }
+
+    /// Keeps a record beside the socket, for whoever looks into a failure or a slow test.
+    private func note(_ text: String) {
+        guard let file = fopen("\(path).log", "a") else { return }
+        fputs("\(Date()) \(text)\n", file)
+        fclose(file)
     }
 
     /// Runs one command to its end.
@@ -25,7 +35,12 @@ final class Agent {
         commands += 1
         let nonce = "\(commands)-\(UInt64.random(in: 0...UInt64.max))"
         let deadline = Deadline(timeout)
-        try channel.send(line: "\(nonce) \(Data(command.utf8).base64EncodedString())")
+        let start = ContinuousClock.now
+        let escaped =
+            command
+            .replacingOccurrences(of: "\\", with: "\\\\")
+            .replacingOccurrences(of: "\n", with: "\\n")
+        try channel.send(line: "\(nonce) \(escaped)")
         var lines: [String] = []
         while let line = try channel.line(before: deadline) {
             guard line.hasPrefix("\(nonce) ") else {
@@ -34,6 +49,7 @@ final class Agent {
             }
             // The agent starts its answer on a line of its own, which adds one end of line.
             let status = line.split(separator: " ").last.flatMap { Int32($0) } ?? -1
+            note("\(ContinuousClock.now - start), status \(status): \(command)")
             return CommandResult(
                 status: status,
                 output: lines.joined(separator: "\n")
