@@ -50,12 +50,12 @@ extension VMTests {
             // The stick goes while it is read.
             try inner.run(
                 """
-                { touch /tmp/reading
-                  while dd if=\(disk) of=/dev/null bs=64k iflag=direct; do :; done
+                touch /tmp/reading
+                { while dd if=\(disk) of=/dev/null bs=64k iflag=direct; do :; done
                   rm /tmp/reading
                 } >/dev/null 2>&1 &
+                until read -r reads _ </sys/block/sda/inflight && ((reads)); do :; done
                 """)
-            try inner.wait(until: "[[ -e /tmp/reading ]]")
             try host.qmp.unplug("stick")
             try inner.wait(until: "[[ ! -e /tmp/reading && ! -e /sys/block/sda ]]")
             try inner.wait(until: "dmesg | grep -q 'USB disconnect'")
