@@ -50,7 +50,7 @@ struct MemoryTests {
         let start = ContinuousClock.now
         try machine.client.unmapMemory(
             at: machine.memory.base.rawValue, size: UInt64(machine.memory.size))
-        #expect(ContinuousClock.now - start < .milliseconds(500))
+        #expect(ContinuousClock.now - start < .milliseconds(950), "it must not wait for its limit")
         #expect(device.pending.isEmpty)
         #expect(device.cancelled.count == 1)
     }
@@ -62,7 +62,7 @@ struct MemoryTests {
         try machine.client.unmapMemory(
             at: machine.memory.base.rawValue, size: UInt64(machine.memory.size))
         let elapsed = ContinuousClock.now - start
-        #expect(elapsed > .milliseconds(900) && elapsed < .seconds(3))
+        #expect(elapsed > .milliseconds(950) && elapsed < .seconds(5), "QEMU waits five seconds")
         // The late answer moves data to memory that nobody looks at, and harms nothing.
         device.answerNext(.give(Array(repeating: 7, count: 512)))
         #expect(try machine.client.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
