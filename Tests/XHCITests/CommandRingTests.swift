@@ -164,6 +164,35 @@ struct CommandRingTests {
         try guest.expectRecovery()
     }
 
+    /// Dev Speed stands where other commands have the endpoint.
+    @Test(arguments: [1, 2, 3, 4, 5])
+    func `the bandwidth of the ports of a speed is told, byte by byte`(speed: Int) throws {
+        let context = guest.memory.allocate(guest.registers.ports + 1, alignment: 16)
+        guest.memory.fill(0xff, at: context + 1, count: guest.registers.ports)
+        let event = try driver.command(
+            .command(.getPortBandwidth, endpoint: speed, parameter: context.rawValue))
+        #expect(event.code == .success)
+        let percents = guest.memory.bytes(at: context + 1, count: guest.registers.ports)
+        #expect(percents[..<8].allSatisfy { speed < 4 ? (1...100).contains($0) : $0 == 0 })
+        #expect(percents[8...].allSatisfy { speed < 4 ? $0 == 0 : (1...100).contains($0) })
+        #expect(guest.memory.damagedCanaries().isEmpty)
+    }
+
+    @Test func `the bandwidth of no speed or into no memory is an error`() throws {
+        for speed in [0, 6, 15] {
+            let event = try driver.command(
+                .command(
+                    .getPortBandwidth, endpoint: speed, parameter: guest.memory.base.rawValue))
+            #expect(event.code != .success)
+        }
+        driver.commandRing.push(
+            .command(.getPortBandwidth, endpoint: 3, parameter: guest.nowhere.rawValue))
+        driver.ringDoorbell(slot: 0, target: 0)
+        let events = driver.takeAll()
+        #expect(guest.hasFailed || events.contains { $0.code != .success })
+        try guest.expectRecovery()
+    }
+
     @Test func `a link to itself is not followed for ever`() throws {
         let ring = GuestRing(guest.memory, segmentSizes: [4])
         for flags: GuestTRB.Flags in [[], .toggleCycle] {
