@@ -274,6 +274,36 @@ import USB
         #expect(host.run(read8, in: 4096).status == 0)
     }
 
+    @Test func `flushes in the background do not pile up`() {
+        image.shutGate()
+        let immediately: [UInt8] = [0x35, 2, 0, 0, 0, 0, 0, 0, 0, 0]
+        func submit(_ tag: UInt32) -> Transfer.ID {
+            _ = host.submitOut(host.wrapper(immediately, length: 0, direction: .out, tag: tag))
+            return host.submitIn(13)
+        }
+        #expect(host.isDone(submit(1)))
+        let second = submit(2)
+        #expect(!host.isDone(second))
+        image.openGate()
+        #expect(host.wait(second)?.status == .completed)
+        #expect(image.flushCount == 2)
+        #expect(host.run(immediately).status == 0)
+    }
+
+    @Test func `verifying a huge medium ends with a reset`() throws {
+        let image = FakeImage(byteCount: 1 << 48)
+        let host = try StickHost(image)
+        let all: [UInt8] =
+            [0x8f, 0] + [UInt8](repeating: 0, count: 8) + [255, 255, 255, 255, 0, 0]
+        _ = host.submitOut(host.wrapper(all, length: 0, direction: .out, tag: 1))
+        let status = host.submitIn(13)
+        #expect(!host.isDone(status))
+        host.device.reset()
+        host.setConfiguration(1)
+        #expect(host.run(read8, in: 4096).status == 0)
+        #expect(image.log.count < 1_000_000)
+    }
+
     @Test func `errors of holes and fills say why`() {
         image.set { $0.fault = { _ in .ioError } }
         let list = SCSICommandTests.unmapList([(1, 2)])

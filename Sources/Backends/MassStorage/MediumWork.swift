@@ -1,17 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Platform
+internal import Synchronization
 internal import SystemPackage
+
+/// Tells a job on the worker that nobody waits for it any more.
+final class Cancellation: Sendable {
+    private let flag = Atomic(false)
+
+    var isCancelled: Bool { flag.load(ordering: .relaxed) }
+
+    func cancel() { flag.store(true, ordering: .relaxed) }
+}
 
 /// What commands do to a medium beside moving the guest's bytes; runs on the worker thread.
 ///
 /// Each function returns `nil`, or the sense data that say what went wrong.
 extension DiskImage {
-    func carryOut(_ job: LogicalUnit.MediumJob, durably: Bool) -> SenseData? {
+    ///
+    /// A cancelled job may end early; what it returns then means nothing.
+    func carryOut(
+        _ job: LogicalUnit.MediumJob, durably: Bool, unless cancellation: Cancellation
+    ) -> SenseData? {
         switch job {
         case .flush, .flushInBackground, .eject, .disableWriteCache:
             return isReadOnly ? nil : flushed(true)
-        case .verify(let extent): return verify(extent)
+        case .verify(let extent): return verify(extent, unless: cancellation)
         case .unmap(let extents):
             for extent in extents {
                 if let error = unmap(extent) { return error }
@@ -47,10 +61,11 @@ extension DiskImage {
         return result
     }
 
-    private func verify(_ extent: Extent) -> SenseData? {
+    /// The only job without a bound: a host may verify the whole medium.
+    private func verify(_ extent: Extent, unless cancellation: Cancellation) -> SenseData? {
         var position = extent.byteOffset
         let end = position + UInt64(extent.byteCount)
-        while position < end {
+        while position < end, !cancellation.isCancelled {
             let length = Int(min(end - position, UInt64(scratchSize)))
             let movement = unsafe withScratch(count: length) { _, pieces in
                 readAll(pieces, at: position)

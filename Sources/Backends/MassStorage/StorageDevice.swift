@@ -30,6 +30,12 @@ final class StorageDevice: USBDevice {
     private var command: Command?
     /// The worker moves bytes or works for a command.
     private var isBusy = false
+    /// Ends the job that the worker has, if it is a long one.
+    private var cancellation: Cancellation?
+    /// A flush that the host does not wait for.
+    private var isFlushingInBackground = false
+    /// The operator learns of the first error; a guest cannot fill the log with more.
+    private var hasToldOfErrors = false
     /// Counts resets of the transport: what was begun before the last one has no say any more.
     private var era: UInt64 = 0
     /// Counts the times it was plugged in or out.
@@ -99,6 +105,7 @@ final class StorageDevice: USBDevice {
 
     private func resetTransport() {
         era += 1
+        cancellation?.cancel()
         command = nil
         transport.reset()
     }
@@ -286,17 +293,22 @@ final class StorageDevice: USBDevice {
     private func perform(_ job: LogicalUnit.MediumJob) {
         let image = image
         let durably = !unit.isWriteCacheEnabled
-        if job == .flushInBackground {
+        let cancellation = Cancellation()
+        // One at a time: a guest that asks for more waits for its turn like everybody else.
+        if job == .flushInBackground && !isFlushingInBackground {
+            isFlushingInBackground = true
             worker.perform {
-                image.carryOut(job, durably: durably)
+                image.carryOut(job, durably: durably, unless: cancellation)
             } then: { [self] error in
+                isFlushingInBackground = false
                 if let error { unit.backgroundJobFailed(error) }
             }
             finish(nil)
             return
         }
+        self.cancellation = cancellation
         onWorker(for: nil) {
-            image.carryOut(job, durably: durably)
+            image.carryOut(job, durably: durably, unless: cancellation)
         } then: { [self] error in
             if error == nil { unit.mediumJobEnded(job) }
             finish(error)
@@ -356,7 +368,7 @@ final class StorageDevice: USBDevice {
         let good = movement.count - movement.count % blockSize
         transport.move(good)
         let failed = extent.block + UInt64(transport.position / blockSize)
-        logger.notice("\(summary): reading block \(failed) failed: \(error)")
+        tell("reading block \(failed) failed: \(error)")
         finish(SenseData(reading: error, block: failed))
         let endsShort = good % transport.maxPacketSize != 0
         complete(transfer, endsShort ? .completed : .stalled, good)
@@ -418,7 +430,7 @@ final class StorageDevice: USBDevice {
         }
         let good = movement.count - movement.count % blockSize
         let failed = extent.block + UInt64((transport.position + good) / blockSize)
-        logger.notice("\(summary): writing block \(failed) failed: \(error)")
+        tell("writing block \(failed) failed: \(error)")
         received(transfer, processed: good, of: count, SenseData(writing: error, block: failed))
     }
 
@@ -449,6 +461,11 @@ final class StorageDevice: USBDevice {
         } else if transport.phase == .working {
             if let end { end() } else { finish(nil) }
         }
+    }
+
+    private func tell(_ error: String) {
+        logger.log(level: hasToldOfErrors ? .debug : .warning, "\(summary): \(error)")
+        hasToldOfErrors = true
     }
 
     // MARK: - Worker
