@@ -159,8 +159,9 @@ extension Engine {
             let isStopped =
                 slots[waiting.slot].endpoints[endpoint]?.finishStop(owner, &bus) ?? true
             code = isStopped ? .success : .contextStateError
-        case .abandoned(let result, _):
+        case .abandoned(let result, let connection):
             code = result
+            connection.forgetAbandoned()
         }
         if aborted && code == .success { code = .commandAborted }
         complete(code, at: waiting.pointer, slot: waiting.slot)

@@ -59,6 +59,9 @@ final class PortConnection: USBPort {
     /// Whether the device has given back all that was given up.
     var isQuiet: Bool { abandoned.isEmpty }
 
+    /// Waits no longer for what the device does not give back.
+    func forgetAbandoned() { abandoned = [] }
+
     func disconnect() {
         if device != nil { inbox.append(.disconnected(self)) }
     }
