@@ -58,7 +58,7 @@ public final class ChildProcess: @unchecked Sendable {
     /// Ends it at once. It is gone when this returns.
     public func kill() {
         send(signal: SIGKILL)
-        _ = try? waitForExit(within: .seconds(10))
+        _ = try? waitForExit(within: .seconds(30))
     }
 
     @discardableResult

@@ -5,6 +5,7 @@ import Foundation
 /// A moment by which something must have happened.
 ///
 /// Tests wait for events, never for time to pass: this is the one place that looks again and again.
+/// Limits are generous, for machines that have much else to do: only a failure waits for them.
 public struct Deadline: Sendable {
     private let end: ContinuousClock.Instant
     private let limit: Duration

@@ -24,9 +24,9 @@ public final class Guest: Shell {
         try FileManager.default.createDirectory(
             atPath: inbox, withIntermediateDirectories: true)
         vmm = try ChildProcess(machine.arguments(at: site), output: "\(folder)/qemu.log")
-        let deadline = Deadline(.seconds(120))
+        let deadline = Deadline(.seconds(300))
         do {
-            agent = try Agent(path: "\(folder)/agent", deadline: Deadline(.seconds(20)))
+            agent = try Agent(path: "\(folder)/agent", deadline: Deadline(.seconds(60)))
             innerAgents = try Dictionary(
                 uniqueKeysWithValues: machine.ports.map {
                     ($0, try Agent(path: "\(folder)/\($0)", deadline: deadline))
@@ -61,7 +61,7 @@ public final class Guest: Shell {
     /// Reboots it, as its own user would, and waits until it is up again.
     public func reboot() throws {
         try run("setsid busybox reboot -f >/dev/null 2>&1 &")
-        try agent.waitUntilReady(before: Deadline(.seconds(120)))
+        try agent.waitUntilReady(before: Deadline(.seconds(300)))
     }
 
     /// Switches it off in order, and waits until the VMM has gone.

@@ -62,7 +62,7 @@ public final class GuestHost: Shell {
 
     /// Whether usbvfiod still runs in it.
     public func isServing() throws -> Bool {
-        try execute("kill -0 $(<\(Self.serverFolder)/pid)", timeout: .seconds(30)).status == 0
+        try execute("kill -0 $(<\(Self.serverFolder)/pid)", timeout: .seconds(120)).status == 0
     }
 
     /// What usbvfiod said in it.
@@ -93,7 +93,7 @@ public final class GuestHost: Shell {
             throw VMError("the outer guest has no port for an inner one")
         }
         do {
-            try agent.waitUntilReady(before: Deadline(.seconds(120)))
+            try agent.waitUntilReady(before: Deadline(.seconds(300)))
         } catch {
             let logs = try run("cd \(folder); tail -n 20 qemu.log socat.log console.log")
             throw VMError("\(error)", detail: "\(logs)\nusbvfiod said:\n\(try serverLog())")

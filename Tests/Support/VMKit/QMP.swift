@@ -18,7 +18,7 @@ public final class QMP {
         let request: [String: Any] = ["execute": command, "arguments": arguments]
         let data = try JSONSerialization.data(withJSONObject: request)
         try channel.send(line: String(decoding: data, as: UTF8.self))
-        let deadline = Deadline(.seconds(30))
+        let deadline = Deadline(.seconds(120))
         while let message = try message(before: deadline) {
             if let error = message["error"] { throw VMError("QEMU refused \(command): \(error)") }
             if let result = message["return"] { return result }
@@ -27,7 +27,7 @@ public final class QMP {
     }
 
     /// Waits for an event that comes after the last command, or came before and was not asked for.
-    public func wait(forEvent name: String, within limit: Duration = .seconds(30)) throws {
+    public func wait(forEvent name: String, within limit: Duration = .seconds(120)) throws {
         let deadline = Deadline(limit)
         while true {
             if let index = events.firstIndex(of: name) {

@@ -16,7 +16,7 @@ public final class Server {
                 + devices.flatMap { ["--device", $0] },
             output: "\(folder)/usbvfiod.log")
         do {
-            try Deadline(.seconds(20)).wait(for: "usbvfiod to listen at \(socket)") {
+            try Deadline(.seconds(60)).wait(for: "usbvfiod to listen at \(socket)") {
                 guard process.isRunning else { throw VMError("usbvfiod exited at its start") }
                 return isListening ? true : nil
             }
@@ -41,7 +41,7 @@ public final class Server {
     @discardableResult
     public func terminate() throws -> Int32 {
         process.send(signal: SIGTERM)
-        return try process.waitForExit(within: .seconds(10))
+        return try process.waitForExit(within: .seconds(30))
     }
 
     /// Ends it without a chance to do anything about it.

@@ -13,7 +13,7 @@ public protocol Shell: AnyObject {
 extension Shell {
     /// Runs a shell command that must succeed, and returns what it printed.
     @discardableResult
-    public func run(_ command: String, timeout: Duration = .seconds(60)) throws -> String {
+    public func run(_ command: String, timeout: Duration = .seconds(180)) throws -> String {
         let result: CommandResult
         do {
             result = try execute(command, timeout: timeout)
@@ -29,7 +29,7 @@ extension Shell {
     }
 
     /// Waits until a shell condition holds.
-    public func wait(until condition: String, within limit: Duration = .seconds(30)) throws {
+    public func wait(until condition: String, within limit: Duration = .seconds(120)) throws {
         // A little longer than the guest itself waits, so that the guest's answer comes first.
         let seconds = limit.components.seconds
         let loop = """
@@ -47,7 +47,7 @@ extension Shell {
     }
 
     /// Waits for the USB disk, and returns its device file.
-    public func disk(within limit: Duration = .seconds(30)) throws -> String {
+    public func disk(within limit: Duration = .seconds(120)) throws -> String {
         try wait(until: "[[ -b /dev/sda && -s /sys/block/sda/size ]]", within: limit)
         return "/dev/sda"
     }
@@ -55,7 +55,7 @@ extension Shell {
     /// The SHA-256 of a file or device, or of its first `mebibytes`, as the disk has it: what the
     /// guest has cached of it is forgotten first.
     public func checksum(
-        of path: String, mebibytes: Int? = nil, timeout: Duration = .seconds(120)
+        of path: String, mebibytes: Int? = nil, timeout: Duration = .seconds(300)
     ) throws -> String {
         let count = mebibytes.map { "count=\($0)" } ?? ""
         return try run(
