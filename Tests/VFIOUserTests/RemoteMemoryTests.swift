@@ -345,6 +345,26 @@ struct RemoteMemoryTests {
         }
     }
 
+    @Test("an access of a device that is answering a request is refused")
+    func withinRequest() throws {
+        var error: Errno?
+        try withQEMU { client in
+            _ = try client.readRegister(0, as: UInt32.self)
+        } _: { connection throws in
+            device.whileReading = {
+                do {
+                    _ = try read(connection, 1, at: 0)
+                } catch let thrown {
+                    error = thrown as? Errno
+                }
+            }
+            while error == nil { try loop.turn(until: loop.now + .milliseconds(5)) }
+            #expect(error == .resourceBusy)
+            device.whileReading = nil
+            #expect(try read(connection, 4, at: 0) == Array(Self.pattern[..<4]))
+        }
+    }
+
     @Test("an access within an access is refused")
     func nested() throws {
         var error: Errno?

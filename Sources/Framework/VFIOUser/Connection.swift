@@ -61,6 +61,8 @@ public final class Connection {
     /// A request has arrived that can only be carried out when the device is at rest. It and all
     /// behind it stay in the buffer until the loop runs again.
     private(set) var mustRest = false
+    /// The device is answering a request, whose reply is half written.
+    private(set) var isAnswering = false
 
     private var socket: OpenSocket?
     private var watch: Watch?
@@ -286,6 +288,8 @@ public final class Connection {
             return send(reply)
         }
         let payload = place + Header.size..<place + Int(header.size)
+        isAnswering = true
+        defer { isAnswering = false }
         let disposition = withInput(payload) { payload in
             session.handle(header, payload, descriptors: &taken, into: reply)
         }

@@ -80,7 +80,8 @@ extension Connection {
         count: Int, _ body: (Range<Int>) throws(Errno) -> Void
     ) throws(Errno) {
         guard servesMemory else { throw isClosed ? .socketNotConnected : .notSupported }
-        guard access == nil else { throw .resourceBusy }
+        // Neither within another access nor while a request is answered.
+        guard access == nil, !isAnswering else { throw .resourceBusy }
         if mustRest || session.delayedReplies > 0 { throw .canceled }
         if overdueRequest != nil { throw .timedOut }
         let longest = Int(min(session.client.dataTransfer, UInt64(Limits.dataTransfer)))
