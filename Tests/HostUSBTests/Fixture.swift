@@ -2,7 +2,6 @@
 
 import Logging
 import Platform
-import Synchronization
 import SystemPackage
 import USB
 
@@ -104,7 +103,7 @@ final class ManualLoop: EventLoop {
 /// Keeps what is logged.
 struct LogRecorder: LogHandler {
     final class Lines: Sendable {
-        private let storage = Mutex<[String]>([])
+        private let storage = Locked<[String]>([])
         func append(_ line: String) { storage.withLock { $0.append(line) } }
         var all: [String] { storage.withLock { $0 } }
     }

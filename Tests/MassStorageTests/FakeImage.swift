@@ -2,7 +2,6 @@
 
 import Foundation
 import Platform
-import Synchronization
 import SystemPackage
 
 @testable import MassStorage
@@ -41,7 +40,7 @@ final class FakeImage: DiskImage {
 
     let byteCount: UInt64
     let isReadOnly: Bool
-    let state = Mutex(State())
+    let state = Locked(State())
     private let gate = NSCondition()
 
     init(byteCount: UInt64, readOnly: Bool = false) {

@@ -124,7 +124,8 @@ struct MappingTests {
 
     @Test("a bus error elsewhere still ends the process")
     func otherBusErrors() async {
-        await #expect(processExitsWith: .signal(SIGBUS)) {
+        // By the signal, or by the sanitizer that catches it.
+        await #expect(processExitsWith: .failure) {
             let number = clinux_memfd_create("test", CLINUX_MFD_CLOEXEC)
             let file = Descriptor(owning: number)
             _ = ftruncate(number, 8192)

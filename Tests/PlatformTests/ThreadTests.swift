@@ -2,7 +2,6 @@
 
 import Foundation
 import Platform
-import Synchronization
 import SystemPackage
 import Testing
 
@@ -109,7 +108,7 @@ struct ThreadTests {
 
     /// What a thread writes and the test reads.
     final class Record: Sendable {
-        private let list = Mutex<[Int]>([])
+        private let list = Locked<[Int]>([])
 
         var numbers: [Int] { list.withLock { $0 } }
 

@@ -3,7 +3,6 @@
 import Foundation
 import Logging
 import Platform
-import Synchronization
 import SystemPackage
 import VFIOClient
 
@@ -121,7 +120,7 @@ final class LeakDetector {
 
 /// A client in a thread of its own, for tests in which the server waits for the client.
 final class ClientThread: Sendable {
-    private let outcome = Mutex<Result<Void, any Error>?>(nil)
+    private let outcome = Locked<Result<Void, any Error>?>(nil)
 
     init(_ body: @escaping @Sendable () throws -> Void) {
         let thread = Thread { [self] in

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Platform
-import Synchronization
 import SystemPackage
 import Testing
 import VFIOClient
@@ -14,7 +13,7 @@ import VFIOClient
 struct RemoteMemoryTests {
     /// Something that one thread tells another once.
     final class Flag: Sendable {
-        private let value = Mutex(false)
+        private let value = Locked(false)
 
         var isSet: Bool { value.withLock { $0 } }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLibUSB
-internal import Synchronization
+internal import Platform
 internal import USB
 
 /// The blocking half of an opened device: claims, configurations, resets.
@@ -22,7 +22,7 @@ final class DeviceControl: Sendable {
     private let pointer: LibUSBHandle.Pointer
     /// The kernel's directory of the device, for looking up who holds an interface.
     private let portPath: String
-    private let state = Mutex(State())
+    private let state = Locked(State())
 
     init(_ pointer: LibUSBHandle.Pointer, portPath: String) {
         self.pointer = pointer

@@ -2,12 +2,11 @@
 
 internal import CLinux
 internal import Glibc
-internal import Synchronization
 public import SystemPackage
 
 /// The one way from another thread to the event loop: a queue and an eventfd.
 public final class Mailbox<Message: Sendable>: Sendable {
-    private let messages = Mutex<[Message]>([])
+    private let messages = Locked<[Message]>([])
     private let event: Descriptor
 
     /// Creates an empty mailbox.

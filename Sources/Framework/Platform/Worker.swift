@@ -2,7 +2,6 @@
 
 internal import CLinux
 internal import Glibc
-internal import Synchronization
 public import SystemPackage
 
 /// One thread for calls that may block; jobs run in order and their results return to the loop.
@@ -67,7 +66,7 @@ private final class JobQueue: Sendable {
         var isClosed = false
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
     private let available = Semaphore()
 
     func append(_ job: @escaping @Sendable () -> Void) {

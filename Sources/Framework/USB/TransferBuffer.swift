@@ -126,6 +126,7 @@ public struct TransferBuffer {
     /// A copy of `count` bytes from `offset` on, or as many as there are.
     public func bytes(from offset: Int = 0, count wanted: Int = .max) -> [UInt8] {
         let length = max(0, min(wanted, count - max(offset, 0)))
+        guard length > 0 else { return [] }
         return unsafe [UInt8](unsafeUninitializedCapacity: length) { target, initialized in
             let part = slice(from: offset, count: length)
             unsafe part.forEachSegment { segment in

@@ -29,7 +29,8 @@ final class PortConnection: USBPort {
     let port: Int
     /// `nil` once the device is unplugged.
     private(set) var device: (any USBDevice)?
-    private let inbox: DeviceInbox
+    /// Dropped with the device: a message about it in the inbox must not keep both alive.
+    private var inbox: DeviceInbox?
     /// Transfers that were given up while the device had them. Until it gives them back, it may still
     /// write into their memory.
     private var abandoned: [Transfer.ID] = []
@@ -44,7 +45,7 @@ final class PortConnection: USBPort {
         guard device != nil else { return }
         if let place = abandoned.firstIndex(of: completion.id) { abandoned.remove(at: place) }
         // Of an abandoned transfer too: a command may wait for it.
-        inbox.append(.completed(completion))
+        inbox?.append(.completed(completion))
     }
 
     /// Nobody waits for this transfer any more but for its memory.
@@ -63,15 +64,16 @@ final class PortConnection: USBPort {
     func forgetAbandoned() { abandoned = [] }
 
     func disconnect() {
-        if device != nil { inbox.append(.disconnected(self)) }
+        if device != nil { inbox?.append(.disconnected(self)) }
     }
 
     func wake() {
-        if device != nil { inbox.append(.woke(self)) }
+        if device != nil { inbox?.append(.woke(self)) }
     }
 
     func close() {
         device = nil
+        inbox = nil
         abandoned = []
     }
 }

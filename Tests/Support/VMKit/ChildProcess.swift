@@ -2,7 +2,7 @@
 
 import Foundation
 public import Glibc
-import Synchronization
+import Platform
 
 /// A program started by a test, which never outlives it.
 ///
@@ -15,7 +15,7 @@ public final class ChildProcess: @unchecked Sendable {
     public let outputPath: String
     public let processID: pid_t
 
-    private let state = Mutex<Int32?>(nil)
+    private let state = Locked<Int32?>(nil)
 
     public init(_ arguments: [String], environment: [String: String] = [:], output: String) throws {
         name = arguments.first.map { ($0 as NSString).lastPathComponent } ?? "nothing"
@@ -72,7 +72,7 @@ public final class ChildProcess: @unchecked Sendable {
 private final class Keeper: @unchecked Sendable {
     static let shared = Keeper()
 
-    private let jobs = Mutex<[@Sendable () -> Void]>([])
+    private let jobs = Locked<[@Sendable () -> Void]>([])
     private let available = DispatchSemaphore(value: 0)
 
     private init() {
@@ -86,7 +86,7 @@ private final class Keeper: @unchecked Sendable {
 
     func perform<Value: Sendable>(_ body: @escaping @Sendable () -> Value) -> Value {
         let done = DispatchSemaphore(value: 0)
-        let result = Mutex<Value?>(nil)
+        let result = Locked<Value?>(nil)
         jobs.withLock {
             $0.append {
                 let value = body()
