@@ -32,7 +32,8 @@ public struct SplitMix64: RandomNumberGenerator {
 
     /// `count` bytes.
     public mutating func bytes(_ count: Int) -> [UInt8] {
-        [UInt8](unsafeUninitializedCapacity: count) { bytes, initialized in
+        guard count > 0 else { return [] }
+        return [UInt8](unsafeUninitializedCapacity: count) { bytes, initialized in
             var index = 0
             while index < count {
                 var word = next()
