@@ -123,7 +123,7 @@ struct HostDeviceTests {
     @Test func `streams and isochronous transfers fail`() {
         for (id, kind) in [
             (1, Transfer.Kind.bulk(stream: 1)),
-            (2, .isochronous(packetLengths: [8], microframe: 0)),
+            (2, .isochronous),
         ] {
             device.submit(
                 Transfer(

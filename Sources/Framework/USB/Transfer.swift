@@ -17,9 +17,9 @@ public struct Transfer {
         case bulk(stream: UInt16)
         /// Waits on the device's side until there is something to say.
         case interrupt
-        /// The lengths of the packets that the buffer is cut into, and the microframe at which the
-        /// first of them is due.
-        case isochronous(packetLengths: [Int], microframe: UInt64)
+        /// What an isochronous endpoint moves in one service interval: up to burst times multiplier
+        /// packets, which may be none. See ``USBDevice/keepsIsochronousTime``.
+        case isochronous
     }
 
     /// How a transfer ended.
@@ -44,22 +44,9 @@ public struct Transfer {
         public let status: Status
         /// Bytes of the buffer that were moved, from its beginning.
         public let transferred: Int
-        /// Isochronous only: what each packet moved, in order.
-        public let packets: [Packet]
 
-        public init(id: ID, status: Status, transferred: Int, packets: [Packet] = []) {
+        public init(id: ID, status: Status, transferred: Int) {
             self.id = id
-            self.status = status
-            self.transferred = transferred
-            self.packets = packets
-        }
-    }
-
-    /// One packet of an isochronous transfer.
-    public struct Packet: Sendable, Equatable {
-        public let status: Status
-        public let transferred: Int
-        public init(status: Status, transferred: Int) {
             self.status = status
             self.transferred = transferred
         }
@@ -86,9 +73,7 @@ public struct Transfer {
     }
 
     /// An answer to this transfer.
-    public func completion(
-        _ status: Status, transferred: Int = 0, packets: [Packet] = []
-    ) -> Completion {
-        Completion(id: id, status: status, transferred: transferred, packets: packets)
+    public func completion(_ status: Status, transferred: Int = 0) -> Completion {
+        Completion(id: id, status: status, transferred: transferred)
     }
 }

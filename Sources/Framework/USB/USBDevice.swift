@@ -11,6 +11,13 @@ public protocol USBDevice: AnyObject {
     /// A few words for logs and lists, such as `storage disk.img`.
     var summary: String { get }
 
+    /// Who says when an isochronous transfer happens (USB 2.0, 5.12).
+    ///
+    /// `false`: the controller. It submits each transfer in its service interval, and the device
+    /// answers at once. `true`: the device, whose bus has a clock of its own, as one of the host's. It
+    /// is given transfers ahead of time, and each has happened when it is completed.
+    var keepsIsochronousTime: Bool { get }
+
     /// The device is plugged in. It keeps the port, weakly or until ``detached()``.
     func attach(to port: any USBPort)
 
@@ -39,6 +46,7 @@ public protocol USBDevice: AnyObject {
 }
 
 extension USBDevice {
+    public var keepsIsochronousTime: Bool { false }
     public func resetEndpoint(_ endpoint: EndpointAddress) {}
     public func setSuspended(_ suspended: Bool) {}
 }
