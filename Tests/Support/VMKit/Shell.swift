@@ -47,8 +47,12 @@ extension Shell {
     }
 
     /// Waits for the USB disk, and returns its device file.
+    ///
+    /// The file is there before the kernel has looked for partitions. Who takes the disk away by
+    /// then makes the kernel complain, so this waits for its word that it is done.
     public func disk(within limit: Duration = .seconds(120)) throws -> String {
-        try wait(until: "[[ -b /dev/sda && -s /sys/block/sda/size ]]", within: limit)
+        let isAttached = "[[ $(dmesg | grep -F '[sda]' | tail -n 1) == *Attached* ]]"
+        try wait(until: "[[ -b /dev/sda ]] && \(isAttached)", within: limit)
         return "/dev/sda"
     }
 
