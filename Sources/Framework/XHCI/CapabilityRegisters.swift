@@ -28,9 +28,9 @@ struct CapabilityRegisters {
         // scratchpads.
         case 0x08: return 0x9 | UInt32(capabilities.eventRingSegmentsLog2) << 4
         // HCCPARAMS1: 64-bit addresses (AC64), no secondary stream ids (NSS), all Event Data TRBs
-        // are looked at (PAE).
+        // are looked at (PAE), each Frame ID counts (CFC).
         case 0x10:
-            return 1 << 0 | 1 << 7 | 1 << 8
+            return 1 << 0 | 1 << 7 | 1 << 8 | 1 << 11
                 | UInt32(MMIORegister.Base.extendedCapabilities / 4) << 16
         case 0x14: return UInt32(MMIORegister.Base.doorbells)
         case 0x18: return UInt32(MMIORegister.Base.runtime)

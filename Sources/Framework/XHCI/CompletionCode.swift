@@ -13,10 +13,15 @@ enum CompletionCode: UInt8 {
     case slotNotEnabledError = 11
     case endpointNotEnabledError = 12
     case shortPacket = 13
+    case ringUnderrun = 14
+    case ringOverrun = 15
     case parameterError = 17
+    case bandwidthOverrunError = 18
     case contextStateError = 19
     case eventRingFullError = 21
+    case missedServiceError = 23
     case commandRingStopped = 24
     case commandAborted = 25
     case stopped = 26
+    case isochronousBufferOverrun = 31
 }

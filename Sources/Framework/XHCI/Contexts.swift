@@ -59,6 +59,10 @@ struct EndpointContext: BitwiseCopyable {
     var averages: UInt32 = 0
     private var reserved: (UInt32, UInt32, UInt32) = (0, 0, 0)
 
+    /// The longest interval of any endpoint: that of an isochronous one at full speed (xHCI table
+    /// 6-12).
+    static let longestInterval: UInt32 = 18
+
     /// Where the state stands in the context, and the dequeue pointer.
     static let stateOffset: UInt64 = 0
     static let dequeuePointerOffset: UInt64 = 8
@@ -72,6 +76,11 @@ struct EndpointContext: BitwiseCopyable {
     var maxPrimaryStreams: UInt32 { info[bits: 10...14] }
     /// Interval, bits 23:16: 125 µs times two to this power.
     var interval: UInt32 { info[bits: 16...23] }
+    /// The bytes that one service interval may hold (xHCI 4.14.2): Max Packet Size times Max Burst
+    /// Size (bits 15:8) times Mult (bits 9:8 of the first doubleword), which count from 0.
+    var maxServicePayload: Int {
+        Int(maxPacketSize) * (Int(characteristics[bits: 8...15]) + 1) * (Int(info[bits: 8...9]) + 1)
+    }
     /// EP Type, bits 5:3.
     var kind: EndpointKind { EndpointKind(rawValue: UInt8(characteristics[bits: 3...5])) }
     /// Max Packet Size, bits 31:16.

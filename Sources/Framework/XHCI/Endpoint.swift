@@ -23,13 +23,15 @@ struct Endpoint {
     let kind: EndpointKind
     private(set) var state = EndpointState.running
     /// The next TRB to read.
-    private var ring: RingPosition
+    private(set) var ring: RingPosition
     /// What was done of the TRB there already.
     private var progress = PartialTransfer.nothing
-    private var inFlight: Deque<TransferDescriptor> = []
+    private(set) var inFlight: Deque<TransferDescriptor> = []
     private var bytesInFlight = 0
     /// Stop Endpoint waits for the device to give back what is in flight.
     private var isStopping = false
+    /// When transfers are due; isochronous endpoints only.
+    var schedule: IsochronousSchedule?
     /// The endpoint's part of the output Device Context, and its first doubleword.
     private let contextAddress: UInt64
     private var contextInfo: UInt32
@@ -39,11 +41,12 @@ struct Endpoint {
         self.index = index
         kind = context.kind
         ring = RingPosition(rawValue: context.dequeuePointer)
+        schedule = context.kind.isIsochronous ? IsochronousSchedule(context) : nil
         self.contextAddress = contextAddress
         contextInfo = context.info
     }
 
-    private var address: EndpointAddress {
+    var address: EndpointAddress {
         kind == .control
             ? EndpointAddress(UInt8(index / 2), .out)
             : EndpointAddress(UInt8(index / 2), index % 2 == 1 ? .in : .out)
@@ -68,15 +71,20 @@ struct Endpoint {
 
     /// Posts the events of what is finished and starts what the ring has.
     ///
-    /// - Parameter budget: TRBs that may be read; what is read is taken off.
+    /// - Parameters:
+    ///   - budget: TRBs that may be read; what is read is taken off.
+    ///   - microframe: the time for isochronous transfers.
     mutating func visit(
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
-        budget: inout Int
+        budget: inout Int, microframe: Int64
     ) -> Visit {
         let end = budget - Limits.trbsPerVisit
         while budget > max(0, end) {
             guard settle(owner, &bus) else { return .blocked }
-            let count = startNext(owner, bus, &sequence)
+            let count =
+                schedule == nil
+                ? startNext(owner, bus, &sequence)
+                : advanceSchedule(owner, &bus, &sequence, now: microframe)
             guard count > 0 else { return .idle }
             budget -= count
         }
@@ -98,6 +106,11 @@ struct Endpoint {
             case .cancelled where transferred == length && length > 0 && kind != .control:
                 .completed(transferred: transferred)
             case .cancelled: .cancelled(transferred: transferred)
+            case .babbled where kind.isIsochronous && length < (schedule?.payload ?? 0):
+                .failed(.isochronousBufferOverrun, transferred: transferred)
+            // An isochronous endpoint has no handshake to stall with.
+            case .stalled where kind.isIsochronous:
+                .failed(.usbTransactionError, transferred: transferred)
             case .stalled: .failed(.stallError, transferred: transferred)
             case .babbled: .failed(.babbleDetectedError, transferred: transferred)
             case .failed, .disconnected: .failed(.usbTransactionError, transferred: transferred)
@@ -109,8 +122,22 @@ struct Endpoint {
 
     private var hasRoom: Bool {
         guard let last = inFlight.last else { return true }
-        if last.isFailed || kind == .control { return false }
-        return inFlight.count < Limits.transfersInFlight && bytesInFlight < Limits.bytesInFlight
+        if kind == .control || last.isFailed && !kind.isIsochronous { return false }
+        let limit =
+            kind.isIsochronous ? Limits.isochronousInFlight : Limits.transfersInFlight
+        return inFlight.count < limit && bytesInFlight < Limits.bytesInFlight
+    }
+
+    /// Whether another transfer may be started.
+    var takesTransfers: Bool { state == .running && !isStopping && hasRoom }
+
+    /// Reads the next descriptor of the ring, if there is a whole one.
+    mutating func readNext(_ bus: SystemBus) -> TransferDescriptor? {
+        let descriptor = TransferReader.read(kind, at: ring, start: progress, bus)
+        guard let descriptor else { return nil }
+        ring = descriptor.end
+        progress = .nothing
+        return descriptor
     }
 
     /// Starts the transfer that is next on the ring.
@@ -119,27 +146,24 @@ struct Endpoint {
     private mutating func startNext(
         _ owner: SlotIdentity, _ bus: SystemBus, _ sequence: inout UInt64
     ) -> Int {
-        guard state == .running, !isStopping, hasRoom,
-            var descriptor = TransferReader.read(kind, at: ring, start: progress, bus)
-        else { return 0 }
-        let count = descriptor.entries.count
-        ring = descriptor.end
-        progress = .nothing
-        guard descriptor.outcome == nil else {
-            inFlight.append(descriptor)
-            return count
+        guard takesTransfers, let descriptor = readNext(bus) else { return 0 }
+        start(descriptor, owner, bus, &sequence)
+        return descriptor.entries.count
+    }
+
+    /// Gives a transfer to the device, unless its outcome is known already.
+    mutating func start(
+        _ original: TransferDescriptor, _ owner: SlotIdentity, _ bus: SystemBus,
+        _ sequence: inout UInt64
+    ) {
+        guard original.outcome == nil else {
+            inFlight.append(original)
+            return
         }
+        var descriptor = original
         sequence &+= 1
         descriptor.id = Transfer.ID(
             rawValue: sequence << 16 | UInt64(owner.slot) << 8 | UInt64(index))
-        submit(descriptor, owner, bus)
-        return count
-    }
-
-    private mutating func submit(
-        _ original: TransferDescriptor, _ owner: SlotIdentity, _ bus: SystemBus
-    ) {
-        var descriptor = original
         var transferKind = Transfer.Kind.bulk(stream: 0)
         var direction = address.direction
         var limit = Int.max
@@ -150,6 +174,9 @@ struct Endpoint {
             limit = Int(setup.length)
         } else if kind.isInterrupt {
             transferKind = .interrupt
+        } else if let schedule {
+            transferKind = .isochronous
+            limit = schedule.payload
         }
         let all: TransferBuffer
         do throws(DMAError) {
@@ -164,6 +191,7 @@ struct Endpoint {
         }
         let buffer = all.count > limit ? all.slice(from: 0, count: limit) : all
         descriptor.length = buffer.count
+        descriptor.isTruncated = kind.isIsochronous && all.count > limit
         guard let connection = owner.connection, let device = connection.device,
             bus.registers.ports[connection.port].isEnabled
         else {
@@ -216,7 +244,8 @@ struct Endpoint {
             fail(descriptor, .dataBufferError, transferred, entry: nil, owner, &bus)
             return
         }
-        var walk = TransferWalk(descriptor, transferred: transferred, code: nil)
+        let code: CompletionCode? = descriptor.isTruncated ? .bandwidthOverrunError : nil
+        var walk = TransferWalk(descriptor, transferred: transferred, code: code)
         post(&walk, owner, &bus)
     }
 
@@ -227,8 +256,9 @@ struct Endpoint {
     ) {
         _ = writeBack(descriptor, transferred, bus)
         var walk = TransferWalk(descriptor, transferred: transferred, code: code, entry: entry)
-        // Data that cannot be reached is the end of this transfer, not of the endpoint.
-        if code != .dataBufferError {
+        // Data that cannot be reached is the end of this transfer, not of the endpoint. Isochronous
+        // endpoints do not halt: what they lose is lost, and the next interval is another one.
+        if code != .dataBufferError, !kind.isIsochronous || code == .trbError {
             var preview = walk
             while preview.next() != nil {}
             giveBack(owner)
@@ -267,6 +297,7 @@ struct Endpoint {
 
     /// Takes back from the device what was read ahead; the ring still has it.
     private mutating func giveBack(_ owner: SlotIdentity) {
+        if let position = schedule?.clear() { ring = position }
         let taken = inFlight
         inFlight.removeAll()
         bytesInFlight = 0
@@ -305,6 +336,7 @@ struct Endpoint {
         _ = settle(owner, &bus, force: true)
         guard state == .running else { return false }
         guard let head = inFlight.first else {
+            giveBack(owner)
             setState(.stopped, bus)
             return true
         }

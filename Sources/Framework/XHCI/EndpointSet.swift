@@ -19,6 +19,24 @@ struct EndpointSet {
         withWord(of: slot) { $0[bit: slot & 63] = true }
     }
 
+    /// Removes an endpoint.
+    mutating func remove(slot: Int, endpoint: Int) {
+        guard slot > 0, slot < endpoints.count, (1...31).contains(endpoint) else { return }
+        endpoints[slot][bit: endpoint] = false
+        if endpoints[slot] == 0 { remove(slot: slot) }
+    }
+
+    /// All endpoints of the first slot from `start` on that has any, one bit for each.
+    func first(from start: Int) -> (slot: Int, endpoints: UInt32)? {
+        guard !isEmpty else { return nil }
+        var slot = start
+        while slot < endpoints.count {
+            if endpoints[slot] != 0 { return (slot, endpoints[slot]) }
+            slot += 1
+        }
+        return nil
+    }
+
     /// Takes all endpoints of the first slot that has any, one bit for each.
     mutating func popFirst() -> (slot: Int, endpoints: UInt32)? {
         guard let slot = firstSlot else { return nil }

@@ -26,6 +26,8 @@ struct Engine {
     private var ready: EndpointSet
     private var later: EndpointSet
     private var blocked: EndpointSet
+    /// Isochronous endpoints that are on the schedule.
+    private var scheduled: EndpointSet
     /// Counts the transfers, so that no two have the same id.
     private var sequence: UInt64 = 0
     /// The next MFINDEX wrap, if the guest wants to be told.
@@ -45,6 +47,7 @@ struct Engine {
         ready = EndpointSet(slots: count)
         later = EndpointSet(slots: count)
         blocked = EndpointSet(slots: count)
+        scheduled = EndpointSet(slots: count)
     }
 
     /// Forgets everything, as HCRST does; devices are reset and stay.
@@ -55,6 +58,7 @@ struct Engine {
         ready = EndpointSet(slots: count)
         later = EndpointSet(slots: count)
         blocked = EndpointSet(slots: count)
+        scheduled = EndpointSet(slots: count)
         isRunning = false
         hasPortEvents = false
         wrapTime = nil
@@ -89,6 +93,7 @@ struct Engine {
     /// - Parameter isInterrupted: asked between steps; the caller wants the engine back.
     mutating func service(now: Duration, isInterrupted: () -> Bool) {
         unblock()
+        wakeScheduled(now: now)
         var budget = Limits.trbsPerService
         var isDone = false
         for _ in 0..<Limits.roundsPerService where !isDone && budget > 0 && !isInterrupted() {
@@ -103,6 +108,7 @@ struct Engine {
         deadline = Self.earlier(deadline, commands.deadline)
         deadline = Self.earlier(deadline, wrapTime)
         deadline = Self.earlier(deadline, resetDeadline)
+        deadline = Self.earlier(deadline, nextScheduled())
         if !isDone { deadline = now }
     }
 
@@ -127,7 +133,7 @@ struct Engine {
         // Doorbells before commands: one that was rung before Stop Endpoint must not undo it.
         answerDoorbells()
         let hasMoreCommands = serviceCommands(now: now)
-        visitEndpoints(budget: &budget)
+        visitEndpoints(budget: &budget, now: now)
         return hasMoreCommands || !ready.isEmpty || !inbox.isEmpty || registers.hasWork
     }
 
@@ -239,7 +245,45 @@ struct Engine {
         }
     }
 
-    private mutating func visitEndpoints(budget: inout Int) {
+    /// Visits isochronous endpoints whose time has come.
+    private mutating func wakeScheduled(now: Duration) {
+        guard isRunning, !scheduled.isEmpty else { return }
+        let microframe = registers.microframes.count(now: now)
+        forEachScheduled { engine, slot, endpoint, time in
+            if time <= microframe { engine.ready.insert(slot: slot, endpoint: endpoint) }
+        }
+    }
+
+    /// When an isochronous endpoint is to be visited next: the one timer for all of them.
+    private mutating func nextScheduled() -> Duration? {
+        guard isRunning, !scheduled.isEmpty else { return nil }
+        var next: Int64?
+        forEachScheduled { _, _, _, time in next = min(next ?? time, time) }
+        return next.flatMap { registers.microframes.time(of: $0) }
+    }
+
+    /// Calls `body` with each endpoint that is on the schedule, and when it is to be visited; takes
+    /// those off the set that are not.
+    private mutating func forEachScheduled(
+        _ body: (inout Engine, _ slot: Int, _ endpoint: Int, _ time: Int64) -> Void
+    ) {
+        var start = 1
+        while let (slot, endpoints) = scheduled.first(from: start) {
+            start = slot + 1
+            for endpoint in 1...31 where endpoints[bit: endpoint] {
+                if slots[slot].state != nil,
+                    let time = slots[slot].endpoints[endpoint]?.schedule?.wakeTime
+                {
+                    body(&self, slot, endpoint, time)
+                } else {
+                    scheduled.remove(slot: slot, endpoint: endpoint)
+                }
+            }
+        }
+    }
+
+    private mutating func visitEndpoints(budget: inout Int, now: Duration) {
+        let microframe = registers.microframes.count(now: now)
         while let (slot, endpoints) = ready.popFirst() {
             guard slots[slot].state != nil else { continue }
             let owner = slots[slot].identity
@@ -249,11 +293,14 @@ struct Engine {
                     continue
                 }
                 switch slots[slot].endpoints[endpoint]?.visit(
-                    owner, &bus, &sequence, budget: &budget)
+                    owner, &bus, &sequence, budget: &budget, microframe: microframe)
                 {
                 case .more: later.insert(slot: slot, endpoint: endpoint)
                 case .blocked: blocked.insert(slot: slot, endpoint: endpoint)
                 case .idle, nil: break
+                }
+                if slots[slot].endpoints[endpoint]?.schedule != nil {
+                    scheduled.insert(slot: slot, endpoint: endpoint)
                 }
             }
             if budget <= 0 { return }

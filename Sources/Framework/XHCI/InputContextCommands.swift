@@ -95,12 +95,11 @@ extension Engine {
         return .success
     }
 
-    /// Streams are not offered (MaxPSASize is 0). Isochronous endpoints are taken, though their
-    /// transfers fail for now.
+    /// Streams are not offered (MaxPSASize is 0).
     private func isValid(_ context: EndpointContext, index: Int) -> Bool {
         context.kind.fits(index: index) && context.maxPacketSize > 0
             && context.maxPrimaryStreams == 0
-            && (!context.kind.isPeriodic || context.interval <= 15)
+            && (!context.kind.isPeriodic || context.interval <= EndpointContext.longestInterval)
     }
 
     private mutating func replaceEndpoints(

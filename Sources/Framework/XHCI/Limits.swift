@@ -12,6 +12,16 @@ enum Limits {
     static let transfersInFlight = 32
     /// Data that one endpoint has at its device, unless a single transfer is larger.
     static let bytesInFlight = 8 << 20
+    /// Isochronous transfers that one endpoint has at its device at a time.
+    static let isochronousInFlight = 256
+    /// Isochronous transfers that are read before they are due.
+    static let isochronousAhead = 64
+    /// Frames that a Frame ID may be ahead (xHCI 4.11.2.5).
+    static let isochronousFramesAhead: Int64 = 895
+    /// Microframes by which isochronous transfers that nobody waits for may be late.
+    static let isochronousDelay: Int64 = 8
+    /// Microframes that are caught up with when this process was late; beyond them they are lost.
+    static let isochronousLag: Int64 = 800
     /// Commands run in one call of `service`.
     static let commandsPerService = 64
     /// Rounds through completions, commands and endpoints in one call of `service`.

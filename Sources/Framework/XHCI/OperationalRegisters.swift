@@ -121,6 +121,11 @@ struct MicroframeCounter {
         return startTime + Self.microframe * Int(wraps * Self.period - before)
     }
 
+    /// When so many microframes will have been counted, if the counter runs.
+    func time(of count: Int64) -> Duration? {
+        startTime.map { $0 + Self.microframe * Int(count &- before) }
+    }
+
     private static func microframes(in time: Duration) -> Int64 {
         guard time > .zero else { return 0 }
         let (seconds, attoseconds) = time.components

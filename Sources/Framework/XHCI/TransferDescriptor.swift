@@ -22,6 +22,10 @@ struct TransferDescriptor {
     var interrupters: UInt16 = 0
     /// `nil` while the device works on it.
     var outcome: Outcome?
+    /// Isochronous: the microframe at which it is carried out.
+    var due: Int64 = 0
+    /// Isochronous: it asked for more than a service interval holds.
+    var isTruncated = false
     /// Data for memory that this process cannot see.
     var bounce: BounceBuffer?
 

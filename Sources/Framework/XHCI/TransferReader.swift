@@ -35,7 +35,8 @@ struct TransferReader {
         do throws(End) {
             switch kind {
             case .control: try reader.readControl()
-            case .isochronousIn, .isochronousOut: try reader.readIsochronous()
+            case .isochronousIn, .isochronousOut:
+                try reader.readIsochronous(isIn: kind == .isochronousIn)
             default: try reader.readChain(isIn: kind == .bulkIn || kind == .interruptIn)
             }
         } catch {
@@ -103,10 +104,22 @@ struct TransferReader {
         }
     }
 
-    /// Isochronous transfers are not carried out: each of their TRBs is answered with an error.
-    private mutating func readIsochronous() throws(End) {
-        guard let trb = try readStart() else { return }
-        guard trb.trb.kind == .noOperation, !trb.chain else { throw .malformed }
+    /// An isochronous transfer: one Isoch TRB, then Normal TRBs up to one without a chain bit
+    /// (xHCI 4.11.2.3). What has no Isoch TRB takes no service interval.
+    private mutating func readIsochronous(isIn: Bool) throws(End) {
+        guard var trb = try readStart() else { return }
+        let isTransfer = trb.trb.kind == .isochronous
+        if isTransfer { try count(trb, isIn: isIn) }
+        while true {
+            switch trb.trb.kind {
+            case .isochronous where descriptor.entries.count == 1: break
+            case .normal where isTransfer: try count(trb, isIn: isIn)
+            case .noOperation, .eventData: break
+            default: throw .malformed
+            }
+            guard trb.chain else { break }
+            trb = try next()
+        }
         finishWithoutDevice(unless: .isochronous)
     }
 

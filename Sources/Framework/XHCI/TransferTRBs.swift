@@ -26,6 +26,10 @@ struct TransferTRB {
     /// DIR, bit 16, of a Data Stage or Status Stage TRB.
     var direction: Bool { trb.control[bit: 16] }
 
+    /// Frame ID, bits 30:20, of an Isoch TRB; `nil` where SIA, bit 31, says to start as soon as
+    /// possible.
+    var frame: Int? { trb.control[bit: 31] ? nil : Int(trb.control[bits: 20...30]) }
+
     /// Whether the TRB stands for bytes on the bus.
     var hasData: Bool {
         trb.kind == .normal || trb.kind == .dataStage || trb.kind == .isochronous
