@@ -112,24 +112,4 @@ struct ReservedValueTests {
         #expect(machine.read32(guest.registers.command) & 3 << 8 == 0)
         try guest.expectRecovery()
     }
-
-    @Test func `isochronous endpoints have a defined answer`() throws {
-        let slot = try guest.plug(device)
-        for type: GuestEndpointContext.EndpointType in [.isochronousIn, .isochronousOut] {
-            let direction: Direction = type == .isochronousIn ? .in : .out
-            _ = slot.prepareConfiguration([
-                GuestEndpointConfiguration(EndpointAddress(5, direction), type)
-            ])
-            let code = try slot.configureCommand().code
-            guard code == .success else { continue }
-            let ring = GuestRing(guest.memory)
-            _ = ring.push(
-                GuestTRB(
-                    .isochronous, parameter: guest.memory.base.rawValue, status: 8,
-                    flags: .interruptOnCompletion, control: 1 << 31))
-            driver.ringDoorbell(slot: slot.number, target: direction == .in ? 11 : 10)
-        }
-        driver.takeAll()
-        try guest.expectRecovery()
-    }
 }

@@ -28,6 +28,11 @@ public struct GuestEvent: Hashable, Sendable {
         public static let slotNotEnabled = Code(rawValue: 11)
         public static let endpointNotEnabled = Code(rawValue: 12)
         public static let shortPacket = Code(rawValue: 13)
+        public static let ringUnderrun = Code(rawValue: 14)
+        public static let ringOverrun = Code(rawValue: 15)
+        public static let bandwidthOverrun = Code(rawValue: 18)
+        public static let missedService = Code(rawValue: 23)
+        public static let isochronousBufferOverrun = Code(rawValue: 31)
         public static let parameterError = Code(rawValue: 17)
         public static let contextStateError = Code(rawValue: 19)
         public static let eventRingFull = Code(rawValue: 21)
@@ -63,7 +68,9 @@ extension GuestEvent.Code: CustomStringConvertible {
         1: "Success", 2: "Data Buffer Error", 3: "Babble Detected", 4: "USB Transaction Error",
         5: "TRB Error", 6: "Stall", 7: "Resource Error", 9: "No Slots Available",
         11: "Slot Not Enabled", 12: "Endpoint Not Enabled", 13: "Short Packet",
-        17: "Parameter Error", 19: "Context State Error", 21: "Event Ring Full",
+        14: "Ring Underrun", 15: "Ring Overrun", 18: "Bandwidth Overrun", 23: "Missed Service",
+        31: "Isochronous Buffer Overrun", 17: "Parameter Error", 19: "Context State Error",
+        21: "Event Ring Full",
         24: "Command Ring Stopped", 25: "Command Aborted", 26: "Stopped",
         27: "Stopped - Length Invalid", 28: "Stopped - Short Packet",
     ]

@@ -30,6 +30,20 @@ public struct GuestEndpointConfiguration: Sendable {
         Self(EndpointAddress(number, .out), .bulkOut, segments: segments)
     }
 
+    /// - Parameter interval: the exponent of the service interval in microframes.
+    public static func isochronous(
+        _ number: UInt8, _ direction: Direction, interval: Int = 0, maxPacketSize: Int = 1024,
+        maxBurst: Int = 0
+    ) -> Self {
+        var result = Self(
+            EndpointAddress(number, direction),
+            direction == .in ? .isochronousIn : .isochronousOut, segments: [64])
+        result.maxPacketSize = maxPacketSize
+        result.interval = interval
+        result.maxBurst = maxBurst
+        return result
+    }
+
     public static func interruptIn(_ number: UInt8, segments: [Int] = [32]) -> Self {
         var result = Self(EndpointAddress(number, .in), .interruptIn, segments: segments)
         result.maxPacketSize = 64

@@ -123,6 +123,15 @@ extension GuestTRB {
             status: UInt32(length & 0x1ffff) | UInt32(tdSize & 0x1f) << 17, flags: flags)
     }
 
+    /// An Isoch TRB, which is to be carried out in a frame or, without one, as soon as possible.
+    public static func isochronous(
+        _ buffer: GuestAddress, _ length: Int, _ flags: Flags = [], frame: Int? = nil
+    ) -> GuestTRB {
+        GuestTRB(
+            .isochronous, parameter: buffer.rawValue, status: UInt32(length & 0x1ffff),
+            flags: flags, control: frame.map { UInt32($0 & 0x7ff) << 20 } ?? 1 << 31)
+    }
+
     /// A Normal TRB that carries its (at most eight) bytes in itself.
     public static func immediate(_ bytes: [UInt8], _ flags: Flags = []) -> GuestTRB {
         var word: UInt64 = 0

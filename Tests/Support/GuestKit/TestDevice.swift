@@ -47,6 +47,7 @@ public final class TestDevice: USBDevice {
     public private(set) var detachCount = 0
     /// Whether ``cancel(_:)`` completes the transfer at once, or leaves that to the test.
     public var cancelsAtOnce = true
+    public var keepsIsochronousTime = false
     /// Bytes that a cancelled transfer is said to have moved.
     public var transferredWhenCancelled = 0
 
