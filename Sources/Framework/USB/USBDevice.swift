@@ -41,6 +41,10 @@ public protocol USBDevice: AnyObject {
     /// toggles and sequence numbers start afresh. Emulated devices need nothing of it.
     func resetEndpoint(_ endpoint: EndpointAddress)
 
+    /// The controller uses so many streams of a bulk endpoint, with the numbers from 1 on; 0: none. The
+    /// transfers that follow name theirs.
+    func setStreams(_ count: Int, for endpoint: EndpointAddress)
+
     /// The port is suspended (`true`) or resumed (`false`).
     func setSuspended(_ suspended: Bool)
 }
@@ -48,6 +52,7 @@ public protocol USBDevice: AnyObject {
 extension USBDevice {
     public var keepsIsochronousTime: Bool { false }
     public func resetEndpoint(_ endpoint: EndpointAddress) {}
+    public func setStreams(_ count: Int, for endpoint: EndpointAddress) {}
     public func setSuspended(_ suspended: Bool) {}
 }
 

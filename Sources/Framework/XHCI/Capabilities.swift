@@ -13,6 +13,10 @@ public struct Capabilities: Sendable {
     /// 2^n segments of an event ring, n in 0...15.
     public var eventRingSegmentsLog2 = 4
 
+    /// MaxPSASize: a primary stream array has up to 2^(n+1) entries, as many as an endpoint may have
+    /// streams here.
+    static let maxPrimaryStreamsLog2: UInt32 = 7
+
     public init() {}
 
     /// All ports of the root hub.

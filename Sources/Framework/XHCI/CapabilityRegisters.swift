@@ -27,10 +27,10 @@ struct CapabilityRegisters {
         // HCSPARAMS2: isochronous scheduling threshold of one frame, event ring segments, no
         // scratchpads.
         case 0x08: return 0x9 | UInt32(capabilities.eventRingSegmentsLog2) << 4
-        // HCCPARAMS1: 64-bit addresses (AC64), no secondary stream ids (NSS), all Event Data TRBs
-        // are looked at (PAE), each Frame ID counts (CFC).
+        // HCCPARAMS1: 64-bit addresses (AC64), all Event Data TRBs are looked at (PAE), each Frame ID
+        // counts (CFC), size of primary stream arrays (MaxPSASize).
         case 0x10:
-            return 1 << 0 | 1 << 7 | 1 << 8 | 1 << 11
+            return 1 << 0 | 1 << 8 | 1 << 11 | Capabilities.maxPrimaryStreamsLog2 << 12
                 | UInt32(MMIORegister.Base.extendedCapabilities / 4) << 16
         case 0x14: return UInt32(MMIORegister.Base.doorbells)
         case 0x18: return UInt32(MMIORegister.Base.runtime)

@@ -14,6 +14,8 @@ struct CommandTRB {
     var flag: Bool { trb.control[bit: 9] }
     /// Input Context Pointer.
     var inputContext: UInt64 { trb.parameter & ~0xf }
+    /// Stream ID of Set TR Dequeue Pointer, bits 31:16 of the status.
+    var stream: Int { Int(trb.status[bits: 16...31]) }
     /// New TR Dequeue Pointer with its cycle state.
     var dequeuePointer: RingPosition { RingPosition(rawValue: trb.parameter) }
     /// Dev Speed of Get Port Bandwidth, bits 19:16.

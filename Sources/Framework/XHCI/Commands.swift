@@ -128,8 +128,8 @@ extension Engine {
         guard endpoint.state == .stopped || endpoint.state == .error else {
             return .contextStateError
         }
-        slots[slot].endpoints[endpoint.index]?.setDequeuePointer(command.dequeuePointer, bus)
-        return .success
+        return slots[slot].endpoints[endpoint.index]?.setDequeuePointer(command, bus)
+            ?? .endpointNotEnabledError
     }
 
     // MARK: - Bandwidth

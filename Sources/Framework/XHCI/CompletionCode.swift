@@ -10,6 +10,7 @@ enum CompletionCode: UInt8 {
     case trbError = 5
     case stallError = 6
     case noSlotsAvailableError = 9
+    case invalidStreamTypeError = 10
     case slotNotEnabledError = 11
     case endpointNotEnabledError = 12
     case shortPacket = 13
@@ -24,4 +25,5 @@ enum CompletionCode: UInt8 {
     case commandAborted = 25
     case stopped = 26
     case isochronousBufferOverrun = 31
+    case invalidStreamIDError = 34
 }

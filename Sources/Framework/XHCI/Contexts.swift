@@ -74,6 +74,8 @@ struct EndpointContext: BitwiseCopyable {
     }
     /// MaxPStreams, bits 14:10.
     var maxPrimaryStreams: UInt32 { info[bits: 10...14] }
+    /// LSA, bit 15: the primary array holds streams only.
+    var hasLinearStreams: Bool { info[bit: 15] }
     /// Interval, bits 23:16: 125 µs times two to this power.
     var interval: UInt32 { info[bits: 16...23] }
     /// The bytes that one service interval may hold (xHCI 4.14.2): Max Packet Size times Max Burst
@@ -112,6 +114,7 @@ struct EndpointKind: RawRepresentable, Equatable {
     static let interruptIn = EndpointKind(rawValue: 7)
 
     var isPeriodic: Bool { isInterrupt || isIsochronous }
+    var isBulk: Bool { self == .bulkIn || self == .bulkOut }
     var isInterrupt: Bool { self == .interruptIn || self == .interruptOut }
     var isIsochronous: Bool { self == .isochronousIn || self == .isochronousOut }
 

@@ -50,7 +50,7 @@ extension Endpoint {
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64
     ) -> Int {
         guard let descriptor = readNext(bus) else {
-            if inFlight.isEmpty, schedule?.leave() ?? false { reportDryRing(owner, &bus) }
+            if queue.inFlight.isEmpty, schedule?.leave() ?? false { reportDryRing(owner, &bus) }
             return 0
         }
         schedule?.follow()
@@ -65,7 +65,7 @@ extension Endpoint {
         bus.post(
             .transferEvent(
                 kind == .isochronousIn ? .ringOverrun : .ringUnderrun, slot: owner.slot,
-                endpoint: index, pointer: ring.address, length: 0),
+                endpoint: index, pointer: queue.ring.address, length: 0),
             to: owner.interrupter)
     }
 }

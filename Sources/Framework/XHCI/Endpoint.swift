@@ -12,24 +12,22 @@ struct SlotIdentity {
     let interrupter: Int
 }
 
-/// An endpoint with its transfer ring (xHCI 4.6.6-4.6.10, 4.8, 4.9.2).
+/// An endpoint with its transfer ring, or with one for each of its streams (xHCI 4.8, 4.9.2, 4.12).
 ///
 /// TRBs are read ahead as far as the pipeline allows; their transfers end in order. Whatever ends
 /// this early, an error or a stop, gives the TRBs that were read but not carried out back to the
-/// ring: they are read again when the endpoint goes on.
+/// ring: they are read again when the endpoint goes on. The commands are in Endpoint+Commands.
 struct Endpoint {
     /// The Device Context Index.
     let index: Int
     let kind: EndpointKind
     private(set) var state = EndpointState.running
-    /// The next TRB to read.
-    private(set) var ring: RingPosition
-    /// What was done of the TRB there already.
-    private var progress = PartialTransfer.nothing
-    private(set) var inFlight: Deque<TransferDescriptor> = []
-    private var bytesInFlight = 0
+    /// The transfer ring, or that of the selected stream.
+    var queue: TransferQueue
+    /// `nil` for an endpoint without streams.
+    var streams: StreamTable?
     /// Stop Endpoint waits for the device to give back what is in flight.
-    private var isStopping = false
+    var isStopping = false
     /// When transfers are due; isochronous endpoints only.
     var schedule: IsochronousSchedule?
     /// The endpoint's part of the output Device Context, and its first doubleword.
@@ -40,7 +38,8 @@ struct Endpoint {
     init(index: Int, context: EndpointContext, contextAddress: UInt64) {
         self.index = index
         kind = context.kind
-        ring = RingPosition(rawValue: context.dequeuePointer)
+        queue = TransferQueue(RingPosition(rawValue: context.dequeuePointer))
+        streams = StreamTable(context)
         schedule = context.kind.isIsochronous ? IsochronousSchedule(context) : nil
         self.contextAddress = contextAddress
         contextInfo = context.info
@@ -64,9 +63,39 @@ struct Endpoint {
         case blocked
     }
 
-    /// The doorbell: a stopped endpoint runs again.
-    mutating func ringDoorbell(_ bus: SystemBus) {
+    /// The doorbell: a stopped endpoint runs again. The Stream ID must be 0 where there are no streams
+    /// (xHCI 5.6).
+    ///
+    /// - Returns: whether the endpoint is to be visited.
+    mutating func ringDoorbell(
+        stream: Int, _ owner: SlotIdentity, _ bus: inout SystemBus
+    ) -> Bool {
+        if streams == nil, stream != 0 { return false }
         if state == .stopped { setState(.running, bus) }
+        guard streams != nil, state == .running else { return true }
+        do throws(StreamTable.Mistake) {
+            if let place = try streams?.place(of: stream, bus) { streams?.markReady(place) }
+            return true
+        } catch {
+            refuse(error, owner, &bus)
+            return false
+        }
+    }
+
+    /// A doorbell for no stream halts the endpoint (xHCI 4.8.3). The event has no TRB to point to.
+    private mutating func refuse(
+        _ mistake: StreamTable.Mistake, _ owner: SlotIdentity, _ bus: inout SystemBus
+    ) {
+        let code: CompletionCode =
+            switch mistake {
+            case .invalidID: .invalidStreamIDError
+            case .invalidType: .invalidStreamTypeError
+            }
+        giveBack(owner)
+        setState(.halted, bus)
+        bus.post(
+            .transferEvent(code, slot: owner.slot, endpoint: index, pointer: 0, length: 0),
+            to: owner.interrupter)
     }
 
     /// Posts the events of what is finished and starts what the ring has.
@@ -75,6 +104,29 @@ struct Endpoint {
     ///   - budget: TRBs that may be read; what is read is taken off.
     ///   - microframe: the time for isochronous transfers.
     mutating func visit(
+        _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
+        budget: inout Int, microframe: Int64
+    ) -> Visit {
+        guard streams != nil else {
+            return visitQueue(owner, &bus, &sequence, budget: &budget, microframe: microframe)
+        }
+        defer { select(nil) }
+        while budget > 0, let place = streams?.popReady() {
+            select(place)
+            switch visitQueue(owner, &bus, &sequence, budget: &budget, microframe: microframe) {
+            case .idle: continue
+            case .more:
+                streams?.markReady(place)
+                return .more
+            case .blocked:
+                streams?.markReady(place)
+                return .blocked
+            }
+        }
+        return streams?.hasReady ?? false ? .more : .idle
+    }
+
+    private mutating func visitQueue(
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
         budget: inout Int, microframe: Int64
     ) -> Visit {
@@ -93,14 +145,20 @@ struct Endpoint {
 
     /// Notes how a transfer ended; `false` if it is none of this endpoint's.
     mutating func record(_ completion: Transfer.Completion) -> Bool {
+        if let streams {
+            let stream = completion.id.stream
+            guard streams.indices.contains(stream) else { return false }
+            select(stream)
+        }
+        defer { select(nil) }
         guard
-            let place = inFlight.firstIndex(where: {
+            let place = queue.inFlight.firstIndex(where: {
                 $0.id == completion.id && $0.outcome == nil
             })
         else { return false }
-        let length = inFlight[place].length
+        let length = queue.inFlight[place].length
         let transferred = max(0, min(completion.transferred, length))
-        inFlight[place].outcome =
+        queue.inFlight[place].outcome =
             switch completion.status {
             case .completed: .completed(transferred: transferred)
             case .cancelled where transferred == length && length > 0 && kind != .control:
@@ -115,17 +173,37 @@ struct Endpoint {
             case .babbled: .failed(.babbleDetectedError, transferred: transferred)
             case .failed, .disconnected: .failed(.usbTransactionError, transferred: transferred)
             }
+        if let selected = streams?.selected { streams?.markReady(selected) }
         return true
+    }
+
+    // MARK: - Streams
+
+    /// Works on the queue of a stream, or on none; without streams there is only one queue.
+    private mutating func select(_ place: Int?) { streams?.select(place, &queue) }
+
+    /// Calls `body` with each queue selected.
+    mutating func forEachQueue(_ body: (inout Endpoint) -> Void) {
+        guard let streams else {
+            body(&self)
+            return
+        }
+        let before = streams.selected
+        for place in streams.indices {
+            select(place)
+            body(&self)
+        }
+        select(before)
     }
 
     // MARK: - Starting
 
     private var hasRoom: Bool {
-        guard let last = inFlight.last else { return true }
+        guard let last = queue.inFlight.last else { return true }
         if kind == .control || last.isFailed && !kind.isIsochronous { return false }
         let limit =
             kind.isIsochronous ? Limits.isochronousInFlight : Limits.transfersInFlight
-        return inFlight.count < limit && bytesInFlight < Limits.bytesInFlight
+        return queue.inFlight.count < limit && queue.bytesInFlight < Limits.bytesInFlight
     }
 
     /// Whether another transfer may be started.
@@ -133,10 +211,11 @@ struct Endpoint {
 
     /// Reads the next descriptor of the ring, if there is a whole one.
     mutating func readNext(_ bus: SystemBus) -> TransferDescriptor? {
-        let descriptor = TransferReader.read(kind, at: ring, start: progress, bus)
+        let descriptor = TransferReader.read(
+            kind, at: queue.ring, start: queue.progress, bus)
         guard let descriptor else { return nil }
-        ring = descriptor.end
-        progress = .nothing
+        queue.ring = descriptor.end
+        queue.progress = .nothing
         return descriptor
     }
 
@@ -157,14 +236,15 @@ struct Endpoint {
         _ sequence: inout UInt64
     ) {
         guard original.outcome == nil else {
-            inFlight.append(original)
+            queue.append(original)
             return
         }
         var descriptor = original
         sequence &+= 1
         descriptor.id = Transfer.ID(
-            rawValue: sequence << 16 | UInt64(owner.slot) << 8 | UInt64(index))
-        var transferKind = Transfer.Kind.bulk(stream: 0)
+            sequence: sequence, slot: owner.slot, endpoint: index, stream: streams?.selected ?? 0)
+        var transferKind = Transfer.Kind.bulk(
+            stream: UInt16(truncatingIfNeeded: streams?.selectedID ?? 0))
         var direction = address.direction
         var limit = Int.max
         if descriptor.isControl {
@@ -186,7 +266,7 @@ struct Endpoint {
             descriptor.outcome = .failed(
                 .dataBufferError, transferred: 0,
                 entry: descriptor.entries.firstIndex { TransferTRB($0.trb).hasData })
-            append(descriptor)
+            queue.append(descriptor)
             return
         }
         let buffer = all.count > limit ? all.slice(from: 0, count: limit) : all
@@ -196,17 +276,12 @@ struct Endpoint {
             bus.registers.ports[connection.port].isEnabled
         else {
             descriptor.outcome = .failed(.usbTransactionError, transferred: 0)
-            append(descriptor)
+            queue.append(descriptor)
             return
         }
-        append(descriptor)
+        queue.append(descriptor)
         device.submit(
             Transfer(id: descriptor.id, endpoint: address, kind: transferKind, buffer: buffer))
-    }
-
-    private mutating func append(_ descriptor: TransferDescriptor) {
-        bytesInFlight += descriptor.length
-        inFlight.append(descriptor)
     }
 
     // MARK: - Finishing
@@ -214,16 +289,16 @@ struct Endpoint {
     /// Posts the events of transfers that are finished, in order.
     ///
     /// - Returns: `false` if events have no room.
-    private mutating func settle(
+    mutating func settle(
         _ owner: SlotIdentity, _ bus: inout SystemBus, force: Bool = false
     ) -> Bool {
-        while state == .running, let outcome = inFlight.first?.outcome {
+        while state == .running, let outcome = queue.inFlight.first?.outcome {
             if isStopping, case .cancelled = outcome { return true }
-            guard let head = inFlight.first, force || bus.hasRoom(in: head.interrupters) else {
+            guard let head = queue.inFlight.first, force || bus.hasRoom(in: head.interrupters)
+            else {
                 return false
             }
-            inFlight.removeFirst()
-            bytesInFlight -= head.length
+            queue.removeFirst()
             switch outcome {
             case .completed(let transferred): complete(head, transferred, owner, &bus)
             case .cancelled(let transferred):
@@ -259,19 +334,14 @@ struct Endpoint {
         // Data that cannot be reached is the end of this transfer, not of the endpoint. Isochronous
         // endpoints do not halt: what they lose is lost, and the next interval is another one.
         if code != .dataBufferError, !kind.isIsochronous || code == .trbError {
-            var preview = walk
-            while preview.next() != nil {}
             giveBack(owner)
-            if let place = preview.place {
-                ring = place.position
-                progress = place.progress
-            }
+            standWhere(walk)
             setState(code == .trbError ? .error : .halted, bus)
         }
         post(&walk, owner, &bus)
     }
 
-    private func writeBack(
+    func writeBack(
         _ descriptor: TransferDescriptor, _ transferred: Int, _ bus: SystemBus
     ) -> Bool {
         guard let bounce = descriptor.bounce, transferred > 0 else { return true }
@@ -283,7 +353,7 @@ struct Endpoint {
         }
     }
 
-    private func post(
+    func post(
         _ walk: inout TransferWalk, _ owner: SlotIdentity, _ bus: inout SystemBus
     ) {
         while let event = walk.next() {
@@ -295,108 +365,45 @@ struct Endpoint {
         }
     }
 
-    /// Takes back from the device what was read ahead; the ring still has it.
-    private mutating func giveBack(_ owner: SlotIdentity) {
-        if let position = schedule?.clear() { ring = position }
-        let taken = inFlight
-        inFlight.removeAll()
-        bytesInFlight = 0
-        for descriptor in taken where descriptor.outcome == nil {
+    /// Takes back from the device what was read ahead; the rings still have it.
+    mutating func giveBack(_ owner: SlotIdentity) {
+        forEachQueue { $0.giveBackQueue(owner) }
+    }
+
+    mutating func giveBackQueue(_ owner: SlotIdentity) {
+        // What is not due yet stands behind what the device has.
+        if let position = schedule?.clear() { queue.ring = position }
+        for descriptor in queue.rewind() where descriptor.outcome == nil {
             owner.connection?.abandon(descriptor.id, isCancelled: isStopping)
         }
     }
 
-    private mutating func setState(_ new: EndpointState, _ bus: SystemBus) {
+    /// Puts the queue to where a transfer failed or was stopped.
+    mutating func standWhere(_ walk: TransferWalk) {
+        var preview = walk
+        while preview.next() != nil {}
+        guard let place = preview.place else { return }
+        queue.ring = place.position
+        queue.progress = place.progress
+    }
+
+    /// Enters a state and shows it, and where the rings stand, in the contexts.
+    mutating func setState(_ new: EndpointState, _ bus: SystemBus) {
         state = new
         contextInfo[bits: 0...2] = UInt32(new.rawValue)
-        bus.store(ring.rawValue, at: contextAddress &+ EndpointContext.dequeuePointerOffset)
+        if streams == nil {
+            bus.store(
+                queue.ring.rawValue,
+                at: contextAddress &+ EndpointContext.dequeuePointerOffset)
+        } else if new != .running {
+            forEachQueue { endpoint in
+                guard let streams = endpoint.streams, let place = streams.selected else { return }
+                streams.store(endpoint.queue, of: place, bus)
+            }
+        }
         bus.store(contextInfo, at: contextAddress &+ EndpointContext.stateOffset)
     }
 
-    // MARK: - Stopping
-
-    /// Begins Stop Endpoint: asks the device for all that is in flight.
-    mutating func beginStop(_ owner: SlotIdentity) {
-        isStopping = true
-        for descriptor in inFlight where descriptor.outcome == nil {
-            owner.connection?.device?.cancel(descriptor.id)
-        }
-    }
-
-    /// Whether the device has given everything back.
-    var isReadyToStop: Bool { inFlight.allSatisfy { $0.outcome != nil } }
-
-    /// Ends Stop Endpoint (xHCI 4.6.9): transfers that finished in the meantime have their events, a
-    /// Stopped event tells how far the next one came, and the rest goes back to the ring. What the
-    /// device has not given back by now is given up. An idle endpoint has no event.
-    ///
-    /// - Returns: `false` if the endpoint halted on the way.
-    mutating func finishStop(_ owner: SlotIdentity, _ bus: inout SystemBus) -> Bool {
-        defer { isStopping = false }
-        _ = settle(owner, &bus, force: true)
-        guard state == .running else { return false }
-        guard let head = inFlight.first else {
-            giveBack(owner)
-            setState(.stopped, bus)
-            return true
-        }
-        var transferred = 0
-        if case .cancelled(let count) = head.outcome { transferred = count }
-        giveBack(owner)
-        _ = writeBack(head, transferred, bus)
-        var walk = TransferWalk(head, transferred: transferred, code: .stopped)
-        var preview = walk
-        while preview.next() != nil {}
-        if let place = preview.place {
-            ring = place.position
-            progress = place.progress
-        }
-        setState(.stopped, bus)
-        post(&walk, owner, &bus)
-        return true
-    }
-
-    // MARK: - Other commands
-
-    /// Reset Endpoint (xHCI 4.6.8) of a halted endpoint.
-    ///
-    /// - Parameter preservingTransfer: TSP: the transfer goes on where it failed.
-    mutating func reset(preservingTransfer: Bool, _ owner: SlotIdentity, _ bus: SystemBus) {
-        if !preservingTransfer {
-            progress = .nothing
-            owner.connection?.device?.resetEndpoint(address)
-        }
-        setState(.stopped, bus)
-    }
-
-    /// Set TR Dequeue Pointer (xHCI 4.6.10) of a stopped endpoint, or of one in error.
-    mutating func setDequeuePointer(_ position: RingPosition, _ bus: SystemBus) {
-        ring = position
-        progress = .nothing
-        setState(.stopped, bus)
-    }
-
-    /// The endpoint is dropped: nothing of it is told any more.
-    mutating func abandon(_ owner: SlotIdentity, resetting: Bool = true) {
-        giveBack(owner)
-        state = .disabled
-        if resetting, index > 1 { owner.connection?.device?.resetEndpoint(address) }
-    }
-
-    /// The device is gone: everything in flight fails.
-    mutating func loseDevice() {
-        for place in inFlight.indices where inFlight[place].outcome == nil {
-            inFlight[place].outcome = .failed(.usbTransactionError, transferred: 0)
-        }
-    }
-
-    /// Cancels transfers whose data lie in memory that is taken away.
-    mutating func cancelTransfers(
-        touching start: GuestAddress, count: UInt64, _ owner: SlotIdentity
-    ) {
-        for descriptor in inFlight
-        where descriptor.outcome == nil && descriptor.touches(start, count: count) {
-            owner.connection?.device?.cancel(descriptor.id)
-        }
-    }
+    /// Nothing of the endpoint is told any more, nor shown.
+    mutating func setDisabled() { state = .disabled }
 }

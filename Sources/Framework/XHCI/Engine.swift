@@ -207,8 +207,7 @@ struct Engine {
     }
 
     private mutating func record(_ completion: Transfer.Completion) {
-        let slot = Int(completion.id.rawValue >> 8 & 0xff)
-        let endpoint = Int(completion.id.rawValue & 0xff)
+        let (slot, endpoint) = (completion.id.slot, completion.id.endpoint)
         guard slot < slots.count, slots[slot].endpoints.indices.contains(endpoint),
             slots[slot].endpoints[endpoint]?.record(completion) == true
         else { return }
@@ -228,11 +227,23 @@ struct Engine {
 
     private mutating func answerDoorbells() {
         while let (slot, endpoints) = registers.doorbells.popFirst() {
-            guard slots[slot].state != nil else { continue }
             for endpoint in 1...31 where endpoints[bit: endpoint] {
-                slots[slot].endpoints[endpoint]?.ringDoorbell(bus)
-                ready.insert(slot: slot, endpoint: endpoint)
+                answerDoorbell(slot, endpoint, stream: 0)
             }
+        }
+        for _ in 0..<Limits.streamDoorbellsPerRound {
+            guard let ring = registers.streamDoorbells.popFirst() else { return }
+            answerDoorbell(ring.slot, ring.endpoint, stream: ring.stream)
+        }
+        // The rest is for the next round.
+        registers.hasWork = registers.hasWork || !registers.streamDoorbells.isEmpty
+    }
+
+    private mutating func answerDoorbell(_ slot: Int, _ endpoint: Int, stream: Int) {
+        guard slots[slot].state != nil else { return }
+        let owner = slots[slot].identity
+        if slots[slot].endpoints[endpoint]?.ringDoorbell(stream: stream, owner, &bus) ?? false {
+            ready.insert(slot: slot, endpoint: endpoint)
         }
     }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import USB
+
 /// The commands that read an Input Context (xHCI 4.6.5-4.6.7, 6.2.5). Each part of it is read once,
 /// and everything is checked before anything changes.
 extension Engine {
@@ -95,10 +97,11 @@ extension Engine {
         return .success
     }
 
-    /// Streams are not offered (MaxPSASize is 0).
     private func isValid(_ context: EndpointContext, index: Int) -> Bool {
         context.kind.fits(index: index) && context.maxPacketSize > 0
-            && context.maxPrimaryStreams == 0
+            && (context.maxPrimaryStreams == 0
+                || context.kind.isBulk
+                    && context.maxPrimaryStreams <= Capabilities.maxPrimaryStreamsLog2)
             && (!context.kind.isPeriodic || context.interval <= EndpointContext.longestInterval)
     }
 
@@ -120,8 +123,11 @@ extension Engine {
             var context = original
             context.state = .running
             bus.store(context, at: address)
-            slots[slot].endpoints[index] = Endpoint(
-                index: index, context: context, contextAddress: address)
+            let endpoint = Endpoint(index: index, context: context, contextAddress: address)
+            slots[slot].endpoints[index] = endpoint
+            if let streams = endpoint.streams {
+                owner.connection?.device?.setStreams(streams.count, for: endpoint.address)
+            }
         }
     }
 

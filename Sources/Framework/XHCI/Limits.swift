@@ -16,6 +16,11 @@ enum Limits {
     static let isochronousInFlight = 256
     /// Isochronous transfers that are read before they are due.
     static let isochronousAhead = 64
+    /// Streams of one endpoint.
+    static let streamsPerEndpoint = 256
+    /// Doorbells of streams that wait, and those answered in one round.
+    static let streamDoorbells = 16384
+    static let streamDoorbellsPerRound = 256
     /// Frames that a Frame ID may be ahead (xHCI 4.11.2.5).
     static let isochronousFramesAhead: Int64 = 895
     /// Microframes by which isochronous transfers that nobody waits for may be late.

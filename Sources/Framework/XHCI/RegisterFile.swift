@@ -24,6 +24,8 @@ final class RegisterFile {
     var interrupters: [InterrupterRegisters]
     /// The endpoints whose doorbells were rung.
     var doorbells: EndpointSet
+    /// The same of streams.
+    var streamDoorbells = StreamDoorbells()
     /// Doorbell 0 was rung: there are commands.
     var hasCommands = false
     var microframes = MicroframeCounter()
@@ -51,6 +53,7 @@ final class RegisterFile {
         }
         interrupters = Self.freshInterrupters(capabilities)
         doorbells = EndpointSet(slots: capabilities.slots)
+        streamDoorbells = StreamDoorbells()
         hasCommands = false
         microframes = MicroframeCounter()
         hasWork = true
@@ -150,7 +153,11 @@ final class RegisterFile {
             write(value, to: register, ofInterrupter: index, now: now)
         case .doorbell(let slot):
             let target = Int(value[bits: 0...7])
-            if slot > 0 {
+            let stream = Int(value[bits: 16...31])
+            if slot > 0, stream > 0 {
+                guard (1...31).contains(target) else { return }
+                streamDoorbells.insert(.init(slot: slot, endpoint: target, stream: stream))
+            } else if slot > 0 {
                 doorbells.insert(slot: slot, endpoint: target)
             } else if target == 0 {
                 hasCommands = true

@@ -33,6 +33,8 @@ public struct GuestEvent: Hashable, Sendable {
         public static let bandwidthOverrun = Code(rawValue: 18)
         public static let missedService = Code(rawValue: 23)
         public static let isochronousBufferOverrun = Code(rawValue: 31)
+        public static let invalidStreamType = Code(rawValue: 10)
+        public static let invalidStreamID = Code(rawValue: 34)
         public static let parameterError = Code(rawValue: 17)
         public static let contextStateError = Code(rawValue: 19)
         public static let eventRingFull = Code(rawValue: 21)
@@ -69,7 +71,8 @@ extension GuestEvent.Code: CustomStringConvertible {
         5: "TRB Error", 6: "Stall", 7: "Resource Error", 9: "No Slots Available",
         11: "Slot Not Enabled", 12: "Endpoint Not Enabled", 13: "Short Packet",
         14: "Ring Underrun", 15: "Ring Overrun", 18: "Bandwidth Overrun", 23: "Missed Service",
-        31: "Isochronous Buffer Overrun", 17: "Parameter Error", 19: "Context State Error",
+        31: "Isochronous Buffer Overrun", 10: "Invalid Stream Type", 34: "Invalid Stream ID",
+        17: "Parameter Error", 19: "Context State Error",
         21: "Event Ring Full",
         24: "Command Ring Stopped", 25: "Command Aborted", 26: "Stopped",
         27: "Stopped - Length Invalid", 28: "Stopped - Short Packet",

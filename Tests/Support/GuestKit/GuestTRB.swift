@@ -187,11 +187,16 @@ extension GuestTRB {
             control: UInt32(slot & 0xff) << 24 | UInt32(endpoint & 0x1f) << 16)
     }
 
+    /// - Parameters:
+    ///   - stream: Stream ID; 0 where the endpoint has no streams.
+    ///   - streamType: SCT.
     public static func setDequeuePointer(
-        slot: Int, endpoint: Int, _ pointer: GuestAddress, cycle: Bool
+        slot: Int, endpoint: Int, _ pointer: GuestAddress, cycle: Bool, stream: Int = 0,
+        streamType: UInt64 = 0
     ) -> GuestTRB {
         .command(
             .setDequeuePointer, slot: slot, endpoint: endpoint,
-            parameter: pointer.rawValue | (cycle ? 1 : 0))
+            parameter: pointer.rawValue | streamType << 1 | (cycle ? 1 : 0),
+            status: UInt32(stream) << 16)
     }
 }

@@ -43,6 +43,10 @@ public final class TestDevice: USBDevice {
     public private(set) var cancelled: [Transfer.ID] = []
     public private(set) var resetCount = 0
     public private(set) var resetEndpoints: [EndpointAddress] = []
+    /// The streams of each endpoint, as the controller last said.
+    public private(set) var streams: [EndpointAddress: Int] = [:]
+    /// The stream of the last bulk transfer.
+    public private(set) var lastStream: UInt16?
     public private(set) var suspensions: [Bool] = []
     public private(set) var detachCount = 0
     /// Whether ``cancel(_:)`` completes the transfer at once, or leaves that to the test.
@@ -77,6 +81,7 @@ public final class TestDevice: USBDevice {
     }
 
     public func submit(_ transfer: Transfer) {
+        if case .bulk(let stream) = transfer.kind { lastStream = stream }
         var setup: SetupPacket?
         if case .control(let packet) = transfer.kind { setup = packet }
         records.append(
@@ -104,6 +109,10 @@ public final class TestDevice: USBDevice {
     }
 
     public func resetEndpoint(_ endpoint: EndpointAddress) { resetEndpoints.append(endpoint) }
+
+    public func setStreams(_ count: Int, for endpoint: EndpointAddress) {
+        streams[endpoint] = count
+    }
 
     public func setSuspended(_ suspended: Bool) { suspensions.append(suspended) }
 

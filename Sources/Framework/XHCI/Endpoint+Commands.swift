@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DMA
+internal import DequeModule
+internal import USB
+
+/// What commands do to an endpoint (xHCI 4.6.8-4.6.10), and what ends its transfers from outside.
+extension Endpoint {
+    // MARK: - Stop Endpoint
+
+    /// Begins Stop Endpoint: asks the device for all that is in flight.
+    mutating func beginStop(_ owner: SlotIdentity) {
+        isStopping = true
+        forEachQueue { endpoint in
+            for descriptor in endpoint.queue.inFlight where descriptor.outcome == nil {
+                owner.connection?.device?.cancel(descriptor.id)
+            }
+        }
+    }
+
+    /// Whether the device has given everything back.
+    mutating func isReadyToStop() -> Bool {
+        var isReady = true
+        forEachQueue { endpoint in
+            if endpoint.queue.inFlight.contains(where: { $0.outcome == nil }) { isReady = false }
+        }
+        return isReady
+    }
+
+    /// Ends Stop Endpoint (xHCI 4.6.9): transfers that finished in the meantime have their events, a
+    /// Stopped event tells how far the next one came, and the rest goes back to the ring. What the
+    /// device has not given back by now is given up. An idle endpoint, or stream, has no event.
+    ///
+    /// - Returns: `false` if the endpoint halted on the way.
+    mutating func finishStop(_ owner: SlotIdentity, _ bus: inout SystemBus) -> Bool {
+        defer { isStopping = false }
+        forEachQueue { endpoint in _ = endpoint.settle(owner, &bus, force: true) }
+        guard state == .running else { return false }
+        var walks: [TransferWalk] = []
+        forEachQueue { endpoint in
+            if let walk = endpoint.stopQueue(owner, bus) { walks.append(walk) }
+        }
+        setState(.stopped, bus)
+        for index in walks.indices { post(&walks[index], owner, &bus) }
+        return true
+    }
+
+    /// Gives the selected queue's transfers back to its ring, the first as far as it did not come.
+    ///
+    /// - Returns: the events of that one.
+    private mutating func stopQueue(_ owner: SlotIdentity, _ bus: SystemBus) -> TransferWalk? {
+        let head = queue.inFlight.first
+        giveBackQueue(owner)
+        guard let head else { return nil }
+        var transferred = 0
+        if case .cancelled(let count) = head.outcome { transferred = count }
+        _ = writeBack(head, transferred, bus)
+        let walk = TransferWalk(head, transferred: transferred, code: .stopped)
+        standWhere(walk)
+        return walk
+    }
+
+    // MARK: - Reset Endpoint, Set TR Dequeue Pointer
+
+    /// Reset Endpoint (xHCI 4.6.8) of a halted endpoint.
+    ///
+    /// - Parameter preservingTransfer: TSP: the transfer goes on where it failed.
+    mutating func reset(preservingTransfer: Bool, _ owner: SlotIdentity, _ bus: SystemBus) {
+        if !preservingTransfer {
+            forEachQueue { $0.queue.progress = .nothing }
+            owner.connection?.device?.resetEndpoint(address)
+        }
+        setState(.stopped, bus)
+    }
+
+    /// Set TR Dequeue Pointer (xHCI 4.6.10) of a stopped endpoint, or of one in error.
+    mutating func setDequeuePointer(_ command: CommandTRB, _ bus: SystemBus) -> CompletionCode {
+        if streams != nil {
+            do throws(StreamTable.Mistake) {
+                guard let place = try streams?.place(of: command.stream, bus),
+                    command.trb.parameter & 0xe == streams?.type(of: place)
+                else { return .trbError }
+                streams?.select(place, &queue)
+            } catch {
+                return .trbError
+            }
+        }
+        queue.ring = command.dequeuePointer
+        queue.progress = .nothing
+        streams?.select(nil, &queue)
+        setState(.stopped, bus)
+        return .success
+    }
+
+    // MARK: - From outside
+
+    /// The endpoint is dropped: nothing of it is told any more.
+    mutating func abandon(_ owner: SlotIdentity) {
+        giveBack(owner)
+        setDisabled()
+        guard index > 1, let device = owner.connection?.device else { return }
+        device.resetEndpoint(address)
+        if streams != nil { device.setStreams(0, for: address) }
+    }
+
+    /// The device is gone: everything in flight fails.
+    mutating func loseDevice() {
+        forEachQueue { endpoint in
+            for place in endpoint.queue.inFlight.indices
+            where endpoint.queue.inFlight[place].outcome == nil {
+                endpoint.queue.inFlight[place].outcome = .failed(
+                    .usbTransactionError, transferred: 0)
+            }
+            if let selected = endpoint.streams?.selected { endpoint.streams?.markReady(selected) }
+        }
+    }
+
+    /// Cancels transfers whose data lie in memory that is taken away.
+    mutating func cancelTransfers(
+        touching start: GuestAddress, count: UInt64, _ owner: SlotIdentity
+    ) {
+        forEachQueue { endpoint in
+            for descriptor in endpoint.queue.inFlight
+            where descriptor.outcome == nil && descriptor.touches(start, count: count) {
+                owner.connection?.device?.cancel(descriptor.id)
+            }
+        }
+    }
+}

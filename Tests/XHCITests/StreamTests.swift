@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DMA
+import GuestKit
+import Testing
+import USB
+import XHCI
+
+/// Streams of bulk endpoints: arrays of contexts, doorbells with a Stream ID, errors
+/// (xHCI 4.12, 6.2.4, 5.6).
+struct StreamTests {
+    let guest: Guest
+    let device = TestDevice(.superSpeed)
+    let slot: GuestSlot
+    let buffer: GuestAddress
+    var driver: GuestDriver { guest.driver }
+    private let address = EndpointAddress(2, .in)
+
+    init() throws {
+        guest = try Guest()
+        slot = try guest.plug(device)
+        buffer = guest.memory.allocate(0x10000, alignment: 65536)
+    }
+
+    private func stream(of transfer: Transfer) -> UInt16? {
+        if case .bulk(let stream) = transfer.kind { return stream }
+        return nil
+    }
+
+    private var normal: GuestTRB { .normal(buffer, 64, .interruptOnCompletion) }
+
+    // MARK: - Data
+
+    @Test(arguments: [1, 3, 7])
+    func `each stream has its own ring, and the device is told which`(size: Int) throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: size)
+        device.onTransfer = { transfer in
+            guard case .bulk(let stream) = transfer.kind else { return nil }
+            return .give([UInt8(truncatingIfNeeded: stream)])
+        }
+        let last = (2 << size) - 1
+        #expect(device.streams[address] == last)
+        for stream in [1, last, 2, 1] {
+            let target = buffer + stream * 64
+            let pointer = streams.submit(
+                stream,
+                [.normal(target, 64, [.interruptOnCompletion, .interruptOnShortPacket])])
+            let event = try streams.event()
+            #expect(event.code == .shortPacket)
+            #expect(event.length == 63)
+            #expect(event.pointer == pointer.first)
+            #expect(
+                guest.memory.bytes(at: target, count: 1) == [UInt8(truncatingIfNeeded: stream)])
+        }
+    }
+
+    @Test func `streams complete in the order of the device, TDs of one in their own`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        device.onTransfer = { $0.endpoint == .control ? nil : .hold }
+        var pointers: [Int: [GuestAddress]] = [:]
+        for stream in 1...3 { pointers[stream] = streams.submit(stream, [normal, normal]) }
+        guest.machine.turn()
+        #expect(device.pending.map { stream(of: $0) } == [1, 1, 2, 2, 3, 3])
+        for place in [4, 0, 2, 3, 1, 5] {
+            let transfer = device.pending[place]
+            device.complete(transfer.completion(.completed, transferred: 64))
+        }
+        let events = driver.takeAll()
+        #expect(events.count == 6)
+        for stream in 1...3 {
+            let own = pointers[stream] ?? []
+            #expect(events.map(\.pointer).filter { own.contains($0) } == own)
+        }
+        // The fifth transfer, the first of stream 3, ended before all others.
+        #expect(events.first?.pointer == pointers[3]?[0])
+    }
+
+    @Test func `secondary arrays double the way to a ring`() throws {
+        let streams = try GuestStreams(
+            slot, address, maxPrimaryStreams: 1, layout: .secondary(rings: [3]))
+        device.onTransfer = { $0.endpoint == .control ? nil : .give([9]) }
+        // Primary index in the low two bits, secondary index above.
+        for stream in [1, 1 + 4 * 7, 2 + 4 * 3, 3] {
+            let pointer = streams.submit(stream, [normal])
+            #expect(try streams.event().pointer == pointer.first)
+            #expect(device.lastStream == UInt16(stream))
+        }
+    }
+
+    @Test func `all streams of an endpoint work through memory that only messages reach`() throws {
+        let guest = try Guest(.remote)
+        let device = TestDevice(.superSpeed) { $0.endpoint == .control ? nil : .give([5]) }
+        let streams = try GuestStreams(
+            try guest.plug(device), EndpointAddress(1, .in), maxPrimaryStreams: 3)
+        let buffer = guest.memory.allocate(64)
+        for stream in 1...15 {
+            streams.submit(stream, [.normal(buffer, 1, .interruptOnCompletion)])
+        }
+        for _ in 1...15 { #expect(try streams.event().code == .success) }
+    }
+
+    // MARK: - Bad Stream IDs
+
+    @Test(arguments: [8, 9, 100, 65533, 65534, 65535])
+    func `a doorbell for a stream that is not there halts the endpoint`(stream: Int) throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        streams.ringDoorbell(stream)
+        #expect(try streams.event().code == .invalidStreamID)
+        #expect(streams.context.state == .halted)
+        #expect(try streams.reset().code == .success)
+        device.onTransfer = { $0.endpoint == .control ? nil : .give([5]) }
+        streams.submit(1, [normal])
+        #expect(try streams.event().code != .invalidStreamID)
+    }
+
+    @Test func `a doorbell without a stream halts an endpoint with streams`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        streams.ringDoorbell(0)
+        #expect(try streams.event().code == .invalidStreamID)
+        #expect(streams.context.state == .halted)
+    }
+
+    @Test func `a context of the wrong type halts the endpoint`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        guest.memory.store(buffer.rawValue | 3 << 1, at: streams.array + 2 * 16)
+        streams.ringDoorbell(2)
+        #expect(try streams.event().code == .invalidStreamType)
+        #expect(streams.context.state == .halted)
+    }
+
+    @Test func `a doorbell with a stream leaves an endpoint without streams alone`() throws {
+        let endpoint = try slot.configureOne(.bulkIn(3))
+        device.onTransfer = { $0.endpoint == .control ? nil : .give([5]) }
+        _ = endpoint.ring.push([normal])
+        endpoint.ringDoorbell(stream: 1)
+        #expect(driver.takeAll().isEmpty)
+        endpoint.ringDoorbell()
+        #expect(driver.takeAll().count == 1)
+    }
+
+    @Test func `arrays outside memory, or larger than offered, are refused`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        guest.memory.store(guest.nowhere.rawValue | 1 << 1, at: streams.array + 16)
+        streams.ringDoorbell(1)
+        #expect(try streams.event().code == .trbError)
+        #expect(throws: GuestError.self) {
+            try GuestStreams(slot, EndpointAddress(4, .in), maxPrimaryStreams: 8)
+        }
+        try guest.expectRecovery()
+    }
+
+    @Test func `doorbells for every number are bounded work`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 7)
+        for stream in 0...65535 { streams.ringDoorbell(stream) }
+        driver.takeAll()
+        #expect(!guest.machine.isSpinning)
+        try guest.expectRecovery()
+    }
+
+    // MARK: - Stopping, halting
+
+    @Test func `a stall halts all streams and gives back what they had`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        device.onTransfer = { $0.endpoint == .control ? nil : .hold }
+        let first = streams.submit(1, [normal, normal])
+        let second = streams.submit(2, [normal])
+        guest.machine.turn()
+        device.answerNext(.end(.stalled, transferred: 0))
+        let event = try streams.event()
+        #expect(event.code == .stall)
+        #expect(event.pointer == first[0])
+        #expect(streams.context.state == .halted)
+        #expect(streams.pointer(of: 1) == first[0].rawValue | 1 << 1 | 1)
+        #expect(streams.pointer(of: 2) == second[0].rawValue | 1 << 1 | 1)
+        #expect(device.cancelled.count == 2)
+
+        #expect(try streams.reset().code == .success)
+        #expect(try streams.setDequeuePointer(1).code == .success)
+        #expect(streams.pointer(of: 1) == streams.rings[1]!.enqueuePointer.rawValue | 1 << 1 | 1)
+        device.onTransfer = { $0.endpoint == .control ? nil : .give([1]) }
+        streams.ringDoorbell(2)
+        #expect(try streams.event().pointer == second[0])
+        #expect(driver.takeAll().isEmpty)
+    }
+
+    @Test func `Stop Endpoint tells of each stream with something in flight, and each goes on`()
+        throws
+    {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        device.onTransfer = { $0.endpoint == .control ? nil : .hold }
+        device.transferredWhenCancelled = 10
+        let pointers = (1...3).map { streams.submit($0, [normal])[0] }
+        guest.machine.turn()
+        #expect(try streams.stop().code == .success)
+        let events = driver.takeAll(after: .zero)
+        #expect(events.map(\.code) == [.stopped, .stopped, .stopped])
+        #expect(events.map(\.pointer) == pointers)
+        #expect(events.map(\.length) == [54, 54, 54])
+        #expect(streams.context.state == .stopped)
+        #expect(streams.pointer(of: 3) == pointers[2].rawValue | 1 << 1 | 1)
+
+        device.onTransfer = {
+            $0.endpoint == .control ? nil : .give(Array(repeating: 1, count: 54))
+        }
+        for stream in 1...3 { streams.ringDoorbell(stream) }
+        let rest = driver.takeAll()
+        #expect(rest.map(\.code) == [.success, .success, .success])
+        #expect(rest.map(\.length) == [0, 0, 0])
+    }
+
+    @Test func `Set TR Dequeue Pointer is for streams that are there, of their type`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        streams.submit(1, [])
+        #expect(try streams.stop().code == .success)
+        for stream in [0, 8, 65535] {
+            #expect(try streams.setDequeuePointer(stream).code == .trbError)
+        }
+        #expect(try streams.setDequeuePointer(1, streamType: 2).code == .trbError)
+        #expect(try streams.setDequeuePointer(5).code == .success)
+    }
+
+    @Test func `an unplugged device fails the transfers of all streams`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        device.onTransfer = { $0.endpoint == .control ? nil : .hold }
+        for stream in 1...3 { streams.submit(stream, [normal]) }
+        guest.machine.turn()
+        guest.machine.detach(device)
+        #expect(driver.takeAll().contains { $0.code == .usbTransactionError })
+        #expect(streams.context.state == .halted)
+        try slot.disable()
+        try guest.expectRecovery()
+    }
+
+    @Test func `the device is told when the endpoint goes`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        #expect(device.streams[address] == 7)
+        slot.prepareInput(add: 1, drop: 1 << UInt32(streams.contextIndex))
+        slot.writeInput(0, slot.slotContext.words)
+        #expect(try slot.configureCommand().code == .success)
+        #expect(device.streams[address] == 0)
+    }
+}
