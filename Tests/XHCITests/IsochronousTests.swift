@@ -183,6 +183,47 @@ struct IsochronousTests {
         #expect(guest.machine.serviceCount - services <= 2)
     }
 
+    @Test func `a controller whose events have no room waits for the guest, not for the clock`()
+        throws
+    {
+        var options = GuestDriver.Options()
+        options.eventRings = [[16]]
+        let guest = try Guest(options: options)
+        let device = TestDevice { $0.endpoint == .control ? nil : .accept }
+        let output = try guest.plug(device).configureOne(.isochronous(1, .out))
+        guest.driver.updatesDequeuePointer = false
+        output.submit(
+            trbs(40).map { _ in .isochronous(guest.memory.base, 8, .interruptOnCompletion) })
+        guest.machine.pass(.milliseconds(20))
+        let services = guest.machine.serviceCount
+        guest.machine.pass(.seconds(1))
+        #expect(guest.machine.serviceCount - services <= 2)
+        #expect(!guest.machine.isSpinning)
+        guest.driver.updatesDequeuePointer = true
+        guest.driver.acknowledge()
+        let events = guest.driver.takeAll().filter { $0.isTransfer && $0.code == .success }
+        #expect(events.count == 40)
+    }
+
+    @Test func `a device that does not answer is waited for without a clock`() throws {
+        var configuration = GuestEndpointConfiguration.isochronous(1, .out)
+        configuration.segments = [512]
+        let output = try slot.configureOne(configuration)
+        answer { _ in .hold }
+        output.submit((0..<300).map { _ in .isochronous(buffer, 8) })
+        guest.machine.pass(.milliseconds(100))
+        let held = device.pending.count
+        #expect(held >= 32 && held <= 300)
+        let services = guest.machine.serviceCount
+        guest.machine.pass(.seconds(1))
+        #expect(guest.machine.serviceCount - services <= 2)
+        answer { _ in .accept }
+        while device.answerNext(.accept) {}
+        _ = driver.takeAll()
+        #expect(log.microframes.count == 300)
+        #expect(device.pending.isEmpty)
+    }
+
     // MARK: - Frame IDs
 
     @Test func `a TD waits for its frame`() throws {

@@ -30,6 +30,10 @@ extension Endpoint {
         return descriptor.entries.count
     }
 
+    /// The microframe in which the endpoint is to be visited next. One that waits for its device is
+    /// visited when that answers.
+    var wakeTime: Int64? { takesTransfers ? schedule?.wakeTime : nil }
+
     private mutating func enqueue(_ original: TransferDescriptor, now: Int64) {
         var descriptor = original
         var due: Int64?

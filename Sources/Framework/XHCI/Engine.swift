@@ -283,7 +283,7 @@ struct Engine {
             start = slot + 1
             for endpoint in 1...31 where endpoints[bit: endpoint] {
                 if slots[slot].state != nil,
-                    let time = slots[slot].endpoints[endpoint]?.schedule?.wakeTime
+                    let time = slots[slot].endpoints[endpoint]?.wakeTime
                 {
                     body(&self, slot, endpoint, time)
                 } else {
@@ -307,11 +307,14 @@ struct Engine {
                     owner, &bus, &sequence, budget: &budget, microframe: microframe)
                 {
                 case .more: later.insert(slot: slot, endpoint: endpoint)
-                case .blocked: blocked.insert(slot: slot, endpoint: endpoint)
-                case .idle, nil: break
-                }
-                if slots[slot].endpoints[endpoint]?.schedule != nil {
-                    scheduled.insert(slot: slot, endpoint: endpoint)
+                case .blocked:
+                    // Time does not help it.
+                    scheduled.remove(slot: slot, endpoint: endpoint)
+                    blocked.insert(slot: slot, endpoint: endpoint)
+                case .idle, nil:
+                    if slots[slot].endpoints[endpoint]?.wakeTime != nil {
+                        scheduled.insert(slot: slot, endpoint: endpoint)
+                    }
                 }
             }
             if budget <= 0 { return }
