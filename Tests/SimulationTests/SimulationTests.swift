@@ -4,14 +4,14 @@ import Foundation
 import GuestKit
 import Testing
 
-/// Runs of ``Simulation`` by seed.
+/// Which seeds the simulations are run with.
 ///
 /// `SEED=… swift test --filter Simulation` runs one seed again; `SIMULATION_SEEDS=…` sets how many
 /// fixed ones are run, `SIMULATION_RANDOM_SEEDS=…` how many that differ from run to run.
-struct SimulationTests {
+enum SimulationSeeds {
     private static let environment = ProcessInfo.processInfo.environment
 
-    private static var seeds: [UInt64] {
+    static var all: [UInt64] {
         if let seed = environment["SEED"].flatMap({ UInt64($0) }) { return [seed] }
         let fixed = environment["SIMULATION_SEEDS"].flatMap { Int($0) } ?? 60
         let fresh = environment["SIMULATION_RANDOM_SEEDS"].flatMap { Int($0) } ?? 0
@@ -22,12 +22,15 @@ struct SimulationTests {
         if !seeds.isEmpty { print("random seeds: \(seeds)") }
         return (0..<max(fixed, 0)).map { UInt64($0) } + seeds
     }
+}
 
+/// Runs of ``Simulation`` by seed.
+struct SimulationTests {
     private static let steps = 150
 
     @Test func `no seed breaks a promise`() throws {
         var ended = 0
-        for seed in Self.seeds {
+        for seed in SimulationSeeds.all {
             let simulation = try Simulation(seed: seed)
             do {
                 try simulation.start()

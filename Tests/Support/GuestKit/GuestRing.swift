@@ -48,6 +48,9 @@ public final class GuestRing {
             : segments[segment].address + index * 16
     }
 
+    /// What the guest writes next, be it a link.
+    public var end: GuestAddress { segments[segment].address + index * 16 }
+
     /// The cycle state of ``enqueuePointer``.
     public var enqueueCycle: Bool {
         index == segments[segment].count - 1 && segment == segments.count - 1 ? !cycle : cycle
