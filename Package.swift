@@ -34,6 +34,7 @@ let package = Package(
         // The backends: each sees USB, BackendKit and Platform, never the controller.
         .backend("MassStorage", [.system]),
         .backend("HostUSB", ["CLibUSB"]),
+        .backend("Loopback", [.system]),
         .systemLibrary(
             name: "CLibUSB", path: "Sources/Backends/CLibUSB", pkgConfig: "libusb-1.0",
             providers: [.apt(["libusb-1.0-0-dev"])]),
@@ -42,7 +43,7 @@ let package = Package(
         .executableTarget(
             name: "usbvfiod",
             dependencies: [
-                "Platform", "BackendKit", "Service", "MassStorage", "HostUSB",
+                "Platform", "BackendKit", "Service", "MassStorage", "HostUSB", "Loopback",
                 .argumentParser, .logging, .system,
             ],
             path: "Sources/usbvfiod", swiftSettings: .strict),
@@ -74,6 +75,9 @@ let package = Package(
             ]),
         .tests(
             "MassStorage",
+            ["GuestKit", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),
+        .tests(
+            "Loopback",
             ["GuestKit", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),
         .tests("HostUSB", ["USB", "BackendKit", "Platform", "CLibUSB", .logging, .system]),
         .tests("ExampleBackend", ["USB", "BackendKit", "GuestKit", "Platform", .logging]),

@@ -4,6 +4,7 @@ internal import ArgumentParser
 internal import BackendKit
 internal import HostUSB
 internal import Logging
+internal import Loopback
 internal import MassStorage
 internal import Platform
 internal import Service
@@ -11,7 +12,9 @@ internal import SystemPackage
 
 extension BackendCatalog {
     /// All devices that this program can offer a guest. A new backend is one more name here.
-    static var all: BackendCatalog { BackendCatalog(StorageBackend.self, HostBackend.self) }
+    static var all: BackendCatalog {
+        BackendCatalog(StorageBackend.self, HostBackend.self, LoopbackBackend.self)
+    }
 }
 
 /// The command line: what is asked for is checked, opened and served.

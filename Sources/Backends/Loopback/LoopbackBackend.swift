@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+public import BackendKit
+internal import Logging
+internal import Platform
+public import USB
+
+/// `loopback:…`: a test device for those who write drivers, known to Linux as gadget zero.
+public final class LoopbackBackend: DeviceBackend {
+    public static let scheme = "loopback"
+    public static let summary = "a test device for writers of drivers (Linux: usbtest, gadget zero)"
+    public static let example = "loopback:speed=super"
+    public static let parameters = [
+        Parameter("speed", value: "full|high|super", summary: "default high"),
+        Parameter(
+            "pattern", value: "zero|mod63|none",
+            summary: "the data that is sent and expected; default zero"),
+        Parameter("serial", value: "TEXT", summary: "serial number"),
+        Parameter(
+            "bulk-packet", value: "N", summary: "bytes; full speed 8, 16, 32 or 64 (default)"),
+        Parameter("bulk-burst", value: "N", summary: "packets, 1 to 16 (default) at super speed"),
+        Parameter("interrupt-packet", value: "N", summary: "bytes; default the most possible"),
+        Parameter("interrupt-interval", value: "N", summary: "bInterval; default 1 ms"),
+        Parameter(
+            "iso-packet", value: "N", summary: "bytes; default 512 at full speed, else 1024"),
+        Parameter("iso-interval", value: "N", summary: "bInterval, 1 to 16; default 1 ms"),
+        Parameter("iso-mult", value: "N", summary: "1 to 3 packets (bursts) in an interval"),
+        Parameter("iso-burst", value: "N", summary: "packets, 1 to 16 at super speed; default 1"),
+    ]
+
+    private let device: LoopbackDevice
+    private let loop: any EventLoop
+    private let logger: Logger
+    private weak var bus: (any USBBus)?
+
+    public init(
+        _ specification: DeviceSpecification, context: BackendContext
+    ) throws(BackendError) {
+        let settings = try LoopbackSettings(specification)
+        loop = context.loop
+        logger = context.logger
+        device = LoopbackDevice(settings, loop: loop, logger: logger)
+    }
+
+    public func start(on bus: any USBBus) throws(BackendError) {
+        do throws(AttachError) {
+            try bus.attach(device)
+            self.bus = bus
+        } catch {
+            throw BackendError("cannot plug in '\(device.summary)': \(error)")
+        }
+    }
+
+    public func stop() {
+        bus?.detach(device)
+        bus = nil
+    }
+}
