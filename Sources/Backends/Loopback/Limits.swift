@@ -11,4 +11,14 @@ enum Limits {
     static let patternBlock = 16 << 10
     /// Wrong bytes that are told of in the log; later ones only with `-v`.
     static let wrongBytesLogged = 16
+    /// Bytes of a fault script.
+    static let faultScript = 64 << 10
+    /// Rules in it.
+    static let faultRules = 256
+    /// How long a fault may last, in milliseconds: an hour.
+    static let faultMilliseconds = 3_600_000
+    /// Transfers that a held one can wait for. The controller gives an endpoint no more at a time.
+    static let faultQueue = 31
+    /// Effects of one rule that are told of in the log; later ones only with `-v`.
+    static let faultsLogged = 100
 }

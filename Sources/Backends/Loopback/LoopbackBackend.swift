@@ -26,12 +26,18 @@ public final class LoopbackBackend: DeviceBackend {
         Parameter("iso-interval", value: "N", summary: "bInterval, 1 to 16; default 1 ms"),
         Parameter("iso-mult", value: "N", summary: "1 to 3 packets (bursts) in an interval"),
         Parameter("iso-burst", value: "N", summary: "packets, 1 to 16 at super speed; default 1"),
+        Parameter("faults", value: "FILE", summary: "what goes wrong, one rule a line"),
+        Parameter(
+            "fault", value: "RULE;…",
+            summary: "what goes wrong, such as 'bulk-in stall after=9' (see docs/loopback.md)"),
     ]
 
     private let device: LoopbackDevice
     private let loop: any EventLoop
     private let logger: Logger
     private weak var bus: (any USBBus)?
+    /// Plugs the device in again after a fault has unplugged it.
+    private var reconnection: Watch?
 
     public init(
         _ specification: DeviceSpecification, context: BackendContext
@@ -40,6 +46,15 @@ public final class LoopbackBackend: DeviceBackend {
         loop = context.loop
         logger = context.logger
         device = LoopbackDevice(settings, loop: loop, logger: logger)
+        var rules: [FaultRule] = []
+        if let path = try specification.value(of: "faults") {
+            rules += try Self.rules(FaultFile.text(path), from: path)
+        }
+        if let text = try specification.value(of: "fault") {
+            rules += try Self.rules(text, from: "fault=")
+        }
+        device.setFaults(rules)
+        device.onDisconnect = { [weak self] time in self?.reconnect(after: time) }
     }
 
     public func start(on bus: any USBBus) throws(BackendError) {
@@ -51,8 +66,38 @@ public final class LoopbackBackend: DeviceBackend {
         }
     }
 
+    /// Replaces all fault rules, while the device is in use; what an old one holds back is answered.
+    /// An empty text makes a device without faults. If a rule is wrong, nothing changes.
+    public func replaceFaults(_ text: String) throws(BackendError) {
+        device.setFaults(try Self.rules(text, from: "faults"))
+    }
+
     public func stop() {
+        reconnection = nil
         bus?.detach(device)
         bus = nil
+    }
+
+    private func reconnect(after time: Duration?) {
+        guard let time else { return }
+        reconnection = loop.schedule(at: loop.now + time) { [weak self] in self?.plugInAgain() }
+    }
+
+    private func plugInAgain() {
+        do throws(AttachError) {
+            try bus?.attach(device)
+        } catch {
+            logger.error("cannot plug in '\(device.summary)' again: \(error)")
+        }
+    }
+
+    private static func rules(
+        _ text: String, from source: String
+    ) throws(BackendError) -> [FaultRule] {
+        do throws(FaultScriptError) {
+            return try FaultScript.parse(text)
+        } catch {
+            throw BackendError("\(source):\(error.line): \(error.reason)")
+        }
     }
 }

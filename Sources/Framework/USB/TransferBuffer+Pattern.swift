@@ -8,7 +8,7 @@ extension TransferBuffer {
         var left = min(wanted, count)
         var phase = 0
         unsafe block.withUnsafeBytes { source in
-            guard let from = source.baseAddress else { return }
+            guard let from = source.baseAddress, source.count > 0 else { return }
             unsafe forEachSegment { segment in
                 guard let start = segment.baseAddress else { return }
                 let end = min(segment.count, left)

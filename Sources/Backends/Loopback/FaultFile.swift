@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BackendKit
+internal import Platform
+internal import SystemPackage
+
+/// A fault script in a file.
+enum FaultFile {
+    static func text(_ path: String) throws(BackendError) -> String {
+        let bytes: [UInt8]
+        do throws(Errno) {
+            let file = try RandomAccessFile(opening: path, [])
+            // One byte more than may be, so that too much is seen.
+            bytes = try file.contents(atMost: Limits.faultScript + 1)
+        } catch {
+            throw BackendError("cannot read the faults in '\(path)': \(error)")
+        }
+        guard bytes.count <= Limits.faultScript else {
+            throw BackendError("'\(path)' has more than \(Limits.faultScript) bytes")
+        }
+        guard let text = String(validating: bytes, as: UTF8.self) else {
+            throw BackendError("'\(path)' is not a text in UTF-8")
+        }
+        return text
+    }
+}

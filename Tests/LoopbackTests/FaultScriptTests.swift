@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Testing
+
+@testable import Loopback
+
+/// The language of faults.
+@Suite struct FaultScriptTests {
+    private func rule(_ text: String) throws -> FaultRule {
+        let rules = try FaultScript.parse(text)
+        try #require(rules.count == 1)
+        return rules[0]
+    }
+
+    private func reason(_ text: String) -> String {
+        do {
+            _ = try FaultScript.parse(text)
+            return ""
+        } catch {
+            return "\(error.line): \(error.reason)"
+        }
+    }
+
+    @Test func `each fault is understood`() throws {
+        let expected: [(String, FaultRule.Target, FaultRule.Action)] = [
+            ("bulk-in stall", .pipe(.bulkIn), .stall),
+            ("0x81 stall", .pipe(.bulkIn), .stall),
+            ("2 stall", .pipe(.interruptOut), .stall),
+            ("control nak", .pipe(.control), .hold(.forever)),
+            ("bulk-out nak ms=20", .pipe(.bulkOut), .hold(.time(.milliseconds(20)))),
+            ("bulk-out nak queued=3", .pipe(.bulkOut), .hold(.queued(3))),
+            ("interrupt-in slow ms=7", .pipe(.interruptIn), .hold(.time(.milliseconds(7)))),
+            ("iso-in short bytes=0x10", .pipe(.isoIn), .short(16)),
+            ("control babble", .pipe(.control), .babble),
+            ("iso-out error", .pipe(.isoOut), .error),
+            ("bulk-out corrupt byte=9", .pipe(.bulkOut), .corrupt(9)),
+            ("bulk-out corrupt", .pipe(.bulkOut), .corrupt(0)),
+            ("interrupt-out disconnect", .pipe(.interruptOut), .disconnect(reconnect: nil)),
+            (
+                "control disconnect reconnect=0", .pipe(.control),
+                .disconnect(reconnect: .zero)
+            ),
+            ("device-descriptor truncated", .descriptor(.device), .descriptor(.truncated)),
+            (
+                "configuration-descriptor contradictory", .descriptor(.configuration),
+                .descriptor(.contradictory)
+            ),
+        ]
+        for (text, target, action) in expected {
+            let rule = try rule(text)
+            #expect(rule.target == target, "\(text)")
+            #expect(rule.action == action, "\(text)")
+            #expect(rule.text == text)
+        }
+    }
+
+    @Test func `when and how often are understood`() throws {
+        let plain = try rule("bulk-in stall")
+        #expect(plain.times == 1 && plain.after == 0 && plain.probability == 1)
+        let full = try rule("bulk-in stall p=0.25 seed=0x10 after=7 after-bytes=4096 times=3")
+        #expect(full.after == 7 && full.afterBytes == 4096 && full.times == 3)
+        #expect(full.probability == 0.25 && full.seed == 16)
+        #expect(try rule("bulk-in stall times=always").times == nil)
+        #expect(try rule("bulk-in stall p=1").times == nil)
+        #expect(try rule("bulk-in slow ms=1").times == nil)
+        #expect(try rule("bulk-in slow ms=1 times=2").times == 2)
+        #expect(try rule("device-descriptor overlong").times == nil)
+        #expect(try rule("control stall request=9").request == 9)
+    }
+
+    @Test func `rules stand on lines or between semicolons, with comments`() throws {
+        let rules = try FaultScript.parse(
+            """
+            # what a bad cable does
+
+              bulk-in   error p=0.01  # now and then; often enough
+            \tbulk-out error; control stall;
+            ;;
+            """)
+        #expect(rules.map(\.text) == ["bulk-in error p=0.01", "bulk-out error", "control stall"])
+        #expect(try FaultScript.parse("").isEmpty)
+    }
+
+    @Test(arguments: [
+        ("bulk stall", "1: 'bulk' is no place for a fault; there are: control, bulk-in"),
+        ("0x84 stall", "1: '0x84' is no place"),
+        ("\nbulk-in", "2: 'bulk-in' does not say what happens: stall, nak"),
+        ("bulk-in explode", "1: 'explode' is no fault; there are: stall, nak, slow"),
+        ("device-descriptor stall", "1: 'stall' cannot happen to a descriptor; there are: trunc"),
+        ("bulk-in truncated", "1: 'truncated' is no fault"),
+        ("bulk-in stall now", "1: 'now' in 'bulk-in stall now' must be KEY=VALUE"),
+        ("bulk-in stall after=1 after=2", "gives 'after' twice"),
+        ("bulk-in stall ms=3", "'ms' means nothing to 'bulk-in stall'"),
+        ("bulk-in stall request=3", "'request' means nothing"),
+        ("iso-in stall", "have no handshake, so 'stall' cannot be"),
+        ("iso-out nak", "so 'nak' cannot be"),
+        ("iso-out slow ms=1", "so 'slow' cannot be"),
+        ("bulk-out short bytes=3", "only data that goes IN can be 'short'"),
+        ("interrupt-out babble", "only data that goes IN can be 'babble'"),
+        ("bulk-in short", "'bulk-in short' needs bytes=…"),
+        ("bulk-in slow", "'bulk-in slow' needs ms=…"),
+        ("bulk-in nak ms=1 queued=1", "either 'ms' or 'queued'"),
+        ("bulk-in nak queued=32", "'queued=32' must be a number from 1 to 31"),
+        ("bulk-in nak ms=3600001", "must be a number from 0 to 3600000"),
+        ("bulk-in stall after=-1", "'after=-1' must be a number from 0"),
+        ("bulk-in stall times=0", "'times=0' must be a number from 1 on, or always"),
+        ("bulk-in stall p=0", "'p=0' must be more than 0 and at most 1"),
+        ("bulk-in stall p=1.01", "must be more than 0"),
+        ("bulk-in stall p=nan", "must be more than 0"),
+        ("bulk-in stall after=", "'after=' must be a number"),
+        ("bulk-in stall seed=99999999999999999999", "must be a number from 0"),
+        ("control stall request=256", "must be a number from 0 to 255"),
+    ])
+    func `a mistake is named with its line and what is allowed`(text: String, expected: String) {
+        #expect(reason(text).contains(expected), "\(reason(text))")
+    }
+
+    @Test func `scripts are bounded`() {
+        let rules = String(repeating: "bulk-in stall\n", count: Limits.faultRules)
+        #expect(reason(rules) == "")
+        #expect(reason(rules + "bulk-in stall").contains("257: there are at most 256 rules"))
+        let comment = "#" + String(repeating: "x", count: Limits.faultScript - 1)
+        #expect(reason(comment) == "")
+        #expect(reason(comment + "x").contains("at most 65536 bytes"))
+    }
+
+    @Test func `no text makes the reader fail`() {
+        var generator = SplitMix64(seed: 1)
+        let words = [
+            "bulk-in", "control", "stall", "nak", "=", "p=", "after=1", ";", "#", "\n", "é", "0x",
+            "times=always", "ms=9", "\u{0}", "queued=0", "  ", "short", "bytes=1", "p=1e400",
+        ]
+        for _ in 0..<3000 {
+            let count = Int(generator.next() % 9)
+            let text = (0..<count).map { _ in words[Int(generator.next() % UInt64(words.count))] }
+                .joined(separator: generator.next() % 4 == 0 ? "" : " ")
+            _ = try? FaultScript.parse(text)
+        }
+    }
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BackendKit
+import DMA
+import Foundation
+import GuestKit
+import Logging
+import Testing
+import USB
+
+@testable import Loopback
+
+/// The specification on the command line, and the life of the backend, behind the real controller.
+@Suite struct LoopbackBackendTests {
+    let guest: Guest
+
+    init() throws { guest = try Guest() }
+
+    private func make(_ text: String) throws -> LoopbackBackend {
+        let context = BackendContext(
+            loop: guest.machine.loop,
+            logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+        let backend = try BackendCatalog(LoopbackBackend.self).makeBackend(text, context: context)
+        return try #require(backend as? LoopbackBackend)
+    }
+
+    private func start(_ text: String) throws -> LoopbackBackend {
+        let backend = try make(text)
+        try backend.start(on: guest.machine.controller)
+        return backend
+    }
+
+    private func reason(_ text: String) -> String {
+        do {
+            _ = try make(text)
+            return ""
+        } catch {
+            return "\(error)"
+        }
+    }
+
+    private static let packets = ["full": 64, "high": 512, "super": 1024]
+
+    /// Bulk endpoints, and interrupt ones if the setting has them.
+    private func configure(
+        _ slot: GuestSlot, speed: String = "high", configuration: UInt16 = 3
+    ) throws -> [GuestEndpoint] {
+        var wanted: [GuestEndpointConfiguration] = [.bulkIn(1), .bulkOut(1)]
+        if configuration == 3 {
+            wanted.append(.interruptIn(2))
+            wanted.append(.init(EndpointAddress(2, .out), .interruptOut))
+            wanted[3].interval = 3
+        }
+        for index in wanted.indices {
+            wanted[index].maxPacketSize = Self.packets[speed] ?? 0
+        }
+        let endpoints = try slot.configure(wanted)
+        try slot.control(
+            SetupPacket(requestType: 0, request: 9, value: configuration, index: 0, length: 0))
+        if configuration == 3 {
+            try slot.control(
+                SetupPacket(requestType: 1, request: 11, value: 1, index: 0, length: 0))
+        }
+        return endpoints
+    }
+
+    private func recover(_ endpoint: GuestEndpoint, _ slot: GuestSlot, address: UInt16) throws {
+        try endpoint.reset()
+        try endpoint.setDequeuePointer()
+        try slot.control(
+            SetupPacket(requestType: 2, request: 1, value: 0, index: address, length: 0))
+    }
+
+    // MARK: - Use
+
+    @Test(arguments: ["full", "high", "super"])
+    func `a guest reads and writes patterned data`(speed: String) throws {
+        let backend = try start("loopback:speed=\(speed),pattern=mod63")
+        let slot = try guest.driver.addressNewDevice()
+        let endpoints = try configure(slot, speed: speed)
+        let bulk = mod63(70_000, packet: Self.packets[speed] ?? 0)
+        #expect(try endpoints[0].receive(70_000) == bulk)
+        #expect(try endpoints[1].send(bulk) == 70_000)
+        let packet = speed == "full" ? 64 : 1024
+        #expect(try endpoints[2].receive(200) == mod63(200, packet: packet))
+        #expect(try endpoints[3].send(mod63(200, packet: packet)) == 200)
+        let data = ramp(4096)
+        try slot.control(
+            SetupPacket(requestType: 0x40, request: 0x5b, value: 0, index: 0, length: 4096),
+            data: data)
+        #expect(
+            try slot.control(
+                SetupPacket(requestType: 0xc0, request: 0x5c, value: 0, index: 0, length: 4096))
+                == data)
+        #expect(!guest.hasFailed)
+        backend.stop()
+    }
+
+    @Test(arguments: ["full", "high", "super"])
+    func `a guest gets back what it writes`(speed: String) throws {
+        let backend = try start("loopback:speed=\(speed)")
+        let endpoints = try configure(
+            guest.driver.addressNewDevice(), speed: speed, configuration: 2)
+        for count in [1, 1000, 4096, 100_001] {
+            #expect(try endpoints[1].send(ramp(count)) == count)
+            #expect(try endpoints[0].receive(count) == ramp(count))
+        }
+        backend.stop()
+    }
+
+    @Test func `a guest takes back a read that nothing answers`() throws {
+        let backend = try start("loopback")
+        let endpoints = try configure(guest.driver.addressNewDevice(), configuration: 2)
+        endpoints[0].submit(endpoints[0].trbs(guest.memory.allocate(64), 64))
+        #expect(try endpoints[0].stop().code == .success)
+        try endpoints[0].setDequeuePointer()
+        try endpoints[1].send([1, 2, 3])
+        #expect(try endpoints[0].receive(64) == [1, 2, 3])
+        backend.stop()
+    }
+
+    // MARK: - Faults
+
+    @Test func `a guest sees each fault as what it is`() throws {
+        let backend = try start(
+            "loopback:fault=bulk-in stall; bulk-in babble; bulk-in error; bulk-in short bytes=3")
+        let slot = try guest.driver.addressNewDevice()
+        let endpoint = try configure(slot)[0]
+        let buffer = guest.memory.allocate(64)
+        for code in [GuestEvent.Code.stall, .babbleDetected, .usbTransactionError] {
+            endpoint.submit(endpoint.trbs(buffer, 64))
+            #expect(try endpoint.event().code == code)
+            #expect(endpoint.context.state == .halted)
+            try recover(endpoint, slot, address: 0x81)
+        }
+        #expect(try endpoint.receive(64).count == 3)
+        #expect(try endpoint.receive(64).count == 64)
+        backend.stop()
+    }
+
+    @Test func `transfers behind an error happen once, when the guest submits them again`() throws {
+        let backend = try start("loopback:fault=bulk-out error after=1")
+        let slot = try guest.driver.addressNewDevice()
+        let endpoints = try configure(slot, configuration: 2)
+        let buffer = guest.memory.allocate(16)
+        guest.memory.write(ramp(16), at: buffer)
+        let trbs = (0..<4).map { (index: Int) in
+            GuestTRB.normal(buffer + index, 1, .interruptOnCompletion)
+        }
+        endpoints[1].submit(trbs)
+        #expect(try endpoints[1].event().code == .success)
+        #expect(try endpoints[1].event().code == .usbTransactionError)
+        try recover(endpoints[1], slot, address: 0x01)
+        for byte in ramp(4).dropFirst() { try endpoints[1].send([byte]) }
+        for byte in ramp(4) { #expect(try endpoints[0].receive(8) == [byte]) }
+        backend.stop()
+    }
+
+    @Test func `a device that unplugs itself comes back when it was told to`() throws {
+        let backend = try start("loopback:fault=bulk-in disconnect reconnect=500")
+        let slot = try guest.driver.addressNewDevice()
+        let endpoint = try configure(slot)[0]
+        endpoint.submit(endpoint.trbs(guest.memory.allocate(8), 8))
+        guest.machine.pass(.milliseconds(100))
+        #expect(!guest.driver.port(slot.port).contains(.connected))
+        try slot.disable()
+        guest.machine.pass(.milliseconds(500))
+        #expect(guest.driver.port(slot.port).contains(.connected))
+        let again = try guest.driver.addressNewDevice()
+        #expect(try configure(again)[0].receive(8) == zeroes(8))
+        backend.stop()
+        guest.machine.pass(.milliseconds(100))
+        #expect(!guest.driver.port(again.port).contains(.connected))
+    }
+
+    @Test func `a stopped backend does not come back`() throws {
+        let backend = try start("loopback:fault=bulk-in disconnect reconnect=500")
+        let slot = try guest.driver.addressNewDevice()
+        let endpoint = try configure(slot)[0]
+        endpoint.submit(endpoint.trbs(guest.memory.allocate(8), 8))
+        guest.machine.pass(.milliseconds(100))
+        backend.stop()
+        guest.machine.pass(.seconds(2))
+        #expect(!guest.driver.port(slot.port).contains(.connected))
+    }
+
+    @Test func `rules can be replaced while the device is used`() throws {
+        let backend = try start("loopback")
+        let slot = try guest.driver.addressNewDevice()
+        let endpoint = try configure(slot)[0]
+        try backend.replaceFaults("bulk-in short bytes=2")
+        #expect(try endpoint.receive(8).count == 2)
+        #expect(throws: BackendError.self) { try backend.replaceFaults("bulk-in shrt") }
+        try backend.replaceFaults("bulk-in short bytes=4 times=always")
+        #expect(try endpoint.receive(8).count == 4)
+        try backend.replaceFaults("")
+        #expect(try endpoint.receive(8).count == 8)
+        backend.stop()
+    }
+
+    @Test func `rules come from a file, and mistakes in it are found there`() throws {
+        let path = NSTemporaryDirectory() + "faults-\(UUID().uuidString)"
+        defer { try? FileManager.default.removeItem(atPath: path) }
+        func write(_ text: String) throws {
+            try Data(text.utf8).write(to: URL(filePath: path))
+        }
+        try write("# two lines\nbulk-in short bytes=2\n")
+        let backend = try start("loopback:faults=\(path),fault=bulk-in short bytes=3")
+        let endpoint = try configure(guest.driver.addressNewDevice())[0]
+        #expect(try (0..<3).map { _ in try endpoint.receive(8).count } == [2, 3, 8])
+        backend.stop()
+
+        try write("\n\nbulk-in explode")
+        #expect(reason("loopback:faults=\(path)").contains("\(path):3: 'explode' is no fault"))
+        try write(String(repeating: "#", count: Limits.faultScript + 1))
+        #expect(reason("loopback:faults=\(path)").contains("more than 65536 bytes"))
+        try Data([0xff, 0xfe]).write(to: URL(filePath: path))
+        #expect(reason("loopback:faults=\(path)").contains("not a text in UTF-8"))
+        #expect(reason("loopback:faults=/nowhere/x").contains("cannot read the faults"))
+        #expect(reason("loopback:faults=/dev/null").contains("cannot read the faults"))
+        #expect(reason("loopback:fault=bulk-in").contains("fault=:1: 'bulk-in' does not say"))
+    }
+
+    @Test func `a bus without a free port is an error in words`() throws {
+        let backends = try (0..<9).map { _ in try make("loopback") }
+        for backend in backends.prefix(8) { try backend.start(on: guest.machine.controller) }
+        #expect(throws: BackendError.self) { try backends[8].start(on: guest.machine.controller) }
+        for backend in backends { backend.stop() }
+    }
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Testing
+import USB
+
+@testable import Loopback
+
+/// Configuration 2: what comes OUT goes back IN.
+@Suite struct LoopbackTests {
+    let host: LoopbackHost
+
+    init() throws { host = try LoopbackHost(configuration: 2) }
+
+    @Test(arguments: [1, 2, 5], [1, 511, 512, 513, 5000, 262_144])
+    func `what was written is read`(pieces: Int, count: Int) {
+        host.pieces = pieces
+        let bytes = ramp(count)
+        #expect(host.status(host.send(bytes)) == .completed)
+        #expect(host.end(host.receive(count)) == .init(.completed, bytes))
+    }
+
+    @Test func `a reader waits for the writer`() {
+        let read = host.receive(1024)
+        #expect(host.status(read) == nil)
+        #expect(host.status(host.send(ramp(100))) == .completed)
+        #expect(host.end(read) == .init(.completed, ramp(100)))
+    }
+
+    @Test func `full packets follow each other, a short one ends a transfer`() {
+        host.send(ramp(1024))
+        let read = host.receive(4096)
+        #expect(host.status(read) == nil)
+        host.send(ramp(10, from: 1024))
+        #expect(host.end(read) == .init(.completed, ramp(1034)))
+        host.send([1, 2, 3])
+        host.send([4])
+        #expect(host.end(host.receive(4096))?.bytes == [1, 2, 3])
+        #expect(host.end(host.receive(4096))?.bytes == [4])
+    }
+
+    @Test func `an empty packet ends a transfer too, and is one of its own behind a full one`() {
+        host.send(ramp(512))
+        host.send([])
+        #expect(host.end(host.receive(512)) == .init(.completed, ramp(512)))
+        #expect(host.end(host.receive(512)) == .init(.completed))
+        host.send(ramp(512))
+        host.send([])
+        #expect(host.end(host.receive(1024)) == .init(.completed, ramp(512)))
+        #expect(host.status(host.receive(512)) == nil)
+    }
+
+    @Test func `a writer waits while nobody reads, and goes on when somebody does`() {
+        let first = host.send(ramp(Limits.loopedBytes))
+        let second = host.send(ramp(1000, from: 5))
+        let third = host.send([9])
+        #expect(host.status(first) == .completed)
+        #expect(host.status(second) == nil)
+        #expect(host.status(third) == nil)
+        let read = host.receive(1024)
+        #expect(host.end(read)?.bytes == ramp(1024))
+        #expect(host.status(second) == .completed)
+        #expect(host.status(third) == .completed)
+        #expect(host.count(host.receive(Limits.loopedBytes - 1024)) == Limits.loopedBytes - 1024)
+        #expect(host.end(host.receive(4096))?.bytes == ramp(1000, from: 5))
+        #expect(host.end(host.receive(4096))?.bytes == [9])
+        #expect(!host.port.hasDoubles)
+    }
+
+    @Test func `a transfer larger than all buffers goes through`() {
+        let bytes = ramp(Limits.loopedBytes * 3 + 7)
+        let write = host.send(bytes)
+        #expect(host.status(write) == nil)
+        #expect(host.end(host.receive(bytes.count + 1)) == .init(.completed, bytes))
+        #expect(host.status(write) == .completed)
+    }
+
+    @Test func `short packets are bounded too`() {
+        for _ in 0..<Limits.loopedShortPackets { host.send([7]) }
+        let over = host.send([8])
+        #expect(host.status(over) == nil)
+        #expect(host.end(host.receive(64))?.bytes == [7])
+        #expect(host.status(over) == .completed)
+    }
+
+    @Test func `a transfer taken back tells how far it came`() {
+        let read = host.receive(2048)
+        host.send(ramp(1024))
+        host.device.cancel(read)
+        #expect(host.end(read) == .init(.cancelled, ramp(1024)))
+        let write = host.send(ramp(Limits.loopedBytes + 512))
+        let next = host.send([])
+        host.device.cancel(write)
+        #expect(host.status(write) == .cancelled)
+        #expect(host.count(write) == Limits.loopedBytes)
+        // The one behind it has its turn.
+        #expect(host.status(next) == .completed)
+        host.device.cancel(Transfer.ID(rawValue: 9999))
+    }
+
+    @Test func `a reset, a configuration and an unplug forget what was looped`() {
+        host.send([1])
+        let waiting = host.receive(.bulkIn, 64)
+        #expect(host.status(waiting) == .completed)
+        let pending = host.receive(64)
+        host.device.reset()
+        #expect(host.status(pending) == .cancelled)
+        host.control(0, 9, value: 2)
+        host.send([2])
+        host.control(0, 9, value: 2)
+        let fresh = host.receive(64)
+        #expect(host.status(fresh) == nil)
+        host.control(0, 9, value: 3)
+        #expect(host.status(fresh) == .failed)
+        host.control(0, 9, value: 2)
+        let last = host.receive(64)
+        host.device.detached()
+        #expect(host.status(last) == nil)
+        host.device.attach(to: host.port)
+        host.control(0, 9, value: 2)
+        host.send([3])
+        #expect(host.end(host.receive(64))?.bytes == [3])
+        #expect(!host.port.hasDoubles)
+    }
+
+    @Test func `a halt ends what waits`() {
+        let read = host.receive(64)
+        host.setHalt(.bulkIn)
+        #expect(host.status(read) == .stalled)
+        host.send([5])
+        host.clearHalt(.bulkIn)
+        #expect(host.end(host.receive(64))?.bytes == [5])
+    }
+}
