@@ -39,7 +39,7 @@ struct CommandLineTests {
         let list = try Program("backends", "--json")
         let object = try JSONSerialization.jsonObject(with: Data(list.output.utf8))
         let backends = try #require((object as? [String: Any])?["backends"] as? [[String: Any]])
-        #expect(backends.compactMap { $0["scheme"] as? String } == ["storage", "host"])
+        #expect(backends.compactMap { $0["scheme"] as? String } == ["storage", "host", "loopback"])
         let parameters = try #require(backends.first?["parameters"] as? [[String: Any]])
         let file = try #require(parameters.first { $0["name"] as? String == "file" })
         #expect(file["required"] as? Bool == true)

@@ -274,6 +274,35 @@ import USB
         #expect(host.descriptor(0x0100).count == 18)
     }
 
+    // MARK: - The operator
+
+    @Test func `each effect is told of, with what the host sees, but not without end`() throws {
+        let host = try LoopbackHost(faults: "bulk-in error after=1 times=always")
+        host.receive(8)
+        #expect(host.log.all.isEmpty)
+        host.receive(8)
+        #expect(
+            host.log.all == [
+                "notice: loopback test device, high speed: fault "
+                    + "'bulk-in error after=1 times=always' at number 2: the host sees "
+                    + "a transaction error (Linux: -EPROTO, for bulk after 4 tries more)"
+            ])
+        for _ in 0..<2 * Limits.faultsLogged {
+            host.pass(1)
+            host.receive(8)
+        }
+        #expect(host.log.all.count == Limits.faultsLogged)
+    }
+
+    @Test func `wrong bytes are told of, but not without end`() throws {
+        let host = try LoopbackHost()
+        for _ in 0..<2 * Limits.wrongBytesLogged { host.send(.isoOut, [0, 3]) }
+        #expect(host.log.all.count == Limits.wrongBytesLogged)
+        #expect(
+            host.log.all.first?.contains("byte 1 of a transfer to 0x03 is 3, which is not the")
+                == true)
+    }
+
     // MARK: - While it runs
 
     @Test func `new rules take the place of the old ones, and what those held is answered`() throws

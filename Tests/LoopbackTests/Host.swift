@@ -3,6 +3,7 @@
 import BackendKit
 import GuestKit
 import Logging
+import Platform
 import USB
 
 @testable import Loopback
@@ -55,11 +56,31 @@ final class GuestPieces {
     deinit { allocation.deallocate() }
 }
 
+/// Keeps what an operator sees without `-v`.
+struct LogRecorder: LogHandler {
+    final class Lines: Sendable {
+        private let storage = Locked<[String]>([])
+        func append(_ line: String) { storage.withLock { $0.append(line) } }
+        var all: [String] { storage.withLock { $0 } }
+    }
+
+    let lines: Lines
+    var metadata: Logger.Metadata = [:]
+    var logLevel: Logger.Level = .info
+    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
+        get { metadata[key] }
+        set { metadata[key] = newValue }
+    }
+
+    func log(event: LogEvent) { lines.append("\(event.level): \(event.message)") }
+}
+
 /// A USB host without a controller, on a clock that is a number.
 final class LoopbackHost {
     let loop = SimulatedLoop()
     let port = FakePort()
     let device: LoopbackDevice
+    let log = LogRecorder.Lines()
     var pieces = 1
     private var nextID: UInt64 = 0
     private var memory: [Transfer.ID: GuestPieces] = [:]
@@ -69,9 +90,10 @@ final class LoopbackHost {
         setting: UInt16 = 1
     ) throws {
         let settings = try LoopbackSettings(DeviceSpecification(parsing: specification))
+        let log = log
         device = LoopbackDevice(
             settings, loop: loop,
-            logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+            logger: Logger(label: "test") { _ in LogRecorder(lines: log) })
         device.attach(to: port)
         control(0, 9, value: configuration)
         if configuration == 3 { control(1, 11, value: setting) }

@@ -108,6 +108,39 @@ import USB
         backend.stop()
     }
 
+    @Test func `a guest reads and writes isochronously, and sees a fault in its own packet`() throws
+    {
+        let backend = try start(
+            "loopback:pattern=mod63,iso-packet=200,fault=iso-in short bytes=7 after=1")
+        let slot = try guest.driver.addressNewDevice()
+        var wanted: [GuestEndpointConfiguration] = [
+            .isochronous(3, .in, interval: 3), .isochronous(3, .out, interval: 3),
+        ]
+        for index in wanted.indices { wanted[index].maxPacketSize = 200 }
+        let endpoints = try slot.configure(wanted)
+        try slot.control(SetupPacket(requestType: 0, request: 9, value: 3, index: 0, length: 0))
+        try slot.control(SetupPacket(requestType: 1, request: 11, value: 1, index: 0, length: 0))
+        let buffer = guest.memory.allocate(600)
+        for endpoint in endpoints {
+            let flags: GuestTRB.Flags = [.interruptOnCompletion, .interruptOnShortPacket]
+            let addresses = endpoint.submit(
+                (0..<3).map { (index: Int) in
+                    GuestTRB.isochronous(buffer + index * 200, 200, flags)
+                })
+            let isIn = endpoint.direction == .in
+            for (index, address) in addresses.enumerated() {
+                let event = try guest.driver.wait("a packet") { $0.pointer == address }
+                let isShort = isIn && index == 1
+                #expect(event.code == (isShort ? .shortPacket : .success))
+                #expect(event.length == (isShort ? 193 : 0))
+            }
+            if isIn {
+                #expect(guest.memory.bytes(at: buffer, count: 200) == mod63(200, packet: 200))
+            }
+        }
+        backend.stop()
+    }
+
     @Test func `a guest takes back a read that nothing answers`() throws {
         let backend = try start("loopback")
         let endpoints = try configure(guest.driver.addressNewDevice(), configuration: 2)
