@@ -7,7 +7,7 @@ PREFIX ?= /usr/local
 SWIFT ?= swift
 SOURCES = Sources Tests Package.swift
 
-.PHONY: build demo test lint format install clean
+.PHONY: build demo test bench lint format install clean
 
 # The program, optimised: .build/release/usbvfiod
 build:
@@ -24,6 +24,13 @@ test:
 	scripts/setup
 	scripts/bed/prepare
 	$(SWIFT) test $(if $(FILTER),--filter $(FILTER))
+
+# How fast it is, as a table, JSON and plots in .build/bench. FILTER=native measures a part,
+# RECORD=1 puts the table into docs/benchmarks.md.
+bench:
+	scripts/setup
+	scripts/bed/prepare || true
+	scripts/bench
 
 # What CI refuses: wrong formatting, imports that the manifest does not declare.
 lint:

@@ -58,6 +58,14 @@ let package = Package(
             name: "ExampleBackend", dependencies: ["BackendKit", "USB", "Platform"],
             path: "Tests/ExampleBackend", swiftSettings: .strict),
 
+        // What `make bench` runs; no product asks for it.
+        .executableTarget(
+            name: "Benchmarks",
+            dependencies: [
+                "RemoteGuest", "GuestKit", "VFIOClient", "DMA", "USB", "Platform", .system,
+            ],
+            path: "Tests/Benchmarks", swiftSettings: .relaxed),
+
         // Tests, layer by layer.
         .tests("Platform", ["CLinux", .system]),
         .tests("DMA", ["CLinux", "Platform", .system]),

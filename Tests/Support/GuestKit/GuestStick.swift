@@ -18,8 +18,8 @@ public final class GuestStick {
     private let slot: GuestSlot
     private let inputAddress: UInt16
     private let outputAddress: UInt16
-    private let input: GuestEndpoint
-    private let output: GuestEndpoint
+    public let input: GuestEndpoint
+    public let output: GuestEndpoint
     private let commandBlock: GuestAddress
     private let statusBlock: GuestAddress
     private let data: GuestAddress
@@ -28,12 +28,14 @@ public final class GuestStick {
     private var memory: GuestRAM { driver.memory }
 
     /// Finds the stick behind a new connection and configures it.
-    public init(_ driver: GuestDriver) throws {
+    ///
+    /// - Parameter ring: TRBs of each segment of its bulk rings.
+    public init(_ driver: GuestDriver, ring: [Int] = [64]) throws {
         self.driver = driver
         slot = try driver.addressNewDevice()
         let configuration = try slot.control(
             SetupPacket(requestType: 0x80, request: 6, value: 0x200, index: 0, length: 255))
-        let wanted = try Self.bulkEndpoints(configuration)
+        let wanted = try Self.bulkEndpoints(configuration, ring: ring)
         inputAddress = UInt16(wanted[0].address.rawValue)
         outputAddress = UInt16(wanted[1].address.rawValue)
         let endpoints = try slot.configure(wanted)
@@ -48,7 +50,9 @@ public final class GuestStick {
     }
 
     /// The IN and the OUT endpoint of a configuration descriptor.
-    private static func bulkEndpoints(_ bytes: [UInt8]) throws -> [GuestEndpointConfiguration] {
+    private static func bulkEndpoints(
+        _ bytes: [UInt8], ring: [Int]
+    ) throws -> [GuestEndpointConfiguration] {
         var input: GuestEndpointConfiguration?
         var output: GuestEndpointConfiguration?
         var place = 0
@@ -58,8 +62,8 @@ public final class GuestStick {
             let address = EndpointAddress(rawValue: bytes[place + 2])
             var endpoint =
                 address.direction == .in
-                ? GuestEndpointConfiguration.bulkIn(address.number, segments: [64])
-                : .bulkOut(address.number, segments: [64])
+                ? GuestEndpointConfiguration.bulkIn(address.number, segments: ring)
+                : .bulkOut(address.number, segments: ring)
             endpoint.maxPacketSize = Int(bytes[place + 4]) | Int(bytes[place + 5]) << 8
             if address.direction == .in { input = endpoint } else { output = endpoint }
         }
@@ -109,7 +113,8 @@ public final class GuestStick {
     /// SYNCHRONIZE CACHE (10).
     public func synchronize() throws { try perform([0x35] + zeroes(9), nil, count: 0) }
 
-    private static func transferCommand(_ code: UInt8, _ block: Int, _ count: Int) -> [UInt8] {
+    /// READ (10) or WRITE (10).
+    static func transferCommand(_ code: UInt8, _ block: Int, _ count: Int) -> [UInt8] {
         [code, 0] + (0..<4).map { UInt8(truncatingIfNeeded: block >> (24 - $0 * 8)) }
             + [0, UInt8(truncatingIfNeeded: count >> 8), UInt8(truncatingIfNeeded: count), 0]
     }

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// Measures the built program; see docs/benchmarks.md. `make bench` runs it.
+@main
+struct Benchmarks {
+    static func main() throws {
+        let folder = try scratchFolder()
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let start = ContinuousClock.now
+        var report = Report()
+        report.date = ISO8601DateFormatter().string(from: Date())
+        report.machine = describeMachine()
+
+        for part in Part.allCases where Settings.wants(part.rawValue) {
+            do {
+                try part.run(folder, &report)
+            } catch {
+                progress("\(part.rawValue) FAILED: \(error)")
+                report.skipped.append("\(part.rawValue): \(error)")
+            }
+        }
+        report.seconds = (ContinuousClock.now - start).inSeconds
+        try report.write(to: Settings.output)
+        print(report.text)
+        progress("after \(report.seconds.short) s: \(Settings.output.path)/results.{txt,json}")
+    }
+
+    /// Files that lie in memory, and sockets.
+    private static func scratchFolder() throws -> URL {
+        let isThere = FileManager.default.isWritableFile(atPath: "/dev/shm")
+        let name = "usbvfiod-bench-\(ProcessInfo.processInfo.processIdentifier)"
+        let folder = URL(filePath: isThere ? "/dev/shm" : "/tmp").appending(path: name)
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        return folder
+    }
+}
+
+/// What can be measured by itself.
+enum Part: String, CaseIterable {
+    case native
+
+    func run(_ folder: URL, _ report: inout Report) throws {
+        switch self {
+        case .native: report.sections.append(try StorageBenchmark(folder: folder).run())
+        }
+    }
+}

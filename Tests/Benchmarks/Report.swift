@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// What was measured: rows of numbers under headings, and what could not be measured.
+struct Report: Codable {
+    /// A table of the report.
+    struct Section: Codable {
+        let title: String
+        /// What the columns mean, for a reader who was not there.
+        var notes: [String] = []
+        let columns: [String]
+        var rows: [Row] = []
+        /// What to draw of it.
+        var plots: [Plot] = []
+    }
+
+    /// A case and its values, by column.
+    struct Row: Codable {
+        let name: String
+        let values: [String: Double]
+    }
+
+    var machine: [String: String] = [:]
+    var date = ""
+    var seconds = 0.0
+    var sections: [Section] = []
+    var skipped: [String] = []
+    /// What the numbers are held to, and whether they keep it.
+    var targets: [Target] = []
+
+    struct Target: Codable {
+        let name: String
+        let limit: String
+        let measured: Double
+        let isMet: Bool
+    }
+
+    /// Where the values of a section are.
+    func value(_ column: String, of row: String, in title: String) -> Double? {
+        sections.first { $0.title == title }?.rows.first { $0.name == row }?.values[column]
+    }
+
+    // MARK: - Text
+
+    var text: String {
+        var lines = ["usbvfiod benchmarks, \(date)"]
+        lines += machine.sorted { $0.key < $1.key }.map { "  \($0.key): \($0.value)" }
+        for section in sections {
+            lines += ["", section.title, ""]
+            lines += Self.table(section)
+            if !section.notes.isEmpty { lines.append("") }
+            lines += section.notes.map { "  \($0)" }
+        }
+        if !targets.isEmpty { lines += ["", "Targets", ""] }
+        for target in targets {
+            lines.append(
+                "  \(target.isMet ? "met   " : "missed") \(target.name): "
+                    + "\(target.measured.short) (\(target.limit))")
+        }
+        if !skipped.isEmpty { lines += ["", "Not measured", ""] }
+        lines += skipped.map { "  \($0)" }
+        return lines.joined(separator: "\n") + "\n"
+    }
+
+    private static func table(_ section: Section) -> [String] {
+        let cells =
+            [[""] + section.columns]
+            + section.rows.map { row in
+                [row.name] + section.columns.map { row.values[$0]?.short ?? "-" }
+            }
+        let widths = (0...section.columns.count).map { column in
+            cells.map { $0[column].count }.max() ?? 0
+        }
+        return cells.map { row in
+            let padded = zip(row, widths).enumerated().map { place, cell in
+                let space = String(repeating: " ", count: cell.1 - cell.0.count)
+                return place == 0 ? cell.0 + space : space + cell.0
+            }
+            return "  " + padded.joined(separator: "  ")
+        }
+    }
+
+    // MARK: - Files
+
+    /// Writes the text, the JSON and the plots to a folder.
+    func write(to folder: URL) throws {
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        try Data(text.utf8).write(to: folder.appending(path: "results.txt"))
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+        try encoder.encode(self).write(to: folder.appending(path: "results.json"))
+        for section in sections {
+            for plot in section.plots {
+                try Data(plot.svg(of: section).utf8).write(
+                    to: folder.appending(path: "\(plot.file).svg"))
+            }
+        }
+    }
+}
+
+/// What this machine is, in a few words.
+func describeMachine() -> [String: String] {
+    func file(_ path: String) -> String {
+        (try? String(contentsOfFile: path, encoding: .utf8)) ?? ""
+    }
+    let model =
+        file("/proc/cpuinfo").split(separator: "\n").first { $0.hasPrefix("model name") }
+        .flatMap { $0.split(separator: ":").last }.map { $0.trimmingCharacters(in: .whitespaces) }
+    return [
+        "processor": model ?? "unknown",
+        "processors": "\(ProcessInfo.processInfo.activeProcessorCount)",
+        "kernel": file("/proc/sys/kernel/osrelease").trimmingCharacters(in: .newlines),
+        "load before": file("/proc/loadavg").split(separator: " ").first.map(String.init) ?? "",
+    ]
+}
