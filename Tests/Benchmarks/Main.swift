@@ -21,6 +21,7 @@ struct Benchmarks {
                 report.skipped.append("\(part.rawValue): \(error)")
             }
         }
+        report.judge()
         report.seconds = (ContinuousClock.now - start).inSeconds
         try report.write(to: Settings.output)
         print(report.text)
@@ -40,10 +41,31 @@ struct Benchmarks {
 /// What can be measured by itself.
 enum Part: String, CaseIterable {
     case native
+    case loopback
+    case instructions
+    case process
+    case guest
 
     func run(_ folder: URL, _ report: inout Report) throws {
         switch self {
         case .native: report.sections.append(try StorageBenchmark(folder: folder).run())
+        case .loopback:
+            guard RunningProgram.offers("loopback") else {
+                report.skipped.append("\(LoopbackBenchmark.title): there is no loopback device")
+                return
+            }
+            report.sections.append(try LoopbackBenchmark(folder: folder).run())
+        case .instructions:
+            report.sections.append(
+                try InstructionBenchmark(folder: folder).run(skipped: &report.skipped))
+        case .process: report.sections.append(try ProcessBenchmark(folder: folder).run())
+        case .guest:
+            if let absence = GuestBenchmark.absence() {
+                progress("*** \(absence) ***")
+                report.skipped.append(absence)
+                return
+            }
+            report.sections.append(try GuestBenchmark(folder: folder).run())
         }
     }
 }

@@ -41,6 +41,41 @@ struct Report: Codable {
         sections.first { $0.title == title }?.rows.first { $0.name == row }?.values[column]
     }
 
+    /// Compares what was measured with what the program is held to.
+    mutating func judge() {
+        func hold(
+            _ name: String, _ limit: String, _ value: Double?, _ isMet: (Double) -> Bool
+        ) {
+            guard let value else { return }
+            targets.append(Target(name: name, limit: limit, measured: value, isMet: isMet(value)))
+        }
+        for direction in StickLoad.Direction.allCases {
+            for size in [65536, 1 << 20] {
+                let name = StorageBenchmark.name(direction, size, full: true)
+                hold(
+                    "\(name): part of the file's rate", "at least 0.8",
+                    value("ratio", of: name, in: StorageBenchmark.title)
+                ) { $0 >= 0.8 }
+            }
+            let name = StorageBenchmark.name(direction, 4096, full: true)
+            hold(
+                "\(name): µs of processor a transfer beyond the file's", "at most 6",
+                value("added", of: name, in: StorageBenchmark.title)
+            ) { $0 <= 6 }
+            hold(
+                "\(name): heap allocations a command", "none",
+                value("allocations", of: name, in: InstructionBenchmark.title)
+            ) { $0 < 0.05 }
+        }
+        let process = ProcessBenchmark.title
+        hold("idle, µs of processor", "0", value("idle CPU", of: "16 devices", in: process)) {
+            $0 == 0
+        }
+        hold("resident, MB", "below 20", value("resident", of: "1 devices", in: process)) {
+            $0 < 20
+        }
+    }
+
     // MARK: - Text
 
     var text: String {

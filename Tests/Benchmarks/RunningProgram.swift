@@ -92,6 +92,19 @@ final class RunningProgram {
         return driver
     }
 
+    /// Whether it has a backend of this name.
+    static func offers(_ backend: String) -> Bool {
+        let process = Process()
+        let pipe = Pipe()
+        process.executableURL = URL(filePath: Settings.binary)
+        process.arguments = ["backends", "--json"]
+        process.standardOutput = pipe
+        guard (try? process.run()) != nil else { return false }
+        let text = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        return text.contains("\"\(backend)\"")
+    }
+
     /// A connection would be a client of it, so the kernel is asked instead.
     private static func listens(at socket: String) -> Bool {
         text(of: URL(filePath: "/proc/net/unix")).split(separator: "\n").contains {

@@ -10,7 +10,7 @@ struct StorageBenchmark {
     private static let sizes = [512, 4096, 65536, 1 << 20]
     /// Commands on the rings at a time. More do not fit into the data that an endpoint may have in
     /// flight.
-    private static let fullDepth = 8
+    static let fullDepth = 8
 
     static func name(_ direction: StickLoad.Direction, _ size: Int, full: Bool) -> String {
         "\(direction.rawValue) \(sizeName(size))\(full ? ", full" : "")"

@@ -127,6 +127,21 @@ import Testing
                 == Array(expected[4096..<8192]))
     }
 
+    @Test func `an image in memory never puts anything off`() throws {
+        guard access("/dev/shm", W_OK) == 0 else { return }
+        let path = "/dev/shm/stick-\(UUID().uuidString)"
+        defer { unlink(path) }
+        try Data(file.contents).write(to: URL(filePath: path))
+        let image = try open(path)
+        let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: 1024, alignment: 8)
+        defer { bytes.deallocate() }
+        var pieces = MemoryPieces()
+        pieces.append(bytes)
+        #expect(try image.read(into: pieces, at: 512, waiting: false) == 1024)
+        #expect(Array(bytes) == Array(file.contents[512..<1536]))
+        #expect(try image.write(pieces, at: 4096, durably: false, waiting: false) == 1024)
+    }
+
     @Test func `direct access is used where the file system has it`() throws {
         let image = try open(cache: .none)
         let probe = Glibc.open(file.path, O_RDONLY | 0x4000)

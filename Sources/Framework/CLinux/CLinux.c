@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -13,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -58,6 +60,21 @@ void clinux_name_thread(const char *name) { pthread_setname_np(pthread_self(), n
 int clinux_lock_exclusively(int fd) { return flock(fd, LOCK_EX | LOCK_NB); }
 
 int clinux_lock_shared(int fd) { return flock(fd, LOCK_SH | LOCK_NB); }
+
+bool clinux_is_in_memory(int fd)
+{
+    struct statfs system;
+    if (fstatfs(fd, &system) != 0)
+        return false;
+    switch ((unsigned)system.f_type) {
+    case TMPFS_MAGIC:
+    case RAMFS_MAGIC:
+    case HUGETLBFS_MAGIC:
+        return true;
+    default:
+        return false;
+    }
+}
 
 int clinux_block_device_size(int fd, uint64_t *bytes) { return ioctl(fd, BLKGETSIZE64, bytes); }
 

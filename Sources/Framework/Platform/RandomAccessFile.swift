@@ -29,6 +29,9 @@ public struct RandomAccessFile: ~Copyable, Sendable {
 
     public let descriptor: Descriptor
     public let kind: Kind
+    /// Whether the file system is memory. It cannot tell that an access would wait for a disk, because
+    /// none does.
+    private let isInMemory: Bool
 
     /// Opens what is at `path`.
     ///
@@ -49,6 +52,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         case S_IFDIR: throw .isDirectory
         default: throw Errno(rawValue: ENODEV)
         }
+        isInMemory = clinux_is_in_memory(number)
         descriptor = file
     }
 
@@ -90,7 +94,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         into pieces: MemoryPieces, at offset: UInt64, waiting: Bool
     ) throws(Errno) -> Int {
         let number = descriptor.rawValue
-        let flags: CInt = waiting ? 0 : CLINUX_RWF_NOWAIT
+        let flags: CInt = waiting || isInMemory ? 0 : CLINUX_RWF_NOWAIT
         return try systemCall {
             unsafe pieces.withVectors { vectors, count in
                 unsafe clinux_preadv2(number, vectors, count, Int64(clamping: offset), flags)
@@ -107,7 +111,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         _ pieces: MemoryPieces, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int {
         let number = descriptor.rawValue
-        var flags: CInt = waiting ? 0 : CLINUX_RWF_NOWAIT
+        var flags: CInt = waiting || isInMemory ? 0 : CLINUX_RWF_NOWAIT
         if durably { flags |= CLINUX_RWF_DSYNC }
         return try systemCall {
             unsafe pieces.withVectors { vectors, count in

@@ -50,7 +50,7 @@ public final class GuestStick {
     }
 
     /// The IN and the OUT endpoint of a configuration descriptor.
-    private static func bulkEndpoints(
+    public static func bulkEndpoints(
         _ bytes: [UInt8], ring: [Int]
     ) throws -> [GuestEndpointConfiguration] {
         var input: GuestEndpointConfiguration?

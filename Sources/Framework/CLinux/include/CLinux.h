@@ -28,6 +28,8 @@ int clinux_set_parent_death_signal(int signal);
 void clinux_name_thread(const char *name);
 int clinux_lock_exclusively(int fd);
 int clinux_lock_shared(int fd);
+/* Whether the file lies in a file system that is memory, so that no access waits for a disk. */
+bool clinux_is_in_memory(int fd);
 
 #define CLINUX_MFD_CLOEXEC 1u
 #define CLINUX_MFD_ALLOW_SEALING 2u

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// A real kernel in a virtual machine of the test bed uses our stick and, one after the other, those of
+/// QEMU's own controller, with copies of one image, measured by fio.
+struct GuestBenchmark {
+    static let title = "In a guest"
+    private static let rounds = 3
+    private static let seconds = 1
+
+    private static let patterns: [(name: String, arguments: String)] = [
+        ("read 4 KiB, random", "--rw=randread --bs=4k --iodepth=1"),
+        ("write 4 KiB, random", "--rw=randwrite --bs=4k --iodepth=1"),
+        ("read 64 KiB", "--rw=read --bs=64k --iodepth=4"),
+        ("write 64 KiB", "--rw=write --bs=64k --iodepth=4"),
+        ("read 1 MiB", "--rw=read --bs=1M --iodepth=4"),
+        ("write 1 MiB", "--rw=write --bs=1M --iodepth=4"),
+    ]
+    private static let disks = ["usbvfiod", "usb-storage", "usb-uas"]
+
+    let folder: URL
+
+    /// Why there is no guest here, if so.
+    static func absence() -> String? {
+        guard (try? Self.output(of: ["scripts/bed/prepare", "--check"]))?.isEmpty == false else {
+            return "\(title): THE TEST BED IS NOT PREPARED; run scripts/bed/prepare"
+        }
+        return nil
+    }
+
+    func run() throws -> Report.Section {
+        var section = Report.Section(
+            title: Self.title,
+            notes: [
+                "MB/s of fio with direct access, medians of \(Self.rounds) rounds; usb-storage and "
+                    + "usb-uas are QEMU's, at its qemu-xhci, in the same guest. Ratios are ours by "
+                    + "theirs, the median of the rounds'.",
+                "Guests run under \(Self.accelerator()).",
+            ],
+            columns: Self.disks + ["by usb-storage", "by usb-uas"])
+        section.plots = [
+            Plot(file: "guest", title: "\(Self.title): MB/s", columns: Self.disks)
+        ]
+        let images = try Self.disks.map { name in
+            let image = folder.appending(path: "\(name).img")
+            try Data(count: 64 << 20).write(to: image)
+            return image.path
+        }
+        let program = try RunningProgram(
+            devices: ["storage:file=\(images[0]),product=usbvfiod"], folder: folder)
+        let script = folder.appending(path: "guest-script")
+        try Data(Self.script.utf8).write(to: script)
+        progress("guest: fio in a virtual machine, about two minutes")
+        let text = try Self.output(of: [
+            "scripts/bed/boot", "--script", script.path,
+            "-device",
+            #"{"driver":"vfio-user-pci","socket":{"path":"\#(program.socket)","type":"unix"}}"#,
+            "-device", "qemu-xhci,id=usb",
+            "-drive", "if=none,id=plain,format=raw,file=\(images[1])",
+            "-device", "usb-storage,bus=usb.0,drive=plain",
+            "-drive", "if=none,id=attached,format=raw,file=\(images[2])",
+            "-device", "usb-uas,bus=usb.0,id=uas",
+            "-device", "scsi-hd,bus=uas.0,drive=attached,product=usb-uas",
+        ])
+        program.terminate()
+        section.rows = try Self.rows(text)
+        return section
+    }
+
+    /// Lines are `result DISK,PATTERN,KB/s`, a round after the other.
+    private static func rows(_ text: String) throws -> [Report.Row] {
+        var rates: [String: [String: [Double]]] = [:]
+        for line in text.split(whereSeparator: \.isNewline) where line.hasPrefix("result ") {
+            let fields = line.dropFirst(7).split(separator: ",").map(String.init)
+            guard fields.count == 3, let index = Int(fields[1]), let rate = Double(fields[2]),
+                patterns.indices.contains(index)
+            else { continue }
+            rates[patterns[index].name, default: [:]][fields[0], default: []].append(
+                rate * 1024 / 1e6)
+        }
+        guard !rates.isEmpty else {
+            throw BenchmarkError("the guest tells nothing: \(text.suffix(2000))")
+        }
+        return patterns.map { pattern in
+            let of = rates[pattern.name] ?? [:]
+            var values = of.mapValues { median($0) }
+            let ours = of[disks[0]] ?? []
+            for other in disks.dropFirst() {
+                let theirs = of[other] ?? []
+                guard !ours.isEmpty, !theirs.isEmpty else { continue }
+                values["by \(other)"] = median(zip(ours, theirs).map { $0 / $1 })
+            }
+            return Report.Row(name: pattern.name, values: values)
+        }
+    }
+
+    /// What the guest does. The disks are told apart by the product's name.
+    private static var script: String {
+        let jobs = patterns.enumerated().map { "    measure $disk \($0) \($1.arguments)" }
+        return """
+            find_disk() {
+                local model
+                for model in /sys/block/sd*/device/model; do
+                    [[ -e $model && $(<$model) == $1* ]] && cut -d/ -f4 <<<$model && return
+                done
+                return 1
+            }
+            measure() {
+                local disk=$1 number=$2 device
+                shift 2
+                device=$(find_disk "${names[$disk]}")
+                fio --name=job --filename=/dev/$device --direct=1 --ioengine=libaio --thread \\
+                    --size=64M --time_based --runtime=\(seconds) --minimal "$@" |
+                    awk -F';' -v what="$disk,$number" '{ print "result " what "," $7 + $48 }'
+            }
+            declare -A names=([usbvfiod]=usbvfiod [usb-storage]=QEMU [usb-uas]=usb-uas)
+            for name in "${names[@]}"; do
+                for try in {1..300}; do find_disk $name >/dev/null && break; sleep 0.1; done
+            done
+            for round in {1..\(rounds)}; do for disk in \(disks.joined(separator: " ")); do
+            \(jobs.joined(separator: "\n"))
+            done; done
+            """
+    }
+
+    private static func accelerator() -> String {
+        guard let bed = try? output(of: ["scripts/bed/prepare", "--check"]) else { return "?" }
+        let path = "\(bed.trimmingCharacters(in: .whitespacesAndNewlines))/accel"
+        let name = (try? String(contentsOfFile: path, encoding: .utf8)) ?? "?"
+        return name.trimmingCharacters(in: .whitespacesAndNewlines) == "kvm"
+            ? "KVM" : "a software CPU (TCG), which is what limits them"
+    }
+
+    /// Runs a command to its end, 5 minutes at most, and returns what it printed.
+    private static func output(of command: [String]) throws -> String {
+        let process = Process()
+        let pipe = Pipe()
+        process.executableURL = URL(filePath: "/usr/bin/env")
+        process.arguments =
+            ["setpriv", "--pdeathsig", "TERM", "--", "timeout", "--kill-after=5", "300"] + command
+        process.standardInput = FileHandle.nullDevice
+        process.standardOutput = pipe
+        try process.run()
+        let text = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        return text
+    }
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Glibc
+import GuestKit
+
+/// What a command costs in numbers that do not depend on the machine's mood: instructions, heap
+/// allocations and system calls of the program, as valgrind and strace count them.
+///
+/// Each count is the difference of two runs, one with some commands and one with many more, so that
+/// start, enumeration and end cancel out.
+struct InstructionBenchmark {
+    static let title = "Cost of a storage command"
+
+    private static let cases: [(StickLoad.Direction, size: Int, full: Bool)] = [
+        (.read, 4096, false), (.read, 4096, true), (.write, 4096, true), (.read, 65536, true),
+        (.write, 65536, true),
+    ]
+    private static let few = 64
+    private static let more = 512
+
+    private enum Tool: String, CaseIterable {
+        case valgrind
+        case strace
+    }
+
+    let folder: URL
+
+    func run(skipped: inout [String]) throws -> Report.Section {
+        var section = Report.Section(
+            title: Self.title,
+            notes: [
+                "instructions: of the program, without the kernel's; allocations: calls of malloc and "
+                    + "its like; calls: system calls. All a command of three transfers, with an "
+                    + "image in memory."
+            ],
+            columns: ["instructions", "allocations", "calls"])
+        let image = folder.appending(path: "counted.img").path
+        let file = Data(count: StickLoad.span)
+        try file.write(to: URL(filePath: image))
+        let tools = Tool.allCases.filter { tool in
+            if Settings.has(tool.rawValue) { return true }
+            skipped.append("\(Self.title): there is no \(tool.rawValue)")
+            return false
+        }
+        var values = [[String: Double]](repeating: [:], count: Self.cases.count)
+        for tool in tools {
+            for (index, (direction, size, full)) in Self.cases.enumerated() {
+                let name = StorageBenchmark.name(direction, size, full: full)
+                progress("instructions: \(name), \(tool.rawValue)")
+                func count(_ commands: Int) throws -> [String: Double] {
+                    try self.count(tool, image, direction, size, full: full, commands)
+                }
+                let start = try count(Self.few)
+                let end = try count(Self.few + Self.more)
+                for (column, total) in end {
+                    values[index][column] = (total - (start[column] ?? 0)) / Double(Self.more)
+                }
+            }
+        }
+        section.rows = zip(Self.cases, values).map { one, values in
+            Report.Row(name: StorageBenchmark.name(one.0, one.size, full: one.full), values: values)
+        }
+        return section
+    }
+
+    private func count(
+        _ tool: Tool, _ image: String, _ direction: StickLoad.Direction, _ size: Int, full: Bool,
+        _ commands: Int
+    ) throws -> [String: Double] {
+        // The profile stays, for callgrind_annotate.
+        let name = StorageBenchmark.name(direction, size, full: full)
+        let output = Settings.output.appending(
+            path: "\(tool.rawValue)-\(name.filter { $0.isLetter || $0.isNumber }).out")
+        try FileManager.default.createDirectory(
+            at: Settings.output, withIntermediateDirectories: true)
+        try? FileManager.default.removeItem(at: output)
+        let wrapper =
+            switch tool {
+            case .valgrind:
+                [
+                    "valgrind", "--tool=callgrind", "--compress-strings=no", "--compress-pos=no",
+                    "--dump-instr=no", "--callgrind-out-file=\(output.path)",
+                ]
+            // The program stays the child, so that signals and the end are its own.
+            case .strace: ["strace", "-D", "-f", "-c", "-o", output.path]
+            }
+        let program = try RunningProgram(
+            devices: ["storage:file=\(image)"], wrapper: wrapper, folder: folder)
+        let stick = try GuestStick(program.boot(), ring: [1024])
+        _ = try stick.blockCount()
+        let load = try StickLoad(
+            stick, direction, size: size, depth: full ? StorageBenchmark.fullDepth : 1)
+        _ = try load.run(.commands(commands)) { .zero }
+        program.terminate()
+        return switch tool {
+        case .valgrind: try Self.callgrind(output)
+        case .strace: try Self.strace(output)
+        }
+    }
+
+    private static let allocators: Set<String> = [
+        "malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc", "memalign",
+    ]
+
+    /// Sums up a profile: the total, and how often allocators were called.
+    private static func callgrind(_ url: URL) throws -> [String: Double] {
+        var result: [String: Double] = ["instructions": 0, "allocations": 0]
+        var isAllocator = false
+        for line in try String(contentsOf: url, encoding: .utf8).split(separator: "\n") {
+            if line.hasPrefix("cfn=") {
+                isAllocator = allocators.contains(String(line.dropFirst(4)))
+            } else if isAllocator, line.hasPrefix("calls=") {
+                let count = line.dropFirst(6).split(separator: " ").first.flatMap { Double($0) }
+                result["allocations", default: 0] += count ?? 0
+                isAllocator = false
+            } else if line.hasPrefix("totals: ") || line.hasPrefix("summary: ") {
+                let count = line.split(separator: " ").last.flatMap { Double($0) }
+                result["instructions"] = max(result["instructions"] ?? 0, count ?? 0)
+            }
+        }
+        return result
+    }
+
+    /// The fourth field of the last line: how many calls in all.
+    private static func strace(_ url: URL) throws -> [String: Double] {
+        // It is written when the program has ended.
+        let limit = ContinuousClock.now + .seconds(10)
+        while ContinuousClock.now < limit {
+            let text = (try? String(contentsOf: url, encoding: .utf8)) ?? ""
+            let fields = text.split(separator: "\n").last?.split(separator: " ") ?? []
+            if fields.last == "total", fields.count > 4, let count = Double(fields[3]) {
+                return ["calls": count]
+            }
+            usleep(20_000)
+        }
+        throw BenchmarkError("strace tells nothing")
+    }
+}
