@@ -36,8 +36,7 @@ struct InstructionBenchmark {
             ],
             columns: ["instructions", "allocations", "calls"])
         let image = folder.appending(path: "counted.img").path
-        let file = Data(count: StickLoad.span)
-        try file.write(to: URL(filePath: image))
+        try makeSparseFile(URL(filePath: image), count: StickLoad.span)
         let tools = Tool.allCases.filter { tool in
             if Settings.has(tool.rawValue) { return true }
             skipped.append("\(Self.title): there is no \(tool.rawValue)")
@@ -68,6 +67,11 @@ struct InstructionBenchmark {
         _ tool: Tool, _ image: String, _ direction: StickLoad.Direction, _ size: Int, full: Bool,
         _ commands: Int
     ) throws -> [String: Double] {
+        // Valgrind does not read the debug information of newer compilers, and needs only names.
+        let binary = folder.appending(path: "usbvfiod")
+        if !FileManager.default.fileExists(atPath: binary.path) {
+            try runProgram("strip", "--strip-debug", "-o", binary.path, Settings.binary)
+        }
         // The profile stays, for callgrind_annotate.
         let name = StorageBenchmark.name(direction, size, full: full)
         let output = Settings.output.appending(
@@ -86,11 +90,12 @@ struct InstructionBenchmark {
             case .strace: ["strace", "-D", "-f", "-c", "-o", output.path]
             }
         let program = try RunningProgram(
-            devices: ["storage:file=\(image)"], wrapper: wrapper, folder: folder)
+            devices: ["storage:file=\(image)"], wrapper: wrapper, binary: binary.path,
+            folder: folder)
         let stick = try GuestStick(program.boot(), ring: [1024])
         _ = try stick.blockCount()
         let load = try StickLoad(
-            stick, direction, size: size, depth: full ? StorageBenchmark.fullDepth : 1)
+            stick, direction, size: size, depth: full ? StorageBenchmark.fullDepth(size) : 1)
         _ = try load.run(.commands(commands)) { .zero }
         program.terminate()
         return switch tool {

@@ -73,7 +73,7 @@ struct ProcessBenchmark {
     private func devices(_ count: Int) throws -> [String] {
         try (0..<count).map { number in
             let image = folder.appending(path: "stick-\(count)-\(number).img")
-            try Data(count: number == 0 ? StickLoad.span : 1 << 20).write(to: image)
+            try makeSparseFile(image, count: StickLoad.span)
             return "storage:file=\(image.path),speed=\(number < 8 ? "super" : "high")"
         }
     }
@@ -83,7 +83,7 @@ struct ProcessBenchmark {
         for direction in StickLoad.Direction.allCases {
             for size in [4096, 1 << 20] {
                 let load = try StickLoad(
-                    stick, direction, size: size, depth: StorageBenchmark.fullDepth)
+                    stick, direction, size: size, depth: StorageBenchmark.fullDepth(size))
                 _ = try load.run(.commands(512)) { .zero }
             }
         }

@@ -24,7 +24,9 @@ final class RunningProgram {
     /// - Parameters:
     ///   - devices: what it serves.
     ///   - wrapper: a command that runs the program given to it.
-    init(devices: [String], wrapper: [String] = [], folder: URL) throws {
+    init(
+        devices: [String], wrapper: [String] = [], binary: String = Settings.binary, folder: URL
+    ) throws {
         let name = String(UInt32.random(in: 0 ... .max), radix: 36)
         socket = folder.appending(path: "\(name).socket").path
         log = folder.appending(path: "\(name).log")
@@ -34,7 +36,7 @@ final class RunningProgram {
         process.executableURL = URL(filePath: "/usr/bin/env")
         process.arguments =
             ["setpriv", "--pdeathsig", "KILL", "--"] + wrapper
-            + [Settings.binary, "--socket-path", socket] + devices.flatMap { ["--device", $0] }
+            + [binary, "--socket-path", socket] + devices.flatMap { ["--device", $0] }
         process.standardInput = FileHandle.nullDevice
         process.standardOutput = output
         process.standardError = output
@@ -42,7 +44,7 @@ final class RunningProgram {
         try process.run()
         while !Self.listens(at: socket) {
             guard process.isRunning, ContinuousClock.now < start + .seconds(60) else {
-                throw BenchmarkError("\(Settings.binary) does not come up: \(Self.text(of: log))")
+                throw BenchmarkError("\(binary) does not come up: \(Self.text(of: log))")
             }
             usleep(200)
         }
@@ -115,4 +117,24 @@ final class RunningProgram {
     private static func text(of url: URL) -> String {
         (try? String(contentsOf: url, encoding: .utf8)) ?? ""
     }
+}
+
+/// Runs a short program that must succeed.
+func runProgram(_ command: String...) throws {
+    let process = Process()
+    process.executableURL = URL(filePath: "/usr/bin/env")
+    process.arguments = command
+    try process.run()
+    process.waitUntilExit()
+    guard process.terminationStatus == 0 else {
+        throw BenchmarkError("\(command[0]) failed with \(process.terminationStatus)")
+    }
+}
+
+/// Makes a file of zeroes that takes no room.
+func makeSparseFile(_ url: URL, count: Int) throws {
+    _ = FileManager.default.createFile(atPath: url.path, contents: nil)
+    let file = try FileHandle(forWritingTo: url)
+    try file.truncate(atOffset: UInt64(count))
+    try file.close()
 }

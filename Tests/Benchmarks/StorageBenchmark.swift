@@ -8,9 +8,8 @@ import GuestKit
 struct StorageBenchmark {
     static let title = "Storage without a virtual machine"
     private static let sizes = [512, 4096, 65536, 1 << 20]
-    /// Commands on the rings at a time. More do not fit into the data that an endpoint may have in
-    /// flight.
-    static let fullDepth = 8
+    /// Commands on the rings at a time: as much data as the guest's memory has room for.
+    static func fullDepth(_ size: Int) -> Int { min(32, max(8, (8 << 20) / size)) }
 
     static func name(_ direction: StickLoad.Direction, _ size: Int, full: Bool) -> String {
         "\(direction.rawValue) \(sizeName(size))\(full ? ", full" : "")"
@@ -23,7 +22,8 @@ struct StorageBenchmark {
             title: Self.title,
             notes: [
                 "A command is three transfers: command, data, status. 'full': the rings hold "
-                    + "\(Self.fullDepth) commands; otherwise each transfer is waited for.",
+                    + "\(Self.fullDepth(512)) commands (of 1 MiB "
+                    + "\(Self.fullDepth(1 << 20))); otherwise each transfer is waited for.",
                 "file MB/s: preadv or pwritev of that size by one thread on the same file, in turns "
                     + "with ours; ratio: the median of ours by that.",
                 "p50, p99: µs from before a doorbell is written to the interrupt, one transfer.",
@@ -63,7 +63,7 @@ struct StorageBenchmark {
     private func measure(
         _ direction: StickLoad.Direction, _ size: Int, full: Bool, _ image: String
     ) throws -> Report.Row {
-        let depth = full ? Self.fullDepth : 1
+        let depth = full ? Self.fullDepth(size) : 1
         let program = try RunningProgram(devices: ["storage:file=\(image)"], folder: folder)
         let stick = try GuestStick(program.boot(), ring: [1024])
         _ = try stick.blockCount()
