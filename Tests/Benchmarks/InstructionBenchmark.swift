@@ -75,7 +75,7 @@ struct InstructionBenchmark {
         // The profile stays, for callgrind_annotate.
         let name = StorageBenchmark.name(direction, size, full: full)
         let output = Settings.output.appending(
-            path: "\(tool.rawValue)-\(name.filter { $0.isLetter || $0.isNumber }).out")
+            path: "\(tool.rawValue)-\(name.filter { $0.isLetter || $0.isNumber })-\(commands).out")
         try FileManager.default.createDirectory(
             at: Settings.output, withIntermediateDirectories: true)
         try? FileManager.default.removeItem(at: output)

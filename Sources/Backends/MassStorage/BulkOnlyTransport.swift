@@ -103,7 +103,7 @@ struct BulkOnlyTransport {
     // MARK: - Command
 
     /// The CBW that an OUT transfer of `bytes` is; `nil`, and no way on but a reset, if it is none.
-    mutating func receiveCommand(_ bytes: [UInt8]) -> CommandBlockWrapper? {
+    mutating func receiveCommand(_ bytes: Span<UInt8>) -> CommandBlockWrapper? {
         guard let wrapper = CommandBlockWrapper(bytes) else {
             phase = .broken
             halts = [.in, .out]
@@ -204,7 +204,7 @@ struct BulkOnlyTransport {
 struct CommandBlockWrapper: Equatable {
     static let count = 31
     /// "USBC".
-    static let signature: [UInt8] = [0x55, 0x53, 0x42, 0x43]
+    static let signature: UInt32 = 0x4342_5355
 
     let tag: UInt32
     let transferLength: UInt32
@@ -215,40 +215,46 @@ struct CommandBlockWrapper: Equatable {
     /// `nil` for what is not valid (6.2.1) or has reserved bits or lengths that mean nothing (6.2.2).
     ///
     /// A logical unit that does not exist is left to the SCSI layer, which has an answer for it.
-    init?(_ bytes: [UInt8]) {
-        guard bytes.count == Self.count, bytes.starts(with: Self.signature),
+    init?(_ bytes: Span<UInt8>) {
+        guard bytes.count == Self.count, bytes.littleEndian(at: 0) == Self.signature,
             bytes[12] & 0x7f == 0, bytes[13] & 0xf0 == 0, (1...16).contains(bytes[14])
         else { return nil }
         tag = bytes.littleEndian(at: 4)
         transferLength = bytes.littleEndian(at: 8)
         direction = bytes[12] & 0x80 != 0 ? .in : .out
         logicalUnit = bytes[13]
-        command = CommandBlock(bytes[15..<15 + Int(bytes[14])])
+        command = CommandBlock(bytes.extracting(15..<15 + Int(bytes[14])))
     }
 }
 
 /// A command status wrapper, CSW (5.2): what ends a command.
 struct CommandStatusWrapper: Equatable {
     static let count = 13
+    /// "USBS".
+    static let signature: UInt32 = 0x5342_5355
 
     let tag: UInt32
     let residue: UInt32
     let status: BulkOnlyTransport.Status
 
-    var bytes: [UInt8] {
-        var bytes: [UInt8] = [0x55, 0x53, 0x42, 0x53]  // "USBS"
-        for word in [tag, residue] {
-            for shift in stride(from: 0, to: 32, by: 8) {
-                bytes.append(UInt8(truncatingIfNeeded: word >> UInt32(shift)))
+    var bytes: InlineArray<13, UInt8> {
+        InlineArray { index in
+            switch index {
+            case 0..<4: Self.byte(index, of: Self.signature)
+            case 4..<8: Self.byte(index - 4, of: tag)
+            case 8..<12: Self.byte(index - 8, of: residue)
+            default: status.rawValue
             }
         }
-        bytes.append(status.rawValue)
-        return bytes
+    }
+
+    private static func byte(_ index: Int, of word: UInt32) -> UInt8 {
+        UInt8(truncatingIfNeeded: word >> UInt32(index * 8))
     }
 }
 
-extension [UInt8] {
+extension Span<UInt8> {
     fileprivate func littleEndian(at index: Int) -> UInt32 {
-        self[index..<index + 4].reversed().reduce(0) { $0 << 8 | UInt32($1) }
+        (0..<4).reduce(0) { $0 | UInt32(self[index + $1]) << UInt32($1 * 8) }
     }
 }

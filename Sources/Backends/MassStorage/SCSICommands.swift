@@ -13,6 +13,11 @@ struct CommandBlock: Equatable {
         count = min(source.count, 16)
     }
 
+    init(_ source: Span<UInt8>) {
+        count = min(source.count, 16)
+        bytes = InlineArray { $0 < source.count ? source[$0] : 0 }
+    }
+
     var operationCode: UInt8 { bytes[0] }
 
     subscript(_ index: Int) -> UInt8 { bytes[index] }

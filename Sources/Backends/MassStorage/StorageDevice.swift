@@ -180,51 +180,47 @@ final class StorageDevice: USBDevice {
 
     /// Uses the next OUT transfer; false if there is none or it must wait.
     private func takeOut() -> Bool {
-        guard let transfer = outTransfers.first else { return false }
+        // Looked at where it is: most calls find that it must wait.
+        guard let count = outTransfers.first?.buffer.count else { return false }
         if controlPipe.isHalted(StorageDescriptors.outEndpoint) {
-            outTransfers.removeFirst()
-            complete(transfer, .stalled, 0)
+            complete(outTransfers.removeFirst(), .stalled, 0)
             return true
         }
-        switch transport.action(forOut: transfer.buffer.count) {
+        switch transport.action(forOut: count) {
         case .wait: return false
         case .command:
-            outTransfers.removeFirst()
-            receiveCommand(transfer)
+            receiveCommand(outTransfers.removeFirst())
         case .data(let count):
-            outTransfers.removeFirst()
-            receiveData(transfer, count: count)
+            receiveData(outTransfers.removeFirst(), count: count)
         case .phaseError:
-            outTransfers.removeFirst()
             command = nil
             transport.finish(.phaseError)
             applyHalts()
-            complete(transfer, .stalled, 0)
+            complete(outTransfers.removeFirst(), .stalled, 0)
         }
         return true
     }
 
     /// Uses the next IN transfer; false if there is none or it must wait.
     private func takeIn() -> Bool {
-        guard let transfer = inTransfers.first else { return false }
+        // Looked at where it is: most calls find that it must wait.
+        guard let count = inTransfers.first?.buffer.count else { return false }
         if controlPipe.isHalted(StorageDescriptors.inEndpoint) {
-            inTransfers.removeFirst()
-            complete(transfer, .stalled, 0)
+            complete(inTransfers.removeFirst(), .stalled, 0)
             return true
         }
-        switch transport.action(forIn: transfer.buffer.count) {
+        switch transport.action(forIn: count) {
         case .wait: return false
         case .data(let count):
-            inTransfers.removeFirst()
-            sendData(transfer, count: count)
+            sendData(inTransfers.removeFirst(), count: count)
         case .status:
-            inTransfers.removeFirst()
-            let count = transfer.buffer.copy(from: transport.statusWrapper.bytes)
+            let transfer = inTransfers.removeFirst()
+            let status = transport.statusWrapper.bytes
+            let count = transfer.buffer.copy(from: status.span)
             transport.statusSent()
             complete(transfer, .completed, count)
         case .babble:
-            inTransfers.removeFirst()
-            complete(transfer, .babbled, transfer.buffer.count)
+            complete(inTransfers.removeFirst(), .babbled, count)
         }
         return true
     }
@@ -243,8 +239,12 @@ final class StorageDevice: USBDevice {
 
     private func receiveCommand(_ transfer: Transfer) {
         // One byte more than a CBW has is enough to see that it is none.
-        let bytes = transfer.buffer.bytes(count: CommandBlockWrapper.count + 1)
-        guard let wrapper = transport.receiveCommand(bytes) else {
+        let bytes = InlineArray<32, UInt8> { (bytes: inout OutputSpan<UInt8>) in
+            transfer.buffer.copy(into: &bytes)
+            while !bytes.isFull { bytes.append(0) }
+        }
+        let count = min(transfer.buffer.count, bytes.count)
+        guard let wrapper = transport.receiveCommand(bytes.span.extracting(first: count)) else {
             logger.debug("\(summary): an invalid command block wrapper")
             applyHalts()
             complete(transfer, .stalled, 0)
