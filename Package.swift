@@ -61,9 +61,7 @@ let package = Package(
         // What `make bench` runs; no product asks for it.
         .executableTarget(
             name: "Benchmarks",
-            dependencies: [
-                "RemoteGuest", "GuestKit", "VFIOClient", "DMA", "USB", "Platform", .system,
-            ],
+            dependencies: ["RemoteGuest", "GuestKit", "VFIOClient", "DMA", "USB", "Platform"],
             path: "Tests/Benchmarks", swiftSettings: .relaxed),
 
         // Tests, layer by layer.

@@ -55,6 +55,7 @@ enum Part: String, CaseIterable {
                 return
             }
             report.sections.append(try LoopbackBenchmark(folder: folder).run())
+            report.sections.append(try IsochronousBenchmark(folder: folder).run())
         case .instructions:
             report.sections.append(
                 try InstructionBenchmark(folder: folder).run(skipped: &report.skipped))

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DMA
+import Foundation
+import GuestKit
+import USB
+
+/// Isochronous transfers of the test device: whether each has its service interval, and how late the
+/// guest learns of it.
+struct IsochronousBenchmark {
+    static let title = "Isochronous transfers"
+    /// Transfers on the ring at a time.
+    private static let depth = 32
+    private static let packet = 1024
+
+    /// Besides success: Missed Service Error, Ring Underrun, Ring Overrun.
+    private static let codes: Set<GuestEvent.Code> = [
+        .missedService, GuestEvent.Code(rawValue: 14), GuestEvent.Code(rawValue: 15),
+    ]
+
+    let folder: URL
+
+    func run() throws -> Report.Section {
+        var section = Report.Section(
+            title: Self.title,
+            notes: [
+                "One packet of \(Self.packet) bytes an interval at high speed, \(Self.depth) on the "
+                    + "ring. on time: the part that was carried out in an interval of its own, "
+                    + "without a Missed Service Error; p50, p99, most: µs by which an event is "
+                    + "later than the earliest of the run would have it; CPU: µs a packet."
+            ],
+            columns: ["packets", "on time", "p50", "p99", "most", "CPU"])
+        for (name, interval) in [("125 µs", 1), ("1 ms", 4)] {
+            for direction in [Direction.in, .out] {
+                let row = "\(direction == .in ? "IN" : "OUT"), each \(name)"
+                progress("loopback: isochronous \(row)")
+                section.rows.append(
+                    Report.Row(name: row, values: try measure(direction, interval: interval)))
+            }
+        }
+        return section
+    }
+
+    private func measure(_ direction: Direction, interval: Int) throws -> [String: Double] {
+        let program = try RunningProgram(
+            devices: ["loopback:speed=high,iso-interval=\(interval)"], folder: folder)
+        let driver = try program.boot()
+        let slot = try driver.addressNewDevice()
+        func request(_ request: UInt8, _ type: UInt8, value: UInt16) throws {
+            try slot.control(
+                SetupPacket(requestType: type, request: request, value: value, index: 0, length: 0))
+        }
+        try request(9, 0, value: 3)
+        try request(11, 1, value: 1)
+        let endpoint = try slot.configureOne(
+            .isochronous(3, direction, interval: interval - 1, maxPacketSize: Self.packet))
+        let buffer = driver.memory.allocate(Self.packet, alignment: 4096)
+        let trb = GuestTRB.isochronous(buffer, Self.packet, .interruptOnCompletion)
+        let loop = try InterruptLoop(driver)
+        let step = 125.0 * Double(1 << (interval - 1))
+        let wanted = Int(Double(Settings.rounds) * 200_000 / step)
+
+        var given = 0
+        var offsets: [Double] = []
+        var missed = 0
+        endpoint.ring.push(Array(repeating: trb, count: Self.depth))
+        given = Self.depth
+        let used = program.processorTime
+        let start = ContinuousClock.now
+        try loop.ring(endpoint)
+        while offsets.count < wanted {
+            let before = given
+            try loop.events(accepting: Self.codes) { event in
+                // That the ring was empty is told beside, and the next doorbell ends it.
+                guard event.code == .success || event.code == .missedService else { return }
+                if event.code == .missedService { missed += 1 }
+                let now = (ContinuousClock.now - start).inMicroseconds
+                offsets.append(now - Double(offsets.count) * step)
+                endpoint.ring.push(trb)
+                given += 1
+            }
+            if given > before { try loop.ring(endpoint) }
+        }
+        let processor = (program.processorTime - used).inMicroseconds
+        program.terminate()
+        let earliest = offsets.min() ?? 0
+        let late = offsets.map { $0 - earliest }
+        return [
+            "packets": Double(offsets.count),
+            "on time": Double(offsets.count - missed) / Double(offsets.count),
+            "p50": percentile(late, 0.5), "p99": percentile(late, 0.99), "most": late.max() ?? 0,
+            "CPU": processor / Double(offsets.count),
+        ]
+    }
+}
