@@ -180,12 +180,13 @@ final class StorageDevice: USBDevice {
 
     /// Uses the next OUT transfer; false if there is none or it must wait.
     private func takeOut() -> Bool {
-        // Looked at where it is: most calls find that it must wait.
-        guard let count = outTransfers.first?.buffer.count else { return false }
+        guard !outTransfers.isEmpty else { return false }
         if controlPipe.isHalted(StorageDescriptors.outEndpoint) {
             complete(outTransfers.removeFirst(), .stalled, 0)
             return true
         }
+        // Most calls end here; what a transfer holds is not looked at in vain.
+        guard transport.takesOut, let count = outTransfers.first?.buffer.count else { return false }
         switch transport.action(forOut: count) {
         case .wait: return false
         case .command:
@@ -203,12 +204,13 @@ final class StorageDevice: USBDevice {
 
     /// Uses the next IN transfer; false if there is none or it must wait.
     private func takeIn() -> Bool {
-        // Looked at where it is: most calls find that it must wait.
-        guard let count = inTransfers.first?.buffer.count else { return false }
+        guard !inTransfers.isEmpty else { return false }
         if controlPipe.isHalted(StorageDescriptors.inEndpoint) {
             complete(inTransfers.removeFirst(), .stalled, 0)
             return true
         }
+        // Most calls end here; what a transfer holds is not looked at in vain.
+        guard transport.takesIn, let count = inTransfers.first?.buffer.count else { return false }
         switch transport.action(forIn: count) {
         case .wait: return false
         case .data(let count):

@@ -49,7 +49,7 @@ public final class GuestStick {
         data = driver.memory.allocate(Self.blocksPerCommand * Self.blockSize, alignment: 4096)
     }
 
-    /// The IN and the OUT endpoint of a configuration descriptor.
+    /// The first bulk IN and the first bulk OUT endpoint of a configuration descriptor.
     public static func bulkEndpoints(
         _ bytes: [UInt8], ring: [Int]
     ) throws -> [GuestEndpointConfiguration] {
@@ -58,14 +58,18 @@ public final class GuestStick {
         var place = 0
         while place + 6 < bytes.count, bytes[place] > 1 {
             defer { place += Int(bytes[place]) }
-            guard bytes[place + 1] == 5 else { continue }
+            guard bytes[place + 1] == 5, bytes[place + 3] & 3 == 2 else { continue }
             let address = EndpointAddress(rawValue: bytes[place + 2])
             var endpoint =
                 address.direction == .in
                 ? GuestEndpointConfiguration.bulkIn(address.number, segments: ring)
                 : .bulkOut(address.number, segments: ring)
             endpoint.maxPacketSize = Int(bytes[place + 4]) | Int(bytes[place + 5]) << 8
-            if address.direction == .in { input = endpoint } else { output = endpoint }
+            if address.direction == .in {
+                input = input ?? endpoint
+            } else {
+                output = output ?? endpoint
+            }
         }
         guard let input, let output else { throw Failure(description: "no two bulk endpoints") }
         return [input, output]
