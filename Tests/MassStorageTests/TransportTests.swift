@@ -75,7 +75,7 @@ import USB
             var bytes = (0..<Int.random(in: 0...64, using: &random)).map { _ in
                 UInt8.random(in: 0...255, using: &random)
             }
-            if bytes.count >= 31 && bytes.starts(with: CommandBlockWrapper.signature) {
+            if bytes.starts(with: Array("USBC".utf8)) {
                 bytes[0] = 0
             }
             let id = host.submitOut(bytes)
