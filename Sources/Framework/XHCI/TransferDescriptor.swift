@@ -10,7 +10,7 @@ internal import USB
 struct TransferDescriptor {
     var id = Transfer.ID(rawValue: 0)
     /// The TRBs in order, with those Link TRBs that want an event.
-    var entries: [RingEntry] = []
+    var entries = RingEntries()
     /// The place after the last TRB.
     var end: RingPosition
     /// What was done of the first TRB before the endpoint stopped in its middle.
