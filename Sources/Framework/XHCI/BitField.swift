@@ -25,7 +25,22 @@ extension FixedWidthInteger {
         }
     }
 
+    /// The positions of the bits that are set, from the lowest on.
+    var setBits: SetBits<Self> { SetBits(rest: self) }
+
     private static func mask(of range: ClosedRange<Int>) -> Self {
         range.count >= Self.bitWidth ? ~0 : (Self(1) &<< Self(range.count)) &- 1
+    }
+}
+
+/// See ``setBits``.
+struct SetBits<Value: FixedWidthInteger>: Sequence, IteratorProtocol {
+    fileprivate var rest: Value
+
+    mutating func next() -> Int? {
+        guard rest != 0 else { return nil }
+        let position = rest.trailingZeroBitCount
+        rest &= rest &- 1
+        return position
     }
 }

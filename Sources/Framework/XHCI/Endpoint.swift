@@ -151,11 +151,7 @@ struct Endpoint {
             select(stream)
         }
         defer { select(nil) }
-        guard
-            let place = queue.inFlight.firstIndex(where: {
-                $0.id == completion.id && $0.outcome == nil
-            })
-        else { return false }
+        guard let place = queue.place(of: completion.id) else { return false }
         let length = queue.inFlight[place].length
         let transferred = max(0, min(completion.transferred, length))
         queue.inFlight[place].outcome =

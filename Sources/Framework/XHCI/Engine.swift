@@ -227,7 +227,7 @@ struct Engine {
 
     private mutating func answerDoorbells() {
         while let (slot, endpoints) = registers.doorbells.popFirst() {
-            for endpoint in 1...31 where endpoints[bit: endpoint] {
+            for endpoint in endpoints.setBits {
                 answerDoorbell(slot, endpoint, stream: 0)
             }
         }
@@ -250,7 +250,7 @@ struct Engine {
     /// Lets endpoints whose events had no room try again.
     private mutating func unblock() {
         while let (slot, endpoints) = blocked.popFirst() {
-            for endpoint in 1...31 where endpoints[bit: endpoint] {
+            for endpoint in endpoints.setBits {
                 ready.insert(slot: slot, endpoint: endpoint)
             }
         }
@@ -281,7 +281,7 @@ struct Engine {
         var start = 1
         while let (slot, endpoints) = scheduled.first(from: start) {
             start = slot + 1
-            for endpoint in 1...31 where endpoints[bit: endpoint] {
+            for endpoint in endpoints.setBits {
                 if slots[slot].state != nil,
                     let time = slots[slot].endpoints[endpoint]?.wakeTime
                 {
@@ -298,7 +298,7 @@ struct Engine {
         while let (slot, endpoints) = ready.popFirst() {
             guard slots[slot].state != nil else { continue }
             let owner = slots[slot].identity
-            for endpoint in 1...31 where endpoints[bit: endpoint] {
+            for endpoint in endpoints.setBits {
                 guard budget > 0 else {
                     ready.insert(slot: slot, endpoint: endpoint)
                     continue

@@ -160,6 +160,11 @@ struct EventRing {
 
     // MARK: - Interrupts
 
+    /// Whether something of the interrupter waits: events for room, or an interrupt for its time.
+    func isBusy(_ registers: RegisterFile) -> Bool {
+        wantsInterrupt || !waiting.isEmpty || registers.interrupters[index].isPending
+    }
+
     /// Raises the interrupter's interrupt if it is due.
     ///
     /// - Returns: when to ask again, if moderation holds one back.

@@ -8,7 +8,7 @@ final class RegisterFile {
     let capabilities: Capabilities
     private let capabilityRegisters: CapabilityRegisters
 
-    /// Set by every write: the next `service` has something to look at.
+    /// Set by writes: the next `service` has something to look at.
     var hasWork = false
     /// Set with everything that happens to a port.
     var hasPortWork = true
@@ -22,6 +22,8 @@ final class RegisterFile {
     private var configure: UInt32 = 0
     var ports: [PortRegisters]
     var interrupters: [InterrupterRegisters]
+    /// Interrupters that have something to do when their registers change, one bit each.
+    var busyInterrupters: UInt16 = 0
     /// The endpoints whose doorbells were rung.
     var doorbells: EndpointSet
     /// The same of streams.
@@ -52,6 +54,7 @@ final class RegisterFile {
             if let speed { ports[port].connect(speed) }
         }
         interrupters = Self.freshInterrupters(capabilities)
+        busyInterrupters = 0
         doorbells = EndpointSet(slots: capabilities.slots)
         streamDoorbells = StreamDoorbells()
         hasCommands = false
@@ -136,7 +139,12 @@ final class RegisterFile {
     }
 
     func write(_ value: UInt32, to register: MMIORegister, now: Duration) {
-        hasWork = true
+        if case .interrupter(let index, _) = register {
+            // Drivers write these with each interrupt, usually when all is told.
+            hasWork = hasWork || busyInterrupters[bit: index]
+        } else {
+            hasWork = true
+        }
         switch register {
         case .capability, .pageSize, .microframeIndex: break
         case .usbCommand: writeCommand(value)

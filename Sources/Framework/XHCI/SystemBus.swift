@@ -13,6 +13,8 @@ struct SystemBus {
     let sink: any InterruptSink
     private let logger: Logger
     private var rings: [EventRing]
+    /// The interrupters whose events wait for room, one bit each.
+    private var full: UInt16 = 0
 
     init(
         memory: GuestMemory, registers: RegisterFile, sink: any InterruptSink, logger: Logger
@@ -28,6 +30,7 @@ struct SystemBus {
     /// Forgets all events.
     mutating func reset() {
         rings = (0..<registers.capabilities.interrupters).map(EventRing.init(index:))
+        full = 0
     }
 
     /// Logs a mistake of the guest; the text is only made if somebody reads it.
@@ -83,32 +86,30 @@ struct SystemBus {
         } catch {
             fail(error)
         }
+        registers.busyInterrupters[bit: ring] = true
+        full[bit: ring] = rings[ring].waitingCount > 0
     }
 
     /// Posts what waited for room.
     mutating func resumeEvents() {
-        for index in rings.indices where rings[index].waitingCount > 0 {
+        for index in full.setBits {
             do throws(DMAError) {
                 try rings[index].resume(memory: memory, registers: registers)
             } catch {
                 fail(error)
             }
+            full[bit: index] = rings[index].waitingCount > 0
         }
     }
 
     /// Whether all interrupters in a set (one bit each) take events at once.
-    func hasRoom(in interrupters: UInt16) -> Bool {
-        for index in rings.indices where interrupters[bit: index] {
-            if rings[index].waitingCount > 0 { return false }
-        }
-        return true
-    }
+    func hasRoom(in interrupters: UInt16) -> Bool { interrupters & full == 0 }
 
     /// Whether a command may be run: its own event has room, and those of a stopped endpoint do not
     /// pile up.
     var hasRoomForCommands: Bool {
-        rings[0].waitingCount == 0
-            && rings.allSatisfy { $0.waitingCount < Limits.waitingEvents }
+        full == 0
+            || !full[bit: 0] && rings.allSatisfy { $0.waitingCount < Limits.waitingEvents }
     }
 
     /// The bit of an interrupter in the sets of ``hasRoom(in:)``.
@@ -119,10 +120,11 @@ struct SystemBus {
     /// Raises the interrupts that are due and returns when the next one will be.
     mutating func raiseInterrupts(now: Duration) -> Duration? {
         var next: Duration?
-        for index in rings.indices {
+        for index in registers.busyInterrupters.setBits {
             if let time = rings[index].interrupt(sink, registers: registers, now: now) {
                 next = min(next ?? time, time)
             }
+            registers.busyInterrupters[bit: index] = rings[index].isBusy(registers)
         }
         return next
     }
