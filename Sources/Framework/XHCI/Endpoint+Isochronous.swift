@@ -18,24 +18,25 @@ extension Endpoint {
             return followDevice(owner, &bus, &sequence)
         }
         if let descriptor = schedule?.popDue(now: now) {
+            let count = descriptor.entries.count
             start(descriptor, owner, bus, &sequence)
-            return descriptor.entries.count
+            return count
         }
         guard schedule?.isFull == false else { return 0 }
         guard let descriptor = readNext(bus) else {
             if schedule?.runDry(now: now) ?? false { reportDryRing(owner, &bus) }
             return 0
         }
+        let count = descriptor.entries.count
         enqueue(descriptor, now: now)
-        return descriptor.entries.count
+        return count
     }
 
     /// The microframe in which the endpoint is to be visited next. One that waits for its device is
     /// visited when that answers.
     var wakeTime: Int64? { takesTransfers ? schedule?.wakeTime : nil }
 
-    private mutating func enqueue(_ original: TransferDescriptor, now: Int64) {
-        var descriptor = original
+    private mutating func enqueue(_ descriptor: consuming TransferDescriptor, now: Int64) {
         var due: Int64?
         if descriptor.outcome == nil {
             let frame = TransferTRB(descriptor.entries[0].trb).frame
@@ -58,8 +59,9 @@ extension Endpoint {
             return 0
         }
         schedule?.follow()
+        let count = descriptor.entries.count
         start(descriptor, owner, bus, &sequence)
-        return descriptor.entries.count
+        return count
     }
 
     /// Tells of the first service interval without a descriptor (xHCI 4.10.3.1). The endpoint goes on

@@ -195,11 +195,14 @@ struct Endpoint {
     // MARK: - Starting
 
     private var hasRoom: Bool {
-        guard let last = queue.inFlight.last else { return true }
-        if kind == .control || last.isFailed && !kind.isIsochronous { return false }
+        let count = queue.inFlight.count
+        guard count > 0 else { return true }
+        if kind == .control || queue.inFlight[count - 1].isFailed && !kind.isIsochronous {
+            return false
+        }
         let limit =
             kind.isIsochronous ? Limits.isochronousInFlight : Limits.transfersInFlight
-        return queue.inFlight.count < limit && queue.bytesInFlight < Limits.bytesInFlight
+        return count < limit && queue.bytesInFlight < Limits.bytesInFlight
     }
 
     /// Whether another transfer may be started.
@@ -222,20 +225,20 @@ struct Endpoint {
         _ owner: SlotIdentity, _ bus: SystemBus, _ sequence: inout UInt64
     ) -> Int {
         guard takesTransfers, let descriptor = readNext(bus) else { return 0 }
+        let count = descriptor.entries.count
         start(descriptor, owner, bus, &sequence)
-        return descriptor.entries.count
+        return count
     }
 
     /// Gives a transfer to the device, unless its outcome is known already.
     mutating func start(
-        _ original: TransferDescriptor, _ owner: SlotIdentity, _ bus: SystemBus,
+        _ descriptor: consuming TransferDescriptor, _ owner: SlotIdentity, _ bus: SystemBus,
         _ sequence: inout UInt64
     ) {
-        guard original.outcome == nil else {
-            queue.append(original)
+        guard descriptor.outcome == nil else {
+            queue.append(descriptor)
             return
         }
-        var descriptor = original
         sequence &+= 1
         descriptor.id = Transfer.ID(
             sequence: sequence, slot: owner.slot, endpoint: index, stream: streams?.selected ?? 0)
@@ -275,9 +278,9 @@ struct Endpoint {
             queue.append(descriptor)
             return
         }
+        let id = descriptor.id
         queue.append(descriptor)
-        device.submit(
-            Transfer(id: descriptor.id, endpoint: address, kind: transferKind, buffer: buffer))
+        device.submit(Transfer(id: id, endpoint: address, kind: transferKind, buffer: buffer))
     }
 
     // MARK: - Finishing
@@ -288,13 +291,12 @@ struct Endpoint {
     mutating func settle(
         _ owner: SlotIdentity, _ bus: inout SystemBus, force: Bool = false
     ) -> Bool {
-        while state == .running, let outcome = queue.inFlight.first?.outcome {
+        while state == .running, !queue.inFlight.isEmpty,
+            let outcome = queue.inFlight[0].outcome
+        {
             if isStopping, case .cancelled = outcome { return true }
-            guard let head = queue.inFlight.first, force || bus.hasRoom(in: head.interrupters)
-            else {
-                return false
-            }
-            queue.removeFirst()
+            guard force || bus.hasRoom(in: queue.inFlight[0].interrupters) else { return false }
+            let head = queue.removeFirst()
             switch outcome {
             case .completed(let transferred): complete(head, transferred, owner, &bus)
             case .cancelled(let transferred):

@@ -89,8 +89,7 @@ struct IsochronousSchedule {
     var isFull: Bool { descriptors.count >= Limits.isochronousAhead }
 
     /// Adds a descriptor. One that needs no service interval has the time of the one before.
-    mutating func append(_ descriptor: TransferDescriptor, due: Int64?, now: Int64) {
-        var descriptor = descriptor
+    mutating func append(_ descriptor: consuming TransferDescriptor, due: Int64?, now: Int64) {
         descriptor.due = due ?? descriptors.last?.due ?? now
         descriptors.append(descriptor)
     }

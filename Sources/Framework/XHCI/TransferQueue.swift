@@ -17,14 +17,16 @@ struct TransferQueue {
 
     init(_ ring: RingPosition) { self.ring = ring }
 
-    mutating func append(_ descriptor: TransferDescriptor) {
+    mutating func append(_ descriptor: consuming TransferDescriptor) {
         bytesInFlight += descriptor.length
         inFlight.append(descriptor)
     }
 
-    mutating func removeFirst() {
-        bytesInFlight -= inFlight.removeFirst().length
+    mutating func removeFirst() -> TransferDescriptor {
+        let first = inFlight.removeFirst()
+        bytesInFlight -= first.length
         firstPending = max(0, firstPending - 1)
+        return first
     }
 
     /// Where a transfer stands that the device has. Devices answer in order, so it is the first
