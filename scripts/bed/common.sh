@@ -9,12 +9,14 @@
 #     lock               held shared by whoever uses the bed, exclusively by whoever changes it
 #     tree               a Debian userland as plain files: root of every guest, and home of a QEMU
 #     tree/boot          one folder a kernel: vmlinuz, initrd, version
+#     $TESTUSB            caller of the kernel's usbtest module, for tests alone
 #     qemu               starts the QEMU to use, wherever it is
 #     accel              the accelerator that was seen to boot a guest here: kvm or tcg
 #     stamps             one file a finished step, holding the hash of what it was made from
 #     apt                package lists and packages, while they are needed
 
 BEDS=${USBVFIOD_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/usbvfiod/bed}
+TESTUSB=tree/usr/lib/bed/testusb
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'bed: %s\n' "$*" >&2; }

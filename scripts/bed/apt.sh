@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# How the steps of the test bed get Debian's packages. Sourced, not run.
+#
+# Packages are resolved, fetched and verified by apt against a private, empty package database and
+# then unpacked, not installed: no maintainer script runs, so this needs neither root nor chroot.
+#
+# The archive is the one this machine's apt is set up with. USBVFIOD_DEBIAN_MIRROR names another.
+
+STABLE=trixie
+NEWEST=trixie-backports
+KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+
+mirror() {
+    if [[ -n ${USBVFIOD_DEBIAN_MIRROR:-} ]]; then
+        printf '%s\n' "$USBVFIOD_DEBIAN_MIRROR"
+        return
+    fi
+    local found
+    found=$(env -u APT_CONFIG apt-get indextargets --format '$(REPO_URI)' \
+        'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
+    if [[ -z $found ]]; then
+        die "this machine's apt knows no Debian archive" \
+            "run 'apt-get update', or name one: USBVFIOD_DEBIAN_MIRROR=http://… $0"
+    fi
+    printf '%s\n' "$found"
+}
+
+configure_apt() {
+    local apt=$BED/apt uri
+    [[ -e $KEYRING ]] || die "$KEYRING is missing" "install debian-archive-keyring (scripts/setup does)"
+    uri=$(mirror)
+    mkdir -p "$apt"/{state/lists,cache/archives,etc/{parts,preferences.d},kernels}/partial
+    : >"$apt/status"
+    printf "deb [signed-by=$KEYRING] $uri %s main\n" "$STABLE" "$NEWEST" >"$apt/sources.list"
+    cat >"$apt/apt.conf" <<CONF
+Dir "$apt"; Dir::State "state"; Dir::State::status "$apt/status"; Dir::Cache "cache";
+Dir::Etc "etc"; Dir::Etc::main "-"; Dir::Etc::parts "$apt/etc/parts";
+Dir::Etc::sourcelist "$apt/sources.list"; Dir::Etc::sourceparts "-";
+APT::Architecture "amd64"; APT::Architectures { "amd64"; };
+APT::Install-Recommends "false"; APT::Sandbox::User "root";
+Acquire::Languages "none"; Acquire::Retries "3"; Debug::NoLocking "true";
+CONF
+    export APT_CONFIG=$apt/apt.conf
+}
+
+# with_progress WHAT FOLDER COMMAND…: says every few seconds how much of the folder is there.
+with_progress() {
+    local what=$1 folder=$2 watcher status=0
+    shift 2
+    say "$what"
+    (while sleep 3; do say "  … $(du -sm "$folder" 2>/dev/null | cut -f1) MB so far"; done) &
+    watcher=$!
+    "$@" >"$BED/log" 2>&1 || status=$?
+    kill "$watcher" 2>/dev/null
+    wait "$watcher" 2>/dev/null || true
+    if ((status)); then
+        cat "$BED/log" >&2
+        die "that failed (above is what it said)" "check the network, then run this again: it goes on where it stopped"
+    fi
+}
+
+read_package_lists() { with_progress "reading the package lists" "$BED/apt/state" apt-get update; }
