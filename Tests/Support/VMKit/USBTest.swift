@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+
+/// One of the cases of `usbtest`, by which Linux's own developers test USB controllers. The module is
+/// in each kernel; `testusb`, which the bed has built, asks it to run a case against a device.
+public struct USBTestCase: Sendable, CustomStringConvertible {
+    /// What `usbtest` calls it.
+    public let number: Int
+    /// What it does.
+    public let summary: String
+    /// How often (`-c`), with how many bytes (`-s`) that vary by how many (`-v`), and how many
+    /// transfers at once (`-g`).
+    let options: String
+
+    public var description: String { "case \(number) (\(summary))" }
+
+    private init(_ number: Int, _ summary: String, _ options: String) {
+        self.number = number
+        self.summary = summary
+        self.options = options
+    }
+
+    /// All of them, each as often as a guest on a software CPU does in about a second.
+    public static let all = [
+        USBTestCase(0, "nothing", "-c 1"),
+        USBTestCase(1, "bulk OUT", "-c 100 -s 16384"),
+        USBTestCase(2, "bulk IN", "-c 100 -s 16384"),
+        USBTestCase(3, "bulk OUT of each length", "-c 200 -s 4096 -v 421"),
+        USBTestCase(4, "bulk IN of each length", "-c 200 -s 4096 -v 421"),
+        USBTestCase(5, "bulk OUT from scattered memory", "-c 50 -s 1024 -g 32"),
+        USBTestCase(6, "bulk IN to scattered memory", "-c 50 -s 1024 -g 32"),
+        USBTestCase(7, "bulk OUT from odd pieces of memory", "-c 50 -s 2048 -v 421 -g 32"),
+        USBTestCase(8, "bulk IN to odd pieces of memory", "-c 50 -s 2048 -v 421 -g 32"),
+        USBTestCase(9, "requests of USB's chapter 9", "-c 30"),
+        USBTestCase(10, "queued control transfers, some stalled", "-c 30 -g 48"),
+        USBTestCase(11, "unlink bulk IN", "-c 50 -s 8192"),
+        USBTestCase(12, "unlink bulk OUT", "-c 50 -s 8192"),
+        USBTestCase(13, "set and clear halts", "-c 20"),
+        USBTestCase(14, "control OUT, read back", "-c 100 -s 1024 -v 31"),
+        USBTestCase(15, "isochronous OUT", "-c 10 -s 3072 -g 8"),
+        USBTestCase(16, "isochronous IN", "-c 10 -s 3072 -g 8"),
+        USBTestCase(17, "bulk OUT at an odd address", "-c 50 -s 4096"),
+        USBTestCase(18, "bulk IN at an odd address", "-c 50 -s 4096"),
+        USBTestCase(19, "bulk OUT at an odd address, mapped ahead", "-c 50 -s 4096"),
+        USBTestCase(20, "bulk IN at an odd address, mapped ahead", "-c 50 -s 4096"),
+        USBTestCase(21, "control OUT at an odd address", "-c 100 -s 1024 -v 31"),
+        USBTestCase(22, "isochronous OUT at an odd address", "-c 10 -s 3072 -g 8"),
+        USBTestCase(23, "isochronous IN at an odd address", "-c 10 -s 3072 -g 8"),
+        USBTestCase(24, "unlink from the middle of a queue", "-c 20 -s 8192 -g 16"),
+        USBTestCase(25, "interrupt OUT", "-c 50 -s 1024"),
+        USBTestCase(26, "interrupt IN", "-c 50 -s 1024"),
+        USBTestCase(27, "queued bulk OUT", "-c 20 -s 32768 -g 32"),
+        USBTestCase(28, "queued bulk IN", "-c 20 -s 32768 -g 32"),
+        USBTestCase(29, "clear data toggles between transfers", "-c 20"),
+    ]
+
+    /// A case by its number, which is one of 0 to 29.
+    public static func number(_ number: Int) -> USBTestCase { all[number] }
+
+    /// What became of a case.
+    public enum Outcome: Equatable, Sendable {
+        case passed
+        /// `usbtest` would not run it: the device lacks the endpoint, or the case the option.
+        case skipped
+        /// The error, in the words of the C library.
+        case failed(String)
+    }
+}
+
+/// A device that `usbtest` has taken.
+public struct USBTestDevice: Sendable {
+    /// Its name on the bus.
+    public let name: String
+    /// Mb/s, as the kernel counts them.
+    public let speed: String
+    /// Its serial number.
+    public let serial: String
+    let path: String
+}
+
+extension Shell {
+    /// Loads `usbtest` and waits until it has taken so many devices.
+    ///
+    /// It is told to use alternate setting 1, in which a device has endpoints of each kind.
+    public func usbTestDevices(count: Int) throws -> [USBTestDevice] {
+        try run("modprobe usbtest alt=1")
+        let bound = "/sys/bus/usb/drivers/usbtest/*:*"
+        try wait(until: "[[ $(ls -d \(bound) 2>/dev/null | wc -l) == \(count) ]]")
+        return try run(
+            """
+            for interface in \(bound); do
+                cd $(readlink -f $interface)/..
+                echo "${PWD##*/} $(<speed) $(<busnum) $(<devnum) $(<serial)"
+            done
+            """
+        ).split(separator: "\n").map { line in
+            let words = line.split(separator: " ", maxSplits: 4).map(String.init)
+            guard words.count == 5, let bus = Int(words[2]), let device = Int(words[3]) else {
+                throw VMError("not a device: \(line)")
+            }
+            return USBTestDevice(
+                name: words[0], speed: words[1], serial: words[4],
+                path: USBAddress(bus: bus, device: device).path)
+        }
+    }
+
+    /// Runs one case to its end.
+    public func run(
+        _ test: USBTestCase, on device: USBTestDevice
+    ) throws -> USBTestCase.Outcome {
+        let command = "/usr/lib/bed/testusb -D \(device.path) -t \(test.number) \(test.options)"
+        let result: CommandResult
+        do {
+            result = try execute(command, timeout: .seconds(90))
+        } catch {
+            throw VMError(
+                "\(test) at \(device.speed) Mb/s: \(error)",
+                detail: "its kernel's last words:\n\(logTail)")
+        }
+        // It is silent about a case that was not run.
+        let prefix = "\(device.path) test \(test.number)"
+        guard let line = result.output.split(separator: "\n").first(where: { $0.hasPrefix(prefix) })
+        else {
+            guard result.status == 0, result.output.contains("speed\t\(device.path)") else {
+                throw VMError("testusb did not run: \(result.output)")
+            }
+            return .skipped
+        }
+        if line.dropFirst(prefix.count).hasPrefix(",") { return .passed }
+        return .failed(String(line.dropFirst(prefix.count)))
+    }
+}
