@@ -38,7 +38,10 @@ public final class Lab {
     }
 
     /// Starts usbvfiod with these devices and waits until it is up.
-    public func serve(_ devices: String...) throws -> Server {
+    public func serve(_ devices: String...) throws -> Server { try serve(devices) }
+
+    /// The same, with as many devices as there are in a list.
+    public func serve(_ devices: [String]) throws -> Server {
         let server = try Server(
             devices: devices, folder: makeFolder("server-\(servers.count + 1)"))
         servers.append(server)
