@@ -66,7 +66,68 @@ extension VMTests {
             }
             #expect(server.isRunning)
         }
+
+        /// Goal: descriptors that are wrong are seen to be so, a device that unplugs itself is gone,
+        /// and those beside them work.
+        @Test(arguments: Kernel.allCases)
+        func `wrong descriptors and a device that leaves trouble nobody else`(
+            kernel: Kernel
+        ) throws {
+            let faults = WrongDescriptor.all.map { "loopback:serial=\($0.rule),fault=\($0.rule)" }
+            let server = try lab.serve(
+                faults + [
+                    "loopback:serial=back,fault=bulk-in disconnect after=4 reconnect=100",
+                    "loopback:speed=super,serial=gone,fault=bulk-in disconnect after=4",
+                ])
+            let guest = try lab.boot(kernel, with: server)
+            // Devices get the ports in their order.
+            for (index, fault) in WrongDescriptor.all.enumerated() {
+                try guest.wait(until: "dmesg | grep -q 'usb 1-\(index + 1): \(fault.words)'")
+                #expect(server.log.contains("fault '\(fault.rule)' at number"), "\(server.log)")
+            }
+            var devices = try guest.usbTestDevices(count: 4)
+            for device in devices where ["back", "gone"].contains(device.serial) {
+                let outcome = try guest.run(.number(2), on: device)
+                let possible = [EPROTO, ESHUTDOWN, ENODEV].map { USBTestCase.Outcome.failed($0) }
+                #expect(possible.contains(outcome), "\(guest.usbTestLog)")
+                try guest.wait(until: "[[ ! -e \(device.path) ]]")
+            }
+            devices = try guest.usbTestDevices(count: 3)
+            #expect(devices.map(\.serial).filter { $0 == "back" || $0 == "gone" } == ["back"])
+            for device in devices { try guest.expectPass(.number(2), device, kernel) }
+            // No endpoint has packets of no bytes, and the controller says so.
+            let refusal = "unexpected command completion code 0x11"
+            #expect(
+                try guest.complaints().filter { $0.contains("xhci_hcd") && !$0.contains(refusal) }
+                    == [])
+            #expect(server.isRunning)
+        }
     }
+}
+
+/// A fault of a descriptor, and how the guest's kernel begins to tell of it.
+private struct WrongDescriptor {
+    let rule: String
+    let words: String
+
+    static let all = [
+        WrongDescriptor(
+            rule: "device-descriptor truncated", words: "device descriptor read/all, error -90"),
+        // Nobody minds.
+        WrongDescriptor(rule: "device-descriptor overlong", words: "New USB device found"),
+        WrongDescriptor(
+            rule: "device-descriptor contradictory", words: "device descriptor read/8, error -71"),
+        WrongDescriptor(
+            rule: "configuration-descriptor truncated",
+            words: "config index 0 descriptor too short (expected 83, got 41)"),
+        WrongDescriptor(
+            rule: "configuration-descriptor overlong",
+            words: "config index 0 descriptor too short (expected 1107, got 83)"),
+        // SeaBIOS reads it twice, and reads on for ever behind what promises more interfaces.
+        WrongDescriptor(
+            rule: "configuration-descriptor contradictory after=2",
+            words: "config 3 has 1 interface, different from the descriptor"),
+    ]
 }
 
 /// A fault, the case of usbtest that meets it, and what comes of that.
@@ -102,7 +163,7 @@ private struct Fault {
         Fault(
             "bulk-in error times=always", 2, .failed(EPROTO), "iterations left 99", passes: false),
         Fault("bulk-in corrupt byte=700 after=4", 2, .failed(EINVAL), "buf[700] = 255 (not 0)"),
-        Fault("bulk-out corrupt byte=7 after=4", 1, .failed(EPIPE), "iterations left 95"),
+        Fault("bulk-out corrupt byte=7 after=8", 1, .failed(EPIPE), "iterations left 95"),
         Fault("bulk-out nak queued=8", 27, .passed),
         Fault("interrupt-in stall after=4", 26, .failed(EPIPE), "iterations left 45"),
         Fault("control stall request=0x5b", 14, .failed(EPIPE), "ctrl_out write failed, code -32"),

@@ -76,7 +76,8 @@ public struct USBTestDevice: Sendable {
     public let speed: String
     /// Its serial number.
     public let serial: String
-    let path: String
+    /// Its file, which is another one each time it is plugged in.
+    public let path: String
 }
 
 extension Shell {
