@@ -121,13 +121,12 @@ extension Shell {
         }
         // It says whom it asks, and then one line, or none if the case was not run.
         let lines = result.output.split(separator: "\n")
-        guard result.status == 0, let first = lines.first, first.contains(device.path) else {
-            throw VMError("\(test) at \(device.speed) Mb/s: \(result.output)")
-        }
-        guard lines.count > 1 else { return .skipped }
-        let words = lines[1].split(separator: " ")
-        if lines[1].hasPrefix("\(device.path) test \(test.number), ") { return .passed }
-        guard words.count > 4, words[3] == "-->", let code = Int32(words[4]) else {
+        guard result.status == 0, lines.contains(where: { $0.contains("speed\t\(device.path)") })
+        else { throw VMError("\(test) at \(device.speed) Mb/s: \(result.output)") }
+        let prefix = "\(device.path) test \(test.number)"
+        guard let line = lines.first(where: { $0.hasPrefix(prefix) }) else { return .skipped }
+        if line.hasPrefix("\(prefix), ") { return .passed }
+        guard let match = line.firstMatch(of: #/ --> (\d+) /#), let code = Int32(match.1) else {
             throw VMError("\(test) at \(device.speed) Mb/s: \(result.output)")
         }
         return .failed(code)
