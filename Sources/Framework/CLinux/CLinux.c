@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 const int clinux_o_direct = O_DIRECT;
+const int clinux_o_path = O_PATH;
 
 int clinux_memfd_create(const char *name, unsigned int flags) { return memfd_create(name, flags); }
 

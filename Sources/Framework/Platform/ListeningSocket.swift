@@ -25,11 +25,19 @@ public final class ListeningSocket {
     private let bound: (path: String, file: FileIdentity)?
 
     /// Listens at `path`. A socket file that nobody listens at any more is replaced.
-    public init(bindingTo path: String) throws(BindError) {
+    ///
+    /// - Parameter permissions: who may connect, less what the umask takes away; by default everybody.
+    public init(
+        bindingTo path: String, permissions: FilePermissions? = nil
+    ) throws(BindError) {
         do throws(Errno) {
             try Self.removeStaleSocket(at: path)
             descriptor = try Self.makeSocket()
             let number = descriptor.rawValue
+            // The file gets what the socket has, so it is never there with more than that.
+            if let permissions {
+                _ = try systemCall { fchmod(number, permissions.rawValue) }
+            }
             _ = try unsafe withSocketAddress(path) { (address, size) throws(Errno) in
                 try systemCall { unsafe bind(number, address, size) }
             }

@@ -43,24 +43,54 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         if options.contains(.unusedByHost) { flags |= O_EXCL }
         if options.contains(.direct) { flags |= clinux_o_direct }
         let file = Descriptor(owning: try systemCall { unsafe open(path, flags) })
-        var status = stat()
+        kind = try Self.kind(of: file)
+        isInMemory = clinux_is_in_memory(file.rawValue)
+        descriptor = file
+    }
+
+    /// Takes over an open file that somebody else opened.
+    ///
+    /// - Throws: what ``init(opening:_:)`` throws for things without bytes at offsets; `EBADF` if it
+    ///   was not opened for reading, and for writing if that is asked for; `EINVAL` if it was opened
+    ///   in a way that changes what an offset means or how memory must lie (`O_APPEND`, `O_DIRECT`).
+    public init(adopting file: consuming Descriptor, writable: Bool) throws(Errno) {
+        let kind = try Self.kind(of: file)
         let number = file.rawValue
-        _ = try systemCall { unsafe fstat(number, &status) }
-        switch status.st_mode & S_IFMT {
-        case S_IFREG: kind = .regular
-        case S_IFBLK: kind = .blockDevice
-        case S_IFDIR: throw .isDirectory
-        default: throw Errno(rawValue: ENODEV)
+        let flags = try systemCall { fcntl(number, F_GETFL) }
+        let access = flags & O_ACCMODE
+        guard access == O_RDWR || access == O_RDONLY && !writable, flags & clinux_o_path == 0 else {
+            throw .badFileDescriptor
         }
+        guard flags & (O_APPEND | clinux_o_direct) == 0 else { throw .invalidArgument }
+        self.kind = kind
         isInMemory = clinux_is_in_memory(number)
         descriptor = file
     }
 
-    /// The path without links and detours: the same for every way to name the file.
-    public static func canonicalPath(_ path: String) throws(Errno) -> String {
-        guard let resolved = unsafe realpath(path, nil) else { throw .current }
-        defer { unsafe free(resolved) }
-        return unsafe String(cString: resolved)
+    /// Gives up the file for its descriptor.
+    public consuming func release() -> Descriptor { descriptor }
+
+    private static func kind(of file: borrowing Descriptor) throws(Errno) -> Kind {
+        var status = stat()
+        let number = file.rawValue
+        _ = try systemCall { unsafe fstat(number, &status) }
+        switch status.st_mode & S_IFMT {
+        case S_IFREG: return .regular
+        case S_IFBLK: return .blockDevice
+        case S_IFDIR: throw .isDirectory
+        default: throw Errno(rawValue: ENODEV)
+        }
+    }
+
+    /// A path of the file behind the descriptor that this process can open, and the one under which
+    /// the kernel knows it: the same for every way to name it.
+    public func paths() throws(Errno) -> (openable: String, canonical: String) {
+        let openable = "/proc/self/fd/\(descriptor.rawValue)"
+        var bytes = [CChar](repeating: 0, count: 4097)
+        let capacity = bytes.count
+        let count = try systemCall { unsafe readlink(openable, &bytes, capacity) }
+        let path = bytes.prefix(count).map { UInt8(bitPattern: $0) }
+        return (openable, String(decoding: path, as: UTF8.self))
     }
 
     /// The bytes it has now.

@@ -28,7 +28,8 @@ public final class Worker {
     /// Jobs that were given and whose completion has not run.
     public var pendingJobs: Int { completions.count }
 
-    /// Runs `job` on the thread after all earlier ones, then `completion` on the loop.
+    /// Runs `job` on the thread after all earlier ones, then `completion` on the loop. What the job
+    /// holds is given back before its completion runs.
     public func perform<Result: Sendable>(
         _ job: @escaping @Sendable () -> Result, then completion: @escaping (Result) -> Void
     ) {
@@ -41,7 +42,18 @@ public final class Worker {
             completion(result)
         }
         let results = results
-        queue.append { results.post((id, job())) }
+        let holder = Locked<(@Sendable () -> Result)?>(job)
+        queue.append {
+            guard let result = Self.runOnce(holder) else { return }
+            results.post((id, result))
+        }
+    }
+
+    private static func runOnce<Result: Sendable>(
+        _ holder: Locked<(@Sendable () -> Result)?>
+    ) -> Result? {
+        let job = holder.withLock { $0.take() }
+        return job?()
     }
 
     /// Waits until the thread has done all jobs given so far; their completions run later.

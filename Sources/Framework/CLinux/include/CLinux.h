@@ -40,6 +40,7 @@ bool clinux_is_in_memory(int fd);
 #define CLINUX_RWF_DSYNC 2
 /* Its value depends on the processor. */
 extern const int clinux_o_direct;
+extern const int clinux_o_path;
 
 /* Block devices. Both return -1 and set errno on failure. */
 int clinux_block_device_size(int fd, uint64_t *bytes);
