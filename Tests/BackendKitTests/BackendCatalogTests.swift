@@ -37,7 +37,8 @@ struct BackendCatalogTests {
         let error = #expect(throws: BackendError.self) {
             try catalog.resolve("disk:file=x,colour=1")
         }
-        #expect(error?.reason == "'colour' is not a parameter of 'disk'; there are: file, readonly")
+        #expect(
+            error?.reason == "'colour' is not a parameter of 'disk'; there are: file, readonly, id")
     }
 
     @Test func `a missing parameter is answered with an example`() {

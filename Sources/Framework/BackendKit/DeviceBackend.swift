@@ -7,7 +7,8 @@ public import USB
 /// A source of USB devices that the operator can name on the command line.
 ///
 /// A backend is chosen by its scheme, reads its own parameters and, once started, attaches one or
-/// more devices to the bus. It lives as long as the program: guests come and go meanwhile.
+/// more devices to the bus. It lives until the operator takes it away or the program ends: guests
+/// come and go meanwhile, and so do other backends.
 public protocol DeviceBackend: AnyObject {
     /// The word before the colon of a device specification, such as `storage`.
     static var scheme: String { get }
@@ -24,18 +25,43 @@ public protocol DeviceBackend: AnyObject {
     /// Attaches the devices.
     func start(on bus: any USBBus) throws(BackendError)
 
-    /// Detaches the devices and gives back what was opened; data that was accepted is written.
+    /// Detaches the devices and gives back what was opened; data that was accepted is written. The
+    /// program ends, so it may wait for that, with the loop standing still.
     func stop()
+
+    /// The same while the program goes on: devices are detached before this returns, and what takes
+    /// time is done elsewhere than on the loop. `done` is called once, on the loop, at once or later,
+    /// with what went wrong; ``stop()`` may be called before that.
+    func stop(whenDone done: @escaping (BackendError?) -> Void)
+
+    /// Opens what a specification names, with the rights of the calling process: a program that has
+    /// a running server attach the device passes it along. `nil` if there is nothing to open.
+    static func open(_ specification: DeviceSpecification) throws(BackendError) -> OpenedDevice?
+}
+
+extension DeviceBackend {
+    public func stop(whenDone done: @escaping (BackendError?) -> Void) {
+        stop()
+        done(nil)
+    }
+
+    public static func open(
+        _ specification: DeviceSpecification
+    ) throws(BackendError) -> OpenedDevice? { nil }
 }
 
 /// What the program lends to each backend.
 public struct BackendContext {
     public let loop: any EventLoop
     public let logger: Logger
+    /// What the specification names, opened by whoever asked for the device. A backend that can use
+    /// it takes it and opens nothing itself.
+    public let descriptor: PassedDescriptor?
 
-    public init(loop: any EventLoop, logger: Logger) {
+    public init(loop: any EventLoop, logger: Logger, descriptor: PassedDescriptor? = nil) {
         self.loop = loop
         self.logger = logger
+        self.descriptor = descriptor
     }
 }
 

@@ -16,6 +16,10 @@ public struct DeviceSpecification: Equatable, Sendable {
     /// - Throws: when the form is wrong: no scheme, an empty name, a name given twice.
     public init(parsing text: String) throws(BackendError) {
         self.text = text
+        // The system's names end there, so what follows would be ignored.
+        guard !text.utf8.contains(0) else {
+            throw BackendError("the specification of a device contains a zero byte")
+        }
         guard let colon = text.firstIndex(of: ":") else {
             scheme = text
             parameters = []
@@ -44,6 +48,52 @@ public struct DeviceSpecification: Equatable, Sendable {
             found.append((name, value))
         }
         parameters = found
+    }
+
+    /// Parameters that every backend has, because the program looks after them itself.
+    public static let common = [
+        Parameter(
+            identifierName, value: "NAME",
+            summary: "what requests call it; by default the kind and a number")
+    ]
+
+    private static let identifierName = "id"
+
+    /// What the operator wants the device to be called: `id=NAME`.
+    public func identifier() throws(BackendError) -> String? {
+        guard let name = try value(of: Self.identifierName) else { return nil }
+        try Self.checkIdentifier(name)
+        return name
+    }
+
+    /// Refuses what is not 1 to 64 letters, digits, `-`, `_` or `.`.
+    public static func checkIdentifier(_ name: String) throws(BackendError) {
+        let isGood =
+            (1...64).contains(name.utf8.count)
+            && name.utf8.allSatisfy { byte in
+                (UInt8(ascii: "a")...UInt8(ascii: "z")).contains(byte | 0x20)
+                    || (UInt8(ascii: "0")...UInt8(ascii: "9")).contains(byte)
+                    || [UInt8(ascii: "-"), UInt8(ascii: "_"), UInt8(ascii: ".")].contains(byte)
+            }
+        guard isGood else {
+            throw BackendError(
+                "'\(name.prefix(80))' cannot be the id of a device: 1 to 64 letters, digits, "
+                    + "'-', '_' and '.' can")
+        }
+    }
+
+    /// The same with another value of a parameter that is there.
+    public func replacing(_ name: String, with value: String) throws(BackendError) -> Self {
+        let words = parameters.map { parameter in
+            guard let old = parameter.value else { return parameter.name }
+            let new = parameter.name == name ? value : old
+            return "\(parameter.name)=\(Self.doublingCommas(new))"
+        }
+        return try DeviceSpecification(parsing: "\(scheme):\(words.joined(separator: ","))")
+    }
+
+    private static func doublingCommas(_ text: String) -> String {
+        text.reduce(into: "") { $0 += $1 == "," ? ",," : String($1) }
     }
 
     /// The value of a parameter; an error if it stands there without one.
@@ -95,7 +145,7 @@ public struct DeviceSpecification: Equatable, Sendable {
 
     /// Refuses parameters that `backend` does not know, and the lack of those it must have.
     public func check(against backend: any DeviceBackend.Type) throws(BackendError) {
-        let known = backend.parameters
+        let known = backend.parameters + Self.common
         for parameter in parameters where !known.contains(where: { $0.name == parameter.name }) {
             let names = known.map(\.name).joined(separator: ", ")
             throw BackendError(
