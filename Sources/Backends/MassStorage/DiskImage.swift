@@ -33,6 +33,24 @@ protocol DiskImage: AnyObject, Sendable {
     func zeroRange(at offset: UInt64, count: UInt64) throws(Errno)
 }
 
+/// The medium that is not there. No command comes so far as to read or write it.
+final class NoImage: DiskImage {
+    let byteCount: UInt64 = 0
+    let isReadOnly = true
+
+    func read(into pieces: MemoryPieces, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
+        throw .ioError
+    }
+
+    func write(
+        _ pieces: MemoryPieces, at offset: UInt64, durably: Bool, waiting: Bool
+    ) throws(Errno) -> Int { throw .ioError }
+
+    func flush() throws(Errno) {}
+    func punchHole(at offset: UInt64, count: UInt64) throws(Errno) { throw .ioError }
+    func zeroRange(at offset: UInt64, count: UInt64) throws(Errno) { throw .ioError }
+}
+
 /// The only size of logical blocks: what every guest and firmware takes.
 let blockSize = 512
 

@@ -31,19 +31,40 @@ final class FileImage: DiskImage {
     static let largestSize: UInt64 = 1 << 48
 
     /// Opens and locks an image.
-    init(path: String, readOnly: Bool, cache: CacheMode) throws(ImageError) {
-        file = try Self.open(path, readOnly ? [] : [.writable, .unusedByHost])
+    convenience init(path: String, readOnly: Bool, cache: CacheMode) throws(ImageError) {
+        try self.init(
+            Self.open(path, readOnly: readOnly), named: path, readOnly: readOnly, cache: cache)
+    }
+
+    /// Locks an image that somebody else has opened; `path` is what the operator calls it.
+    convenience init(
+        _ descriptor: consuming Descriptor, named path: String, readOnly: Bool, cache: CacheMode
+    ) throws(ImageError) {
+        let file: RandomAccessFile
+        do throws(Errno) {
+            file = try RandomAccessFile(adopting: descriptor, writable: !readOnly)
+        } catch {
+            throw ImageError(adopting: path, error)
+        }
+        try self.init(file, named: path, readOnly: readOnly, cache: cache)
+    }
+
+    private init(
+        _ file: consuming RandomAccessFile, named path: String, readOnly: Bool, cache: CacheMode
+    ) throws(ImageError) {
         do throws(Errno) {
             try file.lock(exclusively: !readOnly)
         } catch {
             throw error == .wouldBlock ? .inUse(path) : .cannot("lock", path, error)
         }
+        let paths: (openable: String, canonical: String)
         do throws(Errno) {
             byteCount = try file.size()
-            self.path = try RandomAccessFile.canonicalPath(path)
+            paths = try file.paths()
         } catch {
             throw .cannot("look at", path, error)
         }
+        self.path = paths.canonical
         isReadOnly = readOnly
         guard byteCount > 0 else { throw .empty(path) }
         guard byteCount % UInt64(blockSize) == 0 else { throw .oddSize(path, byteCount) }
@@ -51,19 +72,29 @@ final class FileImage: DiskImage {
         if cache == .none {
             // Some file systems have no direct access; the caller says so to the operator.
             directFile = try? RandomAccessFile(
-                opening: path, readOnly ? [.direct] : [.direct, .writable])
+                opening: paths.openable, readOnly ? [.direct] : [.direct, .writable])
         } else {
             directFile = nil
         }
+        self.file = file
     }
 
-    private static func open(
-        _ path: String, _ options: RandomAccessFile.OpenOptions
-    ) throws(ImageError) -> RandomAccessFile {
+    /// Opens what an image is made of.
+    static func open(_ path: String, readOnly: Bool) throws(ImageError) -> RandomAccessFile {
         do throws(Errno) {
-            return try RandomAccessFile(opening: path, options)
+            return try RandomAccessFile(
+                opening: path, readOnly ? [] : [.writable, .unusedByHost])
         } catch {
             throw ImageError(opening: path, error)
+        }
+    }
+
+    /// The path that means the same image for everybody.
+    static func canonicalPath(
+        _ file: borrowing RandomAccessFile, named path: String
+    ) throws(ImageError) -> String {
+        do throws(Errno) { return try file.paths().canonical } catch {
+            throw .cannot("look at", path, error)
         }
     }
 
@@ -158,6 +189,23 @@ struct ImageError: Error, Equatable {
         case .isDirectory: reason = "'\(path)' is a directory, not an image"
         case .noDevice: reason = "'\(path)' is neither a file nor a block device"
         default: reason = "cannot open '\(path)': \(error)"
+        }
+    }
+
+    /// Why a descriptor that was passed along is none of an image.
+    init(adopting path: String, _ error: Errno) {
+        switch error {
+        case .badFileDescriptor:
+            reason =
+                "the descriptor passed for '\(path)' was opened without the right to read or write: "
+                + "open it for both, or add 'readonly' and open it for reading"
+        case .invalidArgument:
+            reason =
+                "the descriptor passed for '\(path)' was opened with O_APPEND or O_DIRECT: "
+                + "open it without"
+        case .isDirectory, .noDevice:
+            reason = "the descriptor passed for '\(path)' is neither a file nor a block device"
+        default: reason = "cannot use the descriptor passed for '\(path)': \(error)"
         }
     }
 }

@@ -57,15 +57,20 @@ struct LogicalUnit {
     }
 
     let identity: Identity
-    let blockCount: UInt64
-    let isReadOnly: Bool
+    /// Of the medium, or of the last one if there is none.
+    private(set) var blockCount: UInt64
+    private(set) var isReadOnly: Bool
     /// What the cache is set to when the stick is plugged in.
     let defaultWriteCache: Bool
 
     /// WCE: a write may be answered before it is on the disk.
     var isWriteCacheEnabled: Bool
+    /// There is a medium, and the host has not taken it out.
     private(set) var isMediumPresent = true
-    private var isRemovalPrevented = false
+    /// There is a medium, which the host can take out and put in again.
+    private var isMediumThere = true
+    /// The host has asked that the medium be left where it is.
+    private(set) var isRemovalPrevented = false
     /// Of the last command, until it is fetched or another command comes.
     private var sense = SenseData.none
     /// Of a command that was answered before.
@@ -81,13 +86,10 @@ struct LogicalUnit {
         isWriteCacheEnabled = writeCache
     }
 
-    /// A reset of the port: as when plugged in. A medium that was taken out is back, as after the
-    /// guest's restart nobody could put it in.
+    /// A reset of the port: as when plugged in. A medium that the guest has taken out is back, as after
+    /// the guest's restart nobody could put it in.
     mutating func reset() {
-        if !isMediumPresent {
-            isMediumPresent = true
-            unitAttention = .mediumMayHaveChanged
-        }
+        loadMedium()
         isRemovalPrevented = false
         isWriteCacheEnabled = defaultWriteCache
         sense = .none
@@ -125,6 +127,31 @@ struct LogicalUnit {
         case .disableWriteCache: isWriteCacheEnabled = false
         default: break
         }
+    }
+
+    // MARK: - Medium
+
+    /// The operator takes the medium: commands find none from now on.
+    mutating func removeMedium() {
+        isMediumThere = false
+        isMediumPresent = false
+    }
+
+    /// The operator has put in a medium, another one or the same; the host learns of it with its
+    /// next command.
+    mutating func insertMedium(blockCount: UInt64, isReadOnly: Bool) {
+        precondition(blockCount > 0, "a medium has at least one block")
+        self.blockCount = blockCount
+        self.isReadOnly = isReadOnly
+        isMediumThere = true
+        isMediumPresent = false
+        loadMedium()
+    }
+
+    private mutating func loadMedium() {
+        guard isMediumThere, !isMediumPresent else { return }
+        isMediumPresent = true
+        unitAttention = .mediumMayHaveChanged
     }
 
     /// A job that nobody waits for has failed.
@@ -267,10 +294,8 @@ struct LogicalUnit {
         }
         guard identity.isRemovable else { throw .invalidField(inCommand: 4, bit: 1) }
         if starts {
-            if !isMediumPresent {
-                isMediumPresent = true
-                unitAttention = .mediumMayHaveChanged
-            }
+            loadMedium()
+            try requireMedium()
             return .good
         }
         guard !isRemovalPrevented else { throw .removalPrevented }

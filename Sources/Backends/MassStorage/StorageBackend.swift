@@ -33,10 +33,10 @@ public final class StorageBackend: DeviceBackend {
         case `super`
     }
 
-    private let image: FileImage
     private let worker: Worker
     private let device: StorageDevice
     private let logger: Logger
+    private let cache: FileImage.CacheMode
     private weak var bus: (any USBBus)?
 
     public init(
@@ -46,7 +46,7 @@ public final class StorageBackend: DeviceBackend {
             throw BackendError("'\(specification.text)' lacks 'file=PATH'")
         }
         let readOnly = try specification.flag("readonly") ?? false
-        let cache = try specification.choice("cache", of: FileImage.CacheMode.self) ?? .writeback
+        cache = try specification.choice("cache", of: FileImage.CacheMode.self) ?? .writeback
         let speed: USBSpeed =
             try specification.choice("speed", of: Speed.self) == .high ? .high : .superSpeed
         var identity = LogicalUnit.Identity(serialNumber: "")
@@ -57,17 +57,10 @@ public final class StorageBackend: DeviceBackend {
         if let removable = try specification.flag("removable") { identity.isRemovable = removable }
         let serial = try specification.text("serial", atMost: 64)
 
-        do throws(ImageError) {
-            image = try FileImage(path: path, readOnly: readOnly, cache: cache)
-        } catch {
-            throw BackendError(error.reason)
-        }
-        identity.serialNumber = serial ?? SerialNumber.derived(from: image.path)
         logger = context.logger
-        if cache == .none && !image.isDirect {
-            logger.warning(
-                "'\(path)' lies on a file system without direct access: the page cache is used")
-        }
+        let image = try Self.image(
+            specification, context.descriptor, cache: cache, logger: logger)
+        identity.serialNumber = serial ?? SerialNumber.derived(from: image.path)
         do throws(Errno) {
             worker = try Worker(name: "storage", loop: context.loop)
         } catch {
@@ -77,8 +70,54 @@ public final class StorageBackend: DeviceBackend {
             identity: identity, blockCount: image.byteCount / UInt64(blockSize),
             isReadOnly: readOnly, writeCache: cache != .writethrough)
         device = StorageDevice(
-            image: image, unit: unit, speed: speed, summary: "storage \(path)", worker: worker,
+            image: image, unit: unit, speed: speed, summary: Self.summary(path), worker: worker,
             logger: logger)
+    }
+
+    /// Opens the image that a specification names, or takes it as it was opened by somebody else.
+    private static func image(
+        _ specification: DeviceSpecification, _ descriptor: PassedDescriptor?,
+        cache: FileImage.CacheMode, logger: Logger
+    ) throws(BackendError) -> FileImage {
+        guard let path = try specification.value(of: "file") else {
+            throw BackendError("'\(specification.text)' lacks 'file=PATH'")
+        }
+        let readOnly = try specification.flag("readonly") ?? false
+        let image: FileImage
+        do throws(ImageError) {
+            if let descriptor = descriptor?.take() {
+                image = try FileImage(descriptor, named: path, readOnly: readOnly, cache: cache)
+            } else {
+                image = try FileImage(path: path, readOnly: readOnly, cache: cache)
+            }
+        } catch {
+            throw BackendError(error.reason)
+        }
+        if cache == .none && !image.isDirect {
+            logger.warning(
+                "'\(path)' lies on a file system without direct access: the page cache is used")
+        }
+        return image
+    }
+
+    private static func summary(_ path: String?) -> String {
+        path.map { "storage \($0)" } ?? "storage without a medium"
+    }
+
+    public static func open(
+        _ specification: DeviceSpecification
+    ) throws(BackendError) -> OpenedDevice? {
+        guard var path = try specification.value(of: "file") else { return nil }
+        let readOnly = try specification.flag("readonly") ?? false
+        let descriptor: Descriptor
+        do throws(ImageError) {
+            let file = try FileImage.open(path, readOnly: readOnly)
+            path = try FileImage.canonicalPath(file, named: path)
+            descriptor = file.release()
+        } catch {
+            throw BackendError(error.reason)
+        }
+        return OpenedDevice(descriptor, as: try specification.replacing("file", with: path))
     }
 
     public func start(on bus: any USBBus) throws(BackendError) {
@@ -92,14 +131,97 @@ public final class StorageBackend: DeviceBackend {
 
     /// Waits for the writes that are under way and writes what is cached.
     public func stop() {
+        unplug()
+        worker.waitUntilIdle()
+        if let error = Self.flush(device.image) { logger.error("\(notWritten(error))") }
+    }
+
+    /// The same on the worker.
+    public func stop(whenDone done: @escaping (BackendError?) -> Void) {
+        unplug()
+        let image = device.image
+        worker.perform {
+            Self.flush(image)
+        } then: { [self] error in
+            done(error.map { notWritten($0) })
+        }
+    }
+
+    private func unplug() {
         bus?.detach(device)
         bus = nil
-        worker.waitUntilIdle()
-        guard !image.isReadOnly else { return }
+    }
+
+    private static func flush(_ image: any DiskImage) -> Errno? {
+        guard !image.isReadOnly else { return nil }
         do throws(Errno) {
             try image.flush()
+            return nil
         } catch {
-            logger.error("'\(image.path)' could not be written: \(error)")
+            return error
+        }
+    }
+
+    private func notWritten(_ error: Errno) -> BackendError {
+        BackendError("'\(device.summary)' could not be written: \(error)")
+    }
+}
+
+extension StorageBackend: ReconfigurableBackend {
+    /// What belongs to a medium; the rest belongs to the stick.
+    private static let mediumParameters = ["file", "readonly"]
+
+    public func configure(
+        _ change: BackendChange, whenDone done: @escaping (BackendError?) -> Void
+    ) {
+        do throws(BackendError) {
+            switch change {
+            case .insert(let specification, let descriptor, let force):
+                try checkExchange(force: force)
+                for (name, _) in specification.parameters
+                where !Self.mediumParameters.contains(name) {
+                    throw BackendError(
+                        "'\(name)' belongs to the stick and not to a medium; there are: "
+                            + Self.mediumParameters.joined(separator: ", "))
+                }
+                let image = try Self.image(
+                    specification, descriptor, cache: cache, logger: logger)
+                exchange(image, try specification.value(of: "file"), force: force, done)
+            case .eject(let force):
+                try checkExchange(force: force)
+                exchange(nil, nil, force: force, done)
+            case .faults: throw .unsupported(change, by: self)
+            }
+        } catch {
+            done(error)
+        }
+    }
+
+    private func checkExchange(force: Bool) throws(BackendError) {
+        guard device.isRemovable else {
+            throw BackendError(
+                "the stick was made with 'removable=off', so its medium stays: detach the stick")
+        }
+        guard !device.isChangingMedium else {
+            throw BackendError("the medium is being exchanged already: try again")
+        }
+        guard force || !device.isRemovalLocked else {
+            throw BackendError(
+                "the guest has locked the medium, perhaps it is mounted: unmount it there, or use "
+                    + "force, as if the medium were pulled out")
+        }
+    }
+
+    private func exchange(
+        _ image: FileImage?, _ path: String?, force: Bool,
+        _ done: @escaping (BackendError?) -> Void
+    ) {
+        device.changeMedium(to: image, force: force) { [self] error in
+            let problem = error.map { notWritten($0) }
+            if let problem, !force { return done(problem) }
+            if let problem { logger.error("\(problem)") }
+            device.summary = Self.summary(path)
+            done(nil)
         }
     }
 }

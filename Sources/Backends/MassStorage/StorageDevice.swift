@@ -14,38 +14,40 @@ internal import USB
 /// guest; control requests are answered meanwhile.
 final class StorageDevice: USBDevice {
     let speed: USBSpeed
-    let summary: String
+    var summary: String
 
-    private let image: any DiskImage
-    private let worker: Worker
-    private let logger: Logger
-    private weak var port: (any USBPort)?
-    private var controlPipe: DefaultControlPipe
-    private var transport: BulkOnlyTransport
-    private var unit: LogicalUnit
+    var image: any DiskImage
+    let worker: Worker
+    let logger: Logger
+    weak var port: (any USBPort)?
+    var controlPipe: DefaultControlPipe
+    var transport: BulkOnlyTransport
+    var unit: LogicalUnit
 
-    private var inTransfers: [Transfer] = []
-    private var outTransfers: [Transfer] = []
+    var inTransfers: [Transfer] = []
+    var outTransfers: [Transfer] = []
     /// What the data stage moves.
-    private var command: Command?
+    var command: Command?
     /// The worker moves bytes or works for a command.
-    private var isBusy = false
+    var isBusy = false
     /// Ends the job that the worker has, if it is a long one.
-    private var cancellation: Cancellation?
+    var cancellation: Cancellation?
+    /// The operator changes the medium; see ``changeMedium(to:force:then:)``.
+    var isChangingMedium = false
     /// A flush that the host does not wait for.
-    private var isFlushingInBackground = false
+    var isFlushingInBackground = false
     /// The operator learns of the first error; a guest cannot fill the log with more.
-    private var hasToldOfErrors = false
+    var hasToldOfErrors = false
     /// Counts resets of the transport: what was begun before the last one has no say any more.
-    private var era: UInt64 = 0
+    var era: UInt64 = 0
     /// Counts the times it was plugged in or out.
-    private var attachment: UInt64 = 0
+    var attachment: UInt64 = 0
     /// Whether the file system can tell that a read or a write would wait.
-    private var canTryReading = true
-    private var canTryWriting = true
+    var canTryReading = true
+    var canTryWriting = true
 
     /// A command with a data stage.
-    private enum Command {
+    enum Command {
         case reply([UInt8])
         case read(Extent)
         case write(Extent, durably: Bool)
@@ -174,7 +176,7 @@ final class StorageDevice: USBDevice {
     // MARK: - Bulk pipes
 
     /// Uses waiting transfers for as long as that is possible.
-    private func advance() {
+    func advance() {
         while !isBusy, takeOut() || takeIn() {}
     }
 
@@ -227,7 +229,7 @@ final class StorageDevice: USBDevice {
         return true
     }
 
-    private func complete(_ transfer: Transfer, _ status: Transfer.Status, _ count: Int) {
+    func complete(_ transfer: Transfer, _ status: Transfer.Status, _ count: Int) {
         port?.complete(transfer.completion(status, transferred: count))
     }
 
@@ -284,7 +286,7 @@ final class StorageDevice: USBDevice {
     }
 
     /// Ends the command: good, or with the sense data that say why not.
-    private func finish(_ error: SenseData?) {
+    func finish(_ error: SenseData?) {
         command = nil
         if let error { unit.fail(error) }
         transport.finish(error == nil ? .passed : .failed)
@@ -292,7 +294,7 @@ final class StorageDevice: USBDevice {
     }
 
     /// Work on the medium without data.
-    private func perform(_ job: LogicalUnit.MediumJob) {
+    func perform(_ job: LogicalUnit.MediumJob) {
         let image = image
         let durably = !unit.isWriteCacheEnabled
         let cancellation = Cancellation()
@@ -312,162 +314,11 @@ final class StorageDevice: USBDevice {
         onWorker(for: nil) {
             image.carryOut(job, durably: durably, unless: cancellation)
         } then: { [self] error in
+            // What was cut short by the loss of the medium means nothing.
+            let error = cancellation.isCancelled ? .mediumNotPresent : error
             if error == nil { unit.mediumJobEnded(job) }
             finish(error)
         }
-    }
-
-    // MARK: - Data to the host
-
-    private func sendData(_ transfer: Transfer, count: Int) {
-        switch command {
-        case .reply(let bytes):
-            let start = transport.position
-            transfer.buffer.copy(from: Array(bytes[start..<start + count]))
-            transport.move(count)
-            if transport.phase == .working { finish(nil) }
-            complete(transfer, .completed, count)
-        case .read(let extent): read(transfer, extent, count: count)
-        default: preconditionFailure("data for the host without a command that has them")
-        }
-    }
-
-    private func read(_ transfer: Transfer, _ extent: Extent, count: Int) {
-        let pieces = transfer.buffer.pieces(count: count)
-        let offset = extent.byteOffset + UInt64(transport.position)
-        var done = 0
-        if canTryReading {
-            do throws(Errno) {
-                done = try image.read(into: pieces, at: offset, waiting: false)
-            } catch .notSupported {
-                canTryReading = false
-            } catch {
-                // Whatever it is, the worker meets it again.
-            }
-        }
-        if done == count {
-            sent(transfer, extent, Movement(count: done, error: nil), of: count)
-            return
-        }
-        let image = image
-        onWorker(for: transfer) { [done] in
-            image.readAll(pieces, at: offset, done: done)
-        } then: { [self] movement in
-            sent(transfer, extent, movement, of: count)
-        }
-    }
-
-    private func sent(
-        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int
-    ) {
-        guard let error = movement.error else {
-            transport.move(count)
-            if transport.phase == .working { finish(nil) }
-            complete(transfer, .completed, count)
-            return
-        }
-        // The blocks before the bad one have been sent; then the endpoint halts.
-        let good = movement.count - movement.count % blockSize
-        transport.move(good)
-        let failed = extent.block + UInt64(transport.position / blockSize)
-        tell("reading block \(failed) failed: \(error)")
-        finish(SenseData(reading: error, block: failed))
-        let endsShort = good % transport.maxPacketSize != 0
-        complete(transfer, endsShort ? .completed : .stalled, good)
-    }
-
-    // MARK: - Data from the host
-
-    private func receiveData(_ transfer: Transfer, count: Int) {
-        switch command {
-        case .parameters(let block, let list):
-            let list = list + transfer.buffer.bytes(count: count)
-            command = .parameters(block, list)
-            received(transfer, processed: count, of: count, nil) { [self] in
-                let action = unit.execute(block, parameters: list)
-                switch action {
-                case .perform(let job): perform(job)
-                case .check(let sense): finish(sense)
-                default: finish(nil)
-                }
-            }
-        case .write(let extent, let durably):
-            write(transfer, extent, durably: durably, count: count)
-        case .compare(let extent): compare(transfer, extent, count: count)
-        default: preconditionFailure("data of the host without a command that takes them")
-        }
-    }
-
-    private func write(_ transfer: Transfer, _ extent: Extent, durably: Bool, count: Int) {
-        let pieces = transfer.buffer.pieces(count: count)
-        let offset = extent.byteOffset + UInt64(transport.position)
-        var done = 0
-        if canTryWriting && !durably {
-            do throws(Errno) {
-                done = try image.write(pieces, at: offset, durably: false, waiting: false)
-            } catch .notSupported {
-                canTryWriting = false
-            } catch {
-                // Whatever it is, the worker meets it again.
-            }
-        }
-        if done == count {
-            wrote(transfer, extent, Movement(count: done, error: nil), of: count)
-            return
-        }
-        let image = image
-        onWorker(for: transfer) { [done] in
-            image.writeAll(pieces, at: offset, durably: durably, done: done)
-        } then: { [self] movement in
-            wrote(transfer, extent, movement, of: count)
-        }
-    }
-
-    private func wrote(
-        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int
-    ) {
-        guard let error = movement.error else {
-            received(transfer, processed: count, of: count, nil)
-            return
-        }
-        let good = movement.count - movement.count % blockSize
-        let failed = extent.block + UInt64((transport.position + good) / blockSize)
-        tell("writing block \(failed) failed: \(error)")
-        received(transfer, processed: good, of: count, SenseData(writing: error, block: failed))
-    }
-
-    private func compare(_ transfer: Transfer, _ extent: Extent, count: Int) {
-        let pieces = transfer.buffer.pieces(count: count)
-        let offset = extent.byteOffset + UInt64(transport.position)
-        let image = image
-        onWorker(for: transfer) {
-            image.compare(pieces, at: offset)
-        } then: { [self] error in
-            received(transfer, processed: error == nil ? count : 0, of: count, error)
-        }
-    }
-
-    /// The data of a transfer are dealt with: goes on with the next, or ends the data stage.
-    ///
-    /// - Parameter end: what follows the last data; by default the command is done.
-    private func received(
-        _ transfer: Transfer, processed: Int, of count: Int, _ error: SenseData?,
-        end: (() -> Void)? = nil
-    ) {
-        transport.move(count, processed: processed)
-        // What the host sends beyond the command's data is refused.
-        let isTooLong = transfer.buffer.count > count
-        complete(transfer, isTooLong ? .stalled : .completed, count)
-        if let error {
-            finish(error)
-        } else if transport.phase == .working {
-            if let end { end() } else { finish(nil) }
-        }
-    }
-
-    private func tell(_ error: String) {
-        logger.log(level: hasToldOfErrors ? .debug : .warning, "\(summary): \(error)")
-        hasToldOfErrors = true
     }
 
     // MARK: - Worker
@@ -476,7 +327,7 @@ final class StorageDevice: USBDevice {
     ///
     /// If the transport was reset meanwhile there is no command any more, and the transfer that the
     /// job worked for is given back as cancelled.
-    private func onWorker<Result: Sendable>(
+    func onWorker<Result: Sendable>(
         for transfer: Transfer?, _ job: @escaping @Sendable () -> Result,
         then: @escaping (Result) -> Void
     ) {
@@ -488,19 +339,11 @@ final class StorageDevice: USBDevice {
             isBusy = false
             if era == self.era {
                 then(result)
+                if isChangingMedium { abandonCommand() }
             } else if let transfer, attachment == self.attachment {
                 complete(transfer, .cancelled, 0)
             }
             advance()
         }
-    }
-}
-
-extension TransferBuffer {
-    /// The first `count` bytes as the kernel takes them. Good for as long as the buffer is held.
-    fileprivate func pieces(count: Int) -> MemoryPieces {
-        var pieces = MemoryPieces()
-        unsafe forEachSegment { unsafe pieces.append($0) }
-        return count == self.count ? pieces : pieces.slice(from: 0, limit: count)
     }
 }
