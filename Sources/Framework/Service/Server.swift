@@ -40,6 +40,12 @@ public final class Server {
     /// Where devices are plugged in. They stay while clients come and go.
     public var bus: any USBBus { function.controller }
 
+    /// The port that a device is plugged into, counting from 1 as the guest does; `nil` if none.
+    public func port(of device: any USBDevice) -> Int? { function.controller.port(of: device) }
+
+    /// Whether a client is connected.
+    public var hasClient: Bool { connection != nil }
+
     /// Serves the clients that connect to `listener`, one after the other.
     public func listen(on listener: ListeningSocket) throws(Errno) {
         self.listener = listener

@@ -84,4 +84,7 @@ public final class Controller: USBBus {
     public func attach(_ device: any USBDevice) throws(AttachError) { try hub.attach(device) }
 
     public func detach(_ device: any USBDevice) { hub.detach(device) }
+
+    /// The port that a device is plugged into, counting from 1; `nil` if it is not, or no longer.
+    public func port(of device: any USBDevice) -> Int? { hub.port(of: device).map { $0 + 1 } }
 }

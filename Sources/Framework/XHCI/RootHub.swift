@@ -98,6 +98,10 @@ final class RootHub {
         connections.indices.contains(port) ? connections[port] : nil
     }
 
+    func port(of device: any USBDevice) -> Int? {
+        connections.firstIndex { $0?.device === device }
+    }
+
     func attach(_ device: any USBDevice) throws(AttachError) {
         guard !connections.contains(where: { $0?.device === device }) else {
             throw .alreadyAttached

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BackendKit
+import Foundation
+import GuestKit
+import Logging
+import Platform
+import Service
+import SystemPackage
+import USB
+import VFIOClient
+
+/// A server with a control socket, in this very thread.
+final class ControlBench {
+    let bench: Bench
+    let devices: DeviceTable
+    let control: ControlServer
+    private let path = "/tmp/usbvfiod-control-\(UUID().uuidString.prefix(8))"
+
+    init(patience: Duration = .seconds(10)) throws {
+        bench = try Bench()
+        let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+        devices = DeviceTable(
+            catalog: BackendCatalog(FakeBackend.self, FixedBackend.self), server: bench.server,
+            loop: bench.loop, logger: logger)
+        control = try ControlServer(
+            listener: ListeningSocket(bindingTo: path, permissions: .ownerReadWrite),
+            server: bench.server, devices: devices, loop: bench.loop, logger: logger,
+            patience: patience)
+    }
+
+    /// Who may connect.
+    func permissions() throws -> Int {
+        let attributes = try FileManager.default.attributesOfItem(atPath: path)
+        return attributes[.posixPermissions] as? Int ?? -1
+    }
+
+    func client() throws -> ControlTestClient { ControlTestClient(try connect()) }
+
+    func connect() throws -> WireClient {
+        let wire = try WireClient(path: path)
+        wire.whileWaiting = { [unowned self] in try bench.turn() }
+        return wire
+    }
+
+    /// The backends made so far, oldest first, as far as they still live.
+    var backends: [FakeBackend] { Registry.shared.backends(of: bench.loop) }
+}
+
+/// A client that asks in lines and takes answers apart.
+final class ControlTestClient {
+    let wire: WireClient
+    private var input: [UInt8] = []
+
+    init(_ wire: WireClient) { self.wire = wire }
+
+    func send(_ line: String, descriptors: [CInt] = []) throws {
+        try wire.send(Array("\(line)\n".utf8), descriptors: descriptors)
+    }
+
+    func answer() throws -> ControlAnswer {
+        while true {
+            if let end = input.firstIndex(of: UInt8(ascii: "\n")) {
+                let line = Array(input[..<end])
+                input.removeFirst(end + 1)
+                guard let answer = ControlAnswer(line: line) else {
+                    throw WireClient.Failure("no answer: \(String(decoding: line, as: UTF8.self))")
+                }
+                return answer
+            }
+            let more = try wire.receiveOnce(upTo: 65536)
+            if more.isEmpty { throw WireClient.Failure("the server closed the connection") }
+            input += more
+        }
+    }
+
+    @discardableResult
+    func ask(_ line: String, descriptors: [CInt] = []) throws -> ControlAnswer {
+        try send(line, descriptors: descriptors)
+        return try answer()
+    }
+
+    func list() throws -> [ControlDevice] { try ask(#"{"request":"list"}"#).devices ?? [] }
+}
+
+/// Backends by the loop that they run on, so that tests at the same time do not mix them up.
+private final class Registry: @unchecked Sendable {
+    private struct Entry {
+        weak var backend: FakeBackend?
+        let loop: ObjectIdentifier
+    }
+
+    static let shared = Registry()
+    private let lock = NSLock()
+    private var entries: [Entry] = []
+
+    func add(_ backend: FakeBackend, _ loop: any EventLoop) {
+        lock.withLock { entries.append(Entry(backend: backend, loop: ObjectIdentifier(loop))) }
+    }
+
+    func backends(of loop: any EventLoop) -> [FakeBackend] {
+        lock.withLock {
+            entries.compactMap { $0.loop == ObjectIdentifier(loop) ? $0.backend : nil }
+        }
+    }
+}
+
+/// A backend that tells what it was asked and, if it is slow, waits with its answers for the test.
+final class FakeBackend: ReconfigurableBackend {
+    static let scheme = "fake"
+    static let summary = "for tests"
+    static let example = "fake"
+    static let parameters = [
+        Parameter("file", value: "PATH", summary: "nothing"),
+        Parameter("speed", value: "high|super", summary: "of the device"),
+        Parameter("portless", value: nil, summary: "no device yet"),
+        Parameter("slow", value: nil, summary: "answers when the test says so"),
+        Parameter("broken", value: nil, summary: "cannot be opened"),
+    ]
+
+    let device: TestDevice
+    let passed: PassedDescriptor?
+    private(set) var changes: [BackendChange] = []
+    private(set) var stopCount = 0
+    /// What waits for the test, with what went wrong.
+    private(set) var waiting: [(BackendError?) -> Void] = []
+    private let isSlow: Bool
+    private let hasPort: Bool
+    private weak var bus: (any USBBus)?
+
+    init(_ specification: DeviceSpecification, context: BackendContext) throws(BackendError) {
+        if try specification.flag("broken") == true { throw BackendError("it is broken") }
+        isSlow = try specification.flag("slow") ?? false
+        hasPort = try specification.flag("portless") != true
+        device = TestDevice(try specification.value(of: "speed") == "super" ? .superSpeed : .high)
+        passed = context.descriptor
+        Registry.shared.add(self, context.loop)
+    }
+
+    func start(on bus: any USBBus) throws(BackendError) {
+        guard hasPort else { return }
+        do throws(AttachError) { try bus.attach(device) } catch {
+            throw BackendError("no port: \(error)")
+        }
+        self.bus = bus
+    }
+
+    func stop() {
+        stopCount += 1
+        bus?.detach(device)
+    }
+
+    func stop(whenDone done: @escaping (BackendError?) -> Void) {
+        stop()
+        answer(done)
+    }
+
+    func configure(
+        _ change: BackendChange, whenDone done: @escaping (BackendError?) -> Void
+    ) {
+        changes.append(change)
+        answer(done)
+    }
+
+    private func answer(_ done: @escaping (BackendError?) -> Void) {
+        if isSlow { waiting.append(done) } else { done(nil) }
+    }
+
+    /// Answers what waits longest.
+    func finish(_ error: BackendError? = nil) { waiting.removeFirst()(error) }
+}
+
+/// A backend that cannot be changed.
+final class FixedBackend: DeviceBackend {
+    static let scheme = "fixed"
+    static let summary = "for tests"
+    static let example = "fixed"
+    static let parameters: [Parameter] = []
+
+    init(_ specification: DeviceSpecification, context: BackendContext) throws(BackendError) {}
+    func start(on bus: any USBBus) throws(BackendError) {}
+    func stop() {}
+}
