@@ -46,12 +46,7 @@ enum Endpoint {
     /// Opens or takes over the socket.
     func open() throws -> Socket {
         switch self {
-        case .path(let path):
-            do throws(ListeningSocket.BindError) {
-                return .listening(try ListeningSocket(bindingTo: path))
-            } catch {
-                throw Failure(description: Self.explain(error, path))
-            }
+        case .path(let path): return .listening(try Self.listen(at: path))
         case .descriptor(let number):
             guard fcntl(number, F_GETFD) >= 0 else {
                 throw Failure(description: "there is no open descriptor \(number)")
@@ -65,6 +60,17 @@ enum Endpoint {
             case nil:
                 throw Failure(description: "descriptor \(number) is not a UNIX stream socket")
             }
+        }
+    }
+
+    /// Listens at a path; what goes wrong is said in words.
+    static func listen(
+        at path: String, permissions: FilePermissions? = nil
+    ) throws -> ListeningSocket {
+        do throws(ListeningSocket.BindError) {
+            return try ListeningSocket(bindingTo: path, permissions: permissions)
+        } catch {
+            throw Failure(description: explain(error, path))
         }
     }
 
@@ -92,7 +98,7 @@ enum Endpoint {
 }
 
 /// The path as a program in another folder needs it.
-private func absolute(_ path: String) -> String {
+func absolute(_ path: String) -> String {
     let path = FilePath(path)
     guard path.isRelative, let folder = unsafe getcwd(nil, 0) else { return path.string }
     defer { unsafe free(folder) }

@@ -25,7 +25,8 @@ struct Usbvfiod: ParsableCommand {
         abstract:
             "Gives a virtual machine a USB controller, with devices of the host and image files.",
         usage: """
-            usbvfiod --socket-path PATH [--device SPEC]... [-v...]
+            usbvfiod --socket-path PATH [--device SPEC]... [--control-path PATH] [-v...]
+            usbvfiod list|attach|detach|insert|eject|faults … --control-path PATH [--json]
             usbvfiod backends [--json]
             """,
         discussion: """
@@ -42,11 +43,21 @@ struct Usbvfiod: ParsableCommand {
                 usbvfiod --socket-path /tmp/usb.sock --device /dev/bus/usb/001/004 \\
                     --device storage:file=stick.img,readonly
 
+              Devices that come, change and go while the machine runs:
+                usbvfiod --socket-path /tmp/usb.sock --control-path /tmp/usb.control
+                usbvfiod attach storage:file=stick.img --id stick --control-path /tmp/usb.control
+                usbvfiod insert stick file=other.img --control-path /tmp/usb.control
+                usbvfiod list --control-path /tmp/usb.control
+                usbvfiod detach stick --control-path /tmp/usb.control
+
               What devices there are, and their parameters:
                 usbvfiod backends
             """,
         version: version,
-        subcommands: [Backends.self])
+        subcommands: [
+            Backends.self, ListDevices.self, AttachDevice.self, DetachDevice.self,
+            InsertMedium.self, EjectMedium.self, SetFaults.self,
+        ])
 
     static let version = "0.1.0"
 
@@ -70,6 +81,9 @@ struct Usbvfiod: ParsableCommand {
             valueName: "spec"))
     var devices: [String] = []
 
+    @OptionGroup
+    var control: ControlOptions
+
     @Flag(
         name: [.short, .customLong("verbose")],
         help: "Log more: -v what the guest does, -vv each message.")
@@ -81,6 +95,12 @@ struct Usbvfiod: ParsableCommand {
     func run() throws {
         if printCapabilities { return print(capabilities) }
         let endpoint = try Endpoint(path: socketPath, descriptor: descriptor)
+        if let path = control.controlPath {
+            guard !path.isEmpty else { throw ValidationError("--control-path needs a path.") }
+            guard path != socketPath else {
+                throw ValidationError("--control-path and --socket-path need different paths.")
+            }
+        }
         for device in devices {
             do { _ = try BackendCatalog.all.resolve(device) } catch {
                 throw ValidationError(error.reason)
@@ -90,7 +110,7 @@ struct Usbvfiod: ParsableCommand {
         LoggingSystem.bootstrap { label in ConsoleLog(label: label, level: level) }
         do {
             try serve(endpoint, logger: Logger(label: "usbvfiod"))
-        } catch let error as BackendError {
+        } catch let error as ControlError {
             throw Failure(description: error.reason)
         } catch let error as Errno {
             throw Failure(description: "the system refused: \(error)")
@@ -105,16 +125,18 @@ struct Usbvfiod: ParsableCommand {
             logger.notice("signal \(signal): ending")
             server.stop()
         }
-        let context = BackendContext(loop: loop, logger: logger)
-        let backends = try devices.map { text throws(BackendError) in
-            try BackendCatalog.all.makeBackend(text, context: context)
-        }
+        let table = DeviceTable(catalog: .all, server: server, loop: loop, logger: logger)
+        // All are opened before anybody can connect: what cannot be opened is found out early.
+        for device in devices { try table.open(device) }
         let socket = try endpoint.open()
-        var started: [any DeviceBackend] = []
-        defer { for backend in started.reversed() { backend.stop() } }
-        for backend in backends {
-            try backend.start(on: server.bus)
-            started.append(backend)
+        let controlSocket = try control.controlPath.map { path in
+            try Endpoint.listen(at: absolute(path), permissions: .ownerReadWrite)
+        }
+        defer { table.stop() }
+        try table.plugInOpened()
+        let controlServer = try controlSocket.map { listener in
+            try ControlServer(
+                listener: listener, server: server, devices: table, loop: loop, logger: logger)
         }
         switch consume socket {
         case .connected(let client):
@@ -126,7 +148,8 @@ struct Usbvfiod: ParsableCommand {
                 "listening at \(listener.path ?? "a socket without a name"); \(deviceCount)")
             if let path = listener.path { ClientHints(socketPath: path).print() }
         }
-        try withExtendedLifetime(signals) { try server.run() }
+        if let path = controlSocket?.path { logger.notice("control requests at \(path)") }
+        try withExtendedLifetime((signals, controlServer)) { try server.run() }
         logger.notice("ended")
     }
 
@@ -139,7 +162,7 @@ struct Usbvfiod: ParsableCommand {
         """
         {
           "type": "usb",
-          "features": ["xhci", "reconnect", "socket-activation"]
+          "features": ["xhci", "reconnect", "socket-activation", "control"]
         }
         """
     }

@@ -8,11 +8,16 @@ public final class Server {
     private let process: ChildProcess
     /// Where VMMs find it.
     public let socket: String
+    /// Where it takes requests.
+    public let controlSocket: String
 
     init(devices: [String], folder: String) throws {
         socket = "\(folder)/socket"
+        controlSocket = "\(folder)/control"
         process = try ChildProcess(
-            [Self.binary, "--socket-path", socket, "-v"]
+            [
+                Self.binary, "--socket-path", socket, "--control-path", controlSocket, "-v",
+            ]
                 + devices.flatMap { ["--device", $0] },
             output: "\(folder)/usbvfiod.log")
         do {
@@ -30,6 +35,11 @@ public final class Server {
         ProcessInfo.processInfo.environment["USBVFIOD_BINARY"]
         ?? URL(filePath: "/proc/self/exe").resolvingSymlinksInPath()
         .deletingLastPathComponent().appending(path: "usbvfiod").path
+
+    /// Asks it for something with a subcommand of its own, which must succeed.
+    public func control(_ arguments: String...) throws {
+        _ = try outputLine(of: [Self.binary] + arguments + ["--control-path", controlSocket])
+    }
 
     /// Whether it still runs.
     public var isRunning: Bool { process.isRunning }
