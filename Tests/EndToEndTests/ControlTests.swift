@@ -149,6 +149,16 @@ struct ControlTests {
         #expect(try server.terminate() == 0)
     }
 
+    @Test func `faults of a test device are replaced while it is plugged in`() throws {
+        let server = try serve("loopback:speed=high")
+        try succeed("faults", "loopback-1", "bulk-in stall after=9")
+        try succeed("faults", "loopback-1", "")
+        let wrong = try ask("faults", "loopback-1", "bulk-in dance")
+        #expect(wrong.status == 1)
+        #expect(wrong.errors.contains("dance"))
+        #expect(try server.terminate() == 0)
+    }
+
     @Test func `without a server there is a reason too`() throws {
         let missing = try ask("list")
         #expect(missing.status == 1)
