@@ -238,9 +238,22 @@ struct TransferRingTests {
         write([.link(to: segment, .chain)], at: endpoint.ring.start)
         endpoint.ringDoorbell()
         let events = driver.takeAll()
-        #expect(events.allSatisfy { $0.code != .success })
-        #expect([.success, .contextStateError].contains(try endpoint.stop().code))
+        #expect(events.map(\.code) == [.trbError])
+        #expect(endpoint.context.state == .error)
         try guest.expectRecovery()
+    }
+
+    /// A descriptor as long as all that one turn of the loop may read.
+    @Test(arguments: [4095, 4096, 4097])
+    func `a TD of many TRBs has its event without anybody's help`(count: Int) throws {
+        let endpoint = try slot.configureOne(.bulkOut(1))
+        let segment = guest.memory.allocate(5000 * 16, alignment: 64)
+        var trbs = Array(repeating: GuestTRB.noOp(.chain), count: count - 1)
+        trbs.append(.noOp(.interruptOnCompletion))
+        write(trbs, at: segment)
+        write([.link(to: segment)], at: endpoint.ring.start)
+        endpoint.ringDoorbell()
+        #expect(driver.takeAll().map(\.code) == [count > 4096 ? .trbError : .success])
     }
 
     @Test(arguments: [UInt64(0), 0x10, UInt64.max & ~0xf, 0x7fff_ffff_ffff_fff0])

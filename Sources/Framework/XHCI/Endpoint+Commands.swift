@@ -76,19 +76,18 @@ extension Endpoint {
     /// Set TR Dequeue Pointer (xHCI 4.6.10) of a stopped endpoint, or of one in error.
     mutating func setDequeuePointer(_ command: CommandTRB, _ bus: SystemBus) -> CompletionCode {
         if streams != nil {
+            // SCT is not looked at: it is known, and FreeBSD leaves it out.
             do throws(StreamTable.Mistake) {
-                guard let place = try streams?.place(of: command.stream, bus),
-                    command.trb.parameter & 0xe == streams?.type(of: place)
-                else { return .trbError }
-                streams?.select(place, &queue)
+                select(try streams?.place(of: command.stream, bus))
             } catch {
                 return .trbError
             }
         }
         queue.ring = command.dequeuePointer
         queue.progress = .nothing
-        streams?.select(nil, &queue)
-        setState(.stopped, bus)
+        storeStream(bus)
+        select(nil)
+        if streams == nil || state != .stopped { setState(.stopped, bus) }
         return .success
     }
 

@@ -24,6 +24,8 @@ struct Endpoint {
     private(set) var state = EndpointState.running
     /// The transfer ring, or that of the selected stream.
     var queue: TransferQueue
+    /// What all queues have in flight.
+    private var load = PipelineLoad()
     /// `nil` for an endpoint without streams.
     var streams: StreamTable?
     /// Stop Endpoint waits for the device to give back what is in flight.
@@ -91,6 +93,7 @@ struct Endpoint {
             case .invalidID: .invalidStreamIDError
             case .invalidType: .invalidStreamTypeError
             }
+        finishOtherStreams(owner, &bus)
         giveBack(owner)
         setState(.halted, bus)
         bus.post(
@@ -145,9 +148,9 @@ struct Endpoint {
 
     /// Notes how a transfer ended; `false` if it is none of this endpoint's.
     mutating func record(_ completion: Transfer.Completion) -> Bool {
-        if let streams {
+        if streams != nil {
             let stream = completion.id.stream
-            guard streams.indices.contains(stream) else { return false }
+            guard streams?.indices.contains(stream) ?? false else { return false }
             select(stream)
         }
         defer { select(nil) }
@@ -176,16 +179,16 @@ struct Endpoint {
     // MARK: - Streams
 
     /// Works on the queue of a stream, or on none; without streams there is only one queue.
-    private mutating func select(_ place: Int?) { streams?.select(place, &queue) }
+    mutating func select(_ place: Int?) { streams?.select(place, &queue) }
 
     /// Calls `body` with each queue selected.
     mutating func forEachQueue(_ body: (inout Endpoint) -> Void) {
-        guard let streams else {
+        guard let places = streams?.indices else {
             body(&self)
             return
         }
-        let before = streams.selected
-        for place in streams.indices {
+        let before = streams?.selected
+        for place in places {
             select(place)
             body(&self)
         }
@@ -195,14 +198,17 @@ struct Endpoint {
     // MARK: - Starting
 
     private var hasRoom: Bool {
+        // One more TRB than this may be in flight as one transfer, or nothing large could start.
+        guard load.trbs < Limits.trbsInFlight else { return load.transfers == 0 }
         let count = queue.inFlight.count
+        // A stream must not wait for others: the device may wait for just this one.
         guard count > 0 else { return true }
         if kind == .control || queue.inFlight[count - 1].isFailed && !kind.isIsochronous {
             return false
         }
         let limit =
             kind.isIsochronous ? Limits.isochronousInFlight : Limits.transfersInFlight
-        return count < limit && queue.bytesInFlight < Limits.bytesInFlight
+        return load.transfers < limit && load.bytes < Limits.bytesInFlight
     }
 
     /// Whether another transfer may be started.
@@ -236,7 +242,7 @@ struct Endpoint {
         _ sequence: inout UInt64
     ) {
         guard descriptor.outcome == nil else {
-            queue.append(descriptor)
+            hold(descriptor)
             return
         }
         sequence &+= 1
@@ -265,7 +271,7 @@ struct Endpoint {
             descriptor.outcome = .failed(
                 .dataBufferError, transferred: 0,
                 entry: descriptor.entries.firstIndex { TransferTRB($0.trb).hasData })
-            queue.append(descriptor)
+            hold(descriptor)
             return
         }
         let buffer = all.count > limit ? all.slice(from: 0, count: limit) : all
@@ -275,12 +281,17 @@ struct Endpoint {
             bus.registers.ports[connection.port].isEnabled
         else {
             descriptor.outcome = .failed(.usbTransactionError, transferred: 0)
-            queue.append(descriptor)
+            hold(descriptor)
             return
         }
         let id = descriptor.id
-        queue.append(descriptor)
+        hold(descriptor)
         device.submit(Transfer(id: id, endpoint: address, kind: transferKind, buffer: buffer))
+    }
+
+    private mutating func hold(_ descriptor: consuming TransferDescriptor) {
+        load.add(descriptor)
+        queue.inFlight.append(descriptor)
     }
 
     // MARK: - Finishing
@@ -297,6 +308,7 @@ struct Endpoint {
             if isStopping, case .cancelled = outcome { return true }
             guard force || bus.hasRoom(in: queue.inFlight[0].interrupters) else { return false }
             let head = queue.removeFirst()
+            load.remove(head)
             switch outcome {
             case .completed(let transferred): complete(head, transferred, owner, &bus)
             case .cancelled(let transferred):
@@ -332,11 +344,28 @@ struct Endpoint {
         // Data that cannot be reached is the end of this transfer, not of the endpoint. Isochronous
         // endpoints do not halt: what they lose is lost, and the next interval is another one.
         if code != .dataBufferError, !kind.isIsochronous || code == .trbError {
+            finishOtherStreams(owner, &bus)
             giveBack(owner)
             standWhere(walk)
             setState(code == .trbError ? .error : .halted, bus)
         }
         post(&walk, owner, &bus)
+    }
+
+    /// Tells of what streams other than the selected one have finished: it was done before the
+    /// endpoint halted, and must not be done again.
+    private mutating func finishOtherStreams(_ owner: SlotIdentity, _ bus: inout SystemBus) {
+        guard streams != nil else { return }
+        let halted = streams?.selected
+        forEachQueue { endpoint in
+            guard endpoint.streams?.selected != halted else { return }
+            while let head = endpoint.queue.inFlight.first,
+                case .completed(let transferred) = head.outcome
+            {
+                endpoint.load.remove(endpoint.queue.removeFirst())
+                endpoint.complete(head, transferred, owner, &bus)
+            }
+        }
     }
 
     func writeBack(
@@ -371,7 +400,9 @@ struct Endpoint {
     mutating func giveBackQueue(_ owner: SlotIdentity) {
         // What is not due yet stands behind what the device has.
         if let position = schedule?.clear() { queue.ring = position }
-        for descriptor in queue.rewind() where descriptor.outcome == nil {
+        for descriptor in queue.rewind() {
+            load.remove(descriptor)
+            guard descriptor.outcome == nil else { continue }
             owner.connection?.abandon(descriptor.id, isCancelled: isStopping)
         }
     }
@@ -394,12 +425,15 @@ struct Endpoint {
                 queue.ring.rawValue,
                 at: contextAddress &+ EndpointContext.dequeuePointerOffset)
         } else if new != .running {
-            forEachQueue { endpoint in
-                guard let streams = endpoint.streams, let place = streams.selected else { return }
-                streams.store(endpoint.queue, of: place, bus)
-            }
+            forEachQueue { $0.storeStream(bus) }
         }
         bus.store(contextInfo, at: contextAddress &+ EndpointContext.stateOffset)
+    }
+
+    /// Shows where the selected stream's ring stands.
+    func storeStream(_ bus: SystemBus) {
+        guard let place = streams?.selected else { return }
+        streams?.store(queue, of: place, bus)
     }
 
     /// Nothing of the endpoint is told any more, nor shown.

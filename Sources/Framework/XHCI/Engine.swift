@@ -92,7 +92,6 @@ struct Engine {
     ///
     /// - Parameter isInterrupted: asked between steps; the caller wants the engine back.
     mutating func service(now: Duration, isInterrupted: () -> Bool) {
-        unblock()
         wakeScheduled(now: now)
         var budget = Limits.trbsPerService
         var isDone = false
@@ -104,12 +103,15 @@ struct Engine {
             deadline = now
             return
         }
-        deadline = bus.raiseInterrupts(now: now)
-        deadline = Self.earlier(deadline, commands.deadline)
-        deadline = Self.earlier(deadline, wrapTime)
-        deadline = Self.earlier(deadline, resetDeadline)
-        deadline = Self.earlier(deadline, nextScheduled())
+        deadline = nextDeadline(now: now)
         if !isDone { deadline = now }
+    }
+
+    private mutating func nextDeadline(now: Duration) -> Duration? {
+        let interrupts = bus.raiseInterrupts(now: now)
+        // Until a reset is over, nothing else is looked at.
+        if let resetDeadline { return resetDeadline }
+        return [interrupts, commands.deadline, wrapTime, nextScheduled()].reduce(nil, Self.earlier)
     }
 
     private static func earlier(_ one: Duration?, _ other: Duration?) -> Duration? {
@@ -128,13 +130,15 @@ struct Engine {
         servicePorts()
         guard isRunning else { return !inbox.isEmpty || registers.hasWork }
         bus.resumeEvents()
+        unblock()
         reportPorts()
         reportWrap(now: now)
         // Doorbells before commands: one that was rung before Stop Endpoint must not undo it.
         answerDoorbells()
-        let hasMoreCommands = serviceCommands(now: now)
+        let hasMoreCommands = !registers.streamDoorbells.isEmpty || serviceCommands(now: now)
         visitEndpoints(budget: &budget, now: now)
-        return hasMoreCommands || !ready.isEmpty || !inbox.isEmpty || registers.hasWork
+        return hasMoreCommands || !ready.isEmpty || !later.isEmpty || !inbox.isEmpty
+            || registers.hasWork
     }
 
     // MARK: - Running and halting

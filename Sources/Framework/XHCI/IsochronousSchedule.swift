@@ -27,6 +27,8 @@ struct IsochronousSchedule {
     private(set) var next: Int64?
     /// What was read of the ring and is not due yet, in order.
     private var descriptors: Deque<TransferDescriptor> = []
+    /// The TRBs of all of them.
+    private var trbs = 0
 
     init(_ context: EndpointContext) {
         interval = 1 << Int64(min(context.interval, EndpointContext.longestInterval))
@@ -86,17 +88,22 @@ struct IsochronousSchedule {
     // MARK: - Descriptors
 
     /// Whether no more descriptors are to be read ahead.
-    var isFull: Bool { descriptors.count >= Limits.isochronousAhead }
+    var isFull: Bool {
+        descriptors.count >= Limits.isochronousAhead || trbs >= Limits.trbsInFlight
+    }
 
     /// Adds a descriptor. One that needs no service interval has the time of the one before.
     mutating func append(_ descriptor: consuming TransferDescriptor, due: Int64?, now: Int64) {
         descriptor.due = due ?? descriptors.last?.due ?? now
+        descriptor.interruptsAtOnce = descriptor.wantsInterrupt
+        trbs += descriptor.entries.count
         descriptors.append(descriptor)
     }
 
     /// Takes the first descriptor if its time has come.
     mutating func popDue(now: Int64) -> TransferDescriptor? {
         guard let first = descriptors.first, first.due <= now else { return nil }
+        trbs -= first.entries.count
         return descriptors.removeFirst()
     }
 
@@ -106,6 +113,7 @@ struct IsochronousSchedule {
     mutating func clear() -> RingPosition? {
         defer {
             descriptors.removeAll()
+            trbs = 0
             next = nil
             followsDevice = false
         }
@@ -126,7 +134,7 @@ struct IsochronousSchedule {
 
 extension TransferDescriptor {
     /// Whether the guest wants to be interrupted for it.
-    fileprivate var interruptsAtOnce: Bool {
+    fileprivate var wantsInterrupt: Bool {
         outcome != nil
             || entries.contains { entry in
                 let trb = TransferTRB(entry.trb)

@@ -12,6 +12,9 @@ enum Limits {
     static let transfersInFlight = 32
     /// Data that one endpoint has at its device, unless a single transfer is larger.
     static let bytesInFlight = 8 << 20
+    /// TRBs of transfers that one endpoint has read and not finished, unless a single transfer has
+    /// more.
+    static let trbsInFlight = 8192
     /// Isochronous transfers that one endpoint has at its device at a time.
     static let isochronousInFlight = 256
     /// Isochronous transfers that are read before they are due.

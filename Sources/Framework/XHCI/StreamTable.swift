@@ -126,9 +126,6 @@ struct StreamTable {
         bus.store(accumulated, at: stream.contextAddress &+ 8)
     }
 
-    /// SCT as it stands in a dequeue pointer of the stream.
-    func type(of place: Int) -> UInt64 { streams[place].type }
-
     // MARK: - Ready ones
 
     /// Notes that a stream has something to do.

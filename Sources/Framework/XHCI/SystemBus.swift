@@ -80,13 +80,14 @@ struct SystemBus {
     mutating func post(_ event: TRB, to interrupter: Int, interrupts: Bool = true) {
         guard registers.command.contains(.run) else { return }
         let ring = interrupter < rings.count ? interrupter : 0
+        // First, since the guest may acknowledge events while this waits for its memory.
+        registers.busyInterrupters[bit: ring] = true
         do throws(DMAError) {
             try rings[ring].post(
                 event, interrupts: interrupts, memory: memory, registers: registers)
         } catch {
             fail(error)
         }
-        registers.busyInterrupters[bit: ring] = true
         full[bit: ring] = rings[ring].waitingCount > 0
     }
 

@@ -24,6 +24,8 @@ struct TransferDescriptor {
     var outcome: Outcome?
     /// Isochronous: the microframe at which it is carried out.
     var due: Int64 = 0
+    /// Isochronous: the guest wants to be interrupted for it.
+    var interruptsAtOnce = false
     /// Isochronous: it asked for more than a service interval holds.
     var isTruncated = false
     /// Data for memory that this process cannot see.

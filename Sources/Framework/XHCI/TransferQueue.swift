@@ -11,23 +11,10 @@ struct TransferQueue {
     var progress = PartialTransfer.nothing
     /// What was read and has not had its events, in order.
     var inFlight: Deque<TransferDescriptor> = []
-    var bytesInFlight = 0
     /// Nothing before this place is with the device.
     private var firstPending = 0
 
     init(_ ring: RingPosition) { self.ring = ring }
-
-    mutating func append(_ descriptor: consuming TransferDescriptor) {
-        bytesInFlight += descriptor.length
-        inFlight.append(descriptor)
-    }
-
-    mutating func removeFirst() -> TransferDescriptor {
-        let first = inFlight.removeFirst()
-        bytesInFlight -= first.length
-        firstPending = max(0, firstPending - 1)
-        return first
-    }
 
     /// Where a transfer stands that the device has. Devices answer in order, so it is the first
     /// nearly always.
@@ -40,6 +27,11 @@ struct TransferQueue {
         return inFlight.firstIndex { $0.id == id && $0.outcome == nil }
     }
 
+    mutating func removeFirst() -> TransferDescriptor {
+        firstPending = max(0, firstPending - 1)
+        return inFlight.removeFirst()
+    }
+
     /// Goes back to the first TRB that is not finished.
     ///
     /// - Returns: what was read since.
@@ -47,11 +39,29 @@ struct TransferQueue {
         let taken = inFlight
         inFlight.removeAll()
         firstPending = 0
-        bytesInFlight = 0
         if let first = taken.first, let entry = first.entries.first {
             ring = entry.position
             progress = first.start
         }
         return taken
+    }
+}
+
+/// What an endpoint has in flight, in all its queues.
+struct PipelineLoad {
+    private(set) var transfers = 0
+    private(set) var bytes = 0
+    private(set) var trbs = 0
+
+    mutating func add(_ descriptor: borrowing TransferDescriptor) {
+        transfers += 1
+        bytes += descriptor.length
+        trbs += descriptor.entries.count
+    }
+
+    mutating func remove(_ descriptor: borrowing TransferDescriptor) {
+        transfers -= 1
+        bytes -= descriptor.length
+        trbs -= descriptor.entries.count
     }
 }
