@@ -25,6 +25,27 @@ struct TransferErrorTests {
         buffer = guest.memory.allocate(4096, boundary: 4096)
     }
 
+    /// Goal: a guest whose memory only messages reach cannot make this process hold any amount.
+    @Test func `memory that stands in for the guest's has an end`() throws {
+        let guest = try Guest(.remote)
+        let device = TestDevice { $0.endpoint == .control ? nil : .hold }
+        let endpoints = try guest.plug(device).configure(
+            (1...5).map { .bulkIn($0, segments: [1024]) })
+        let buffer = guest.memory.allocate(65536, alignment: 65536)
+        let large =
+            Array(repeating: GuestTRB.normal(buffer, 65536, .chain), count: 999)
+            + [.normal(buffer, 65536, .interruptOnCompletion)]
+        for endpoint in endpoints { endpoint.submit(large) }
+        let events = guest.driver.takeAll(after: .milliseconds(1))
+        #expect(events.map(\.code) == [.dataBufferError])
+        #expect(events.first?.endpoint == endpoints.last?.contextIndex)
+        // The memory is there again when the others are done.
+        while device.answerNext(.give([1])) {}
+        guest.driver.takeAll(after: .milliseconds(1))
+        device.onTransfer = { $0.endpoint == .control ? nil : .give([7]) }
+        #expect(try endpoints[0].receive(10) == [7])
+    }
+
     @Test(arguments: errors)
     func `an error is told even if no TRB asks for an event`(
         status: Transfer.Status, code: GuestEvent.Code

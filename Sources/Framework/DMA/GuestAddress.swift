@@ -31,6 +31,8 @@ public struct DMAError: Error, Equatable {
         case readOnly
         /// The client did not answer, or its file lost the pages.
         case lost
+        /// There is no memory to put the bytes into.
+        case noBuffer
     }
 
     public let address: GuestAddress

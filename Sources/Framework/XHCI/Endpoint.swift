@@ -265,7 +265,7 @@ struct Endpoint {
         }
         let all: TransferBuffer
         do throws(DMAError) {
-            all = try descriptor.makeBuffer(direction, bus.memory)
+            all = try descriptor.makeBuffer(direction, bus.memory, bus.bounceBudget)
         } catch {
             bus.note("transfer data: \(error.reason) at \(error.address)")
             descriptor.outcome = .failed(

@@ -10,6 +10,8 @@ enum Limits {
     static let bytesPerTransfer = 64 << 20
     /// Transfers that one endpoint has at its device at a time. Control endpoints have one.
     static let transfersInFlight = 32
+    /// Memory that stands in for guest memory which this process cannot see, in all transfers.
+    static let bounceBytes = 256 << 20
     /// Data that one endpoint has at its device, unless a single transfer is larger.
     static let bytesInFlight = 8 << 20
     /// TRBs of transfers that one endpoint has read and not finished, unless a single transfer has

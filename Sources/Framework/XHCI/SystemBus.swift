@@ -11,6 +11,7 @@ struct SystemBus {
     let memory: GuestMemory
     let registers: RegisterFile
     let sink: any InterruptSink
+    let bounceBudget = BounceBudget()
     private let logger: Logger
     private var rings: [EventRing]
     /// The interrupters whose events wait for room, one bit each.

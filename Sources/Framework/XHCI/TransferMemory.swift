@@ -8,13 +8,28 @@ internal import USB
 @safe
 private final class OwnedBytes {
     let bytes: UnsafeMutableRawBufferPointer
+    private let budget: BounceBudget?
 
-    init(count: Int) {
+    init(count: Int, of budget: BounceBudget? = nil) {
         unsafe bytes = .allocate(byteCount: count, alignment: 16)
         unsafe bytes.initializeMemory(as: UInt8.self, repeating: 0)
+        self.budget = budget
+        budget?.used += count
     }
 
-    deinit { unsafe bytes.deallocate() }
+    deinit {
+        let count = unsafe bytes.count
+        budget?.used -= count
+        unsafe bytes.deallocate()
+    }
+}
+
+/// How much memory of this process stands in for the guest's, in all transfers together.
+final class BounceBudget {
+    fileprivate var used = 0
+
+    /// Whether a transfer may have so much more.
+    fileprivate func allows(_ count: Int) -> Bool { used + count <= Limits.bounceBytes }
 }
 
 /// The data of a transfer that goes to guest memory by messages: filled before an OUT transfer,
@@ -23,7 +38,9 @@ struct BounceBuffer {
     private let storage: OwnedBytes
     private var pieces: [(address: GuestAddress, count: Int)] = []
 
-    fileprivate init(count: Int) { storage = OwnedBytes(count: count) }
+    fileprivate init(count: Int, of budget: BounceBudget) {
+        storage = OwnedBytes(count: count, of: budget)
+    }
 
     fileprivate mutating func append(_ address: GuestAddress, count: Int) {
         pieces.append((address, count))
@@ -63,7 +80,7 @@ extension TransferDescriptor {
     ///
     /// - Throws: if a part of it is not in the guest's memory, or must not be written.
     mutating func makeBuffer(
-        _ direction: Direction, _ memory: GuestMemory
+        _ direction: Direction, _ memory: GuestMemory, _ budget: BounceBudget
     ) throws(DMAError) -> TransferBuffer {
         var buffer = TransferBuffer()
         var isLocal = true
@@ -89,17 +106,20 @@ extension TransferDescriptor {
                 }
             }
         }
-        return isLocal ? buffer : try makeBounce(direction, memory)
+        return isLocal ? buffer : try makeBounce(direction, memory, budget)
     }
 
     private mutating func makeBounce(
-        _ direction: Direction, _ memory: GuestMemory
+        _ direction: Direction, _ memory: GuestMemory, _ budget: BounceBudget
     ) throws(DMAError) -> TransferBuffer {
         var total = 0
         for index in entries.indices where TransferTRB(entries[index].trb).hasData {
             total += length(ofEntry: index)
         }
-        var bounce = BounceBuffer(count: total)
+        guard budget.allows(total) else {
+            throw DMAError(.noBuffer, at: GuestAddress(entries[0].position.address), count: total)
+        }
+        var bounce = BounceBuffer(count: total, of: budget)
         for index in entries.indices where TransferTRB(entries[index].trb).hasData {
             let trb = TransferTRB(entries[index].trb)
             let count = length(ofEntry: index)
