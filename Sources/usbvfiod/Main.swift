@@ -28,6 +28,7 @@ struct Usbvfiod: ParsableCommand {
             usbvfiod --socket-path PATH [--device SPEC]... [--control-path PATH] [-v...]
             usbvfiod list|attach|detach|insert|eject|faults … --control-path PATH [--json]
             usbvfiod backends [--json]
+            usbvfiod devices [--json]
             """,
         discussion: """
             It speaks vfio-user on a UNIX socket and is, to the guest, a PCI xHCI controller. Start it \
@@ -39,8 +40,9 @@ struct Usbvfiod: ParsableCommand {
                 cloud-hypervisor … --memory size=1G,shared=on \\
                     --user-device socket=/tmp/usb.sock
 
-              A device of the host (see lsusb), and the image read-only:
-                usbvfiod --socket-path /tmp/usb.sock --device /dev/bus/usb/001/004 \\
+              A device of the host, and the image read-only:
+                usbvfiod devices
+                usbvfiod --socket-path /tmp/usb.sock --device host:port=1-2 \\
                     --device storage:file=stick.img,readonly
 
               Devices that come, change and go while the machine runs:
@@ -55,7 +57,7 @@ struct Usbvfiod: ParsableCommand {
             """,
         version: version,
         subcommands: [
-            Backends.self, ListDevices.self, AttachDevice.self, DetachDevice.self,
+            Backends.self, Devices.self, ListDevices.self, AttachDevice.self, DetachDevice.self,
             InsertMedium.self, EjectMedium.self, SetFaults.self,
         ])
 

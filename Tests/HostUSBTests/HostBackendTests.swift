@@ -45,11 +45,6 @@ struct HostBackendTests {
         #expect(refusal(text)?.contains("must be a number from 1 to") == true)
     }
 
-    @Test(arguments: ["host", "host:bus=1", "host:address=4"])
-    func `bus and address are both needed`(text: String) {
-        #expect(refusal(text)?.contains("lacks") == true)
-    }
-
     @Test func `the list of devices has ready-made specifications`() {
         let names = [
             HostDeviceName(
@@ -80,12 +75,58 @@ struct HostBackendTests {
     @Test func `a device in use comes with its users`() {
         let name = HostDeviceName(bus: 1, address: 4, vendor: 1, product: 2, words: "X")
         let reason = Diagnosis.nothingClaimed(
-            name, problems: ["interface 0 cannot be claimed: Resource busy (held by 'usbfs')"],
-            holders: ["qemu (process 812)"]
+            name,
+            problems: [
+                "interface 0 cannot be claimed: Resource busy "
+                    + "(held by 'usbfs', in use by qemu (process 812))"
+            ]
         ).reason
         #expect(
             reason == "/dev/bus/usb/001/004 (0001:0002 X): interface 0 cannot be claimed: "
-                + "Resource busy (held by 'usbfs'); in use by qemu (process 812)")
+                + "Resource busy (held by 'usbfs', in use by qemu (process 812))")
+    }
+
+    @Test func `equal devices come with what tells them apart`() {
+        let rule = DeviceRule.ids(vendor: 0x46f4, product: 1, serial: nil)
+        let one = HostDeviceName(
+            bus: 1, address: 4, vendor: 0x46f4, product: 1, portPath: "1-1", words: "STICK",
+            serial: "A,1")
+        let two = HostDeviceName(
+            bus: 1, address: 5, vendor: 0x46f4, product: 1, portPath: "1-2.3", words: "STICK")
+        #expect(
+            Diagnosis.ambiguous(rule, candidates: [one, two]).reason == """
+                'host:vendor=0x46f4,product=0x0001' means 2 devices; name one:
+                  host:port=1-1 or host:vendor=0x46f4,product=0x0001,serial=A,,1  46f4:0001 STICK
+                  host:port=1-2.3  46f4:0001 STICK
+                """)
+    }
+
+    @Test func `a serial number that several have tells nothing apart`() {
+        let rule = DeviceRule.ids(vendor: 0x46f4, product: 1, serial: "1")
+        let names = ["1-1", "1-2"].map {
+            HostDeviceName(
+                bus: 1, address: 4, vendor: 0x46f4, product: 1, portPath: $0, serial: "1")
+        }
+        let reason = Diagnosis.ambiguous(rule, candidates: names).reason
+        #expect(reason.hasSuffix("\n  host:port=1-1  46f4:0001\n  host:port=1-2  46f4:0001"))
+    }
+
+    @Test(arguments: [
+        "host:port=250-1.2", "host:vendor=ffff,product=0xffff",
+        "host:vendor=0xffff,product=0xffff,serial=none",
+    ])
+    func `what has a rule that lasts may come later`(text: String) {
+        #expect(refusal(text) == nil)
+    }
+
+    @Test func `the memory limit is told as it is`() throws {
+        let file = NSTemporaryDirectory() + "usbvfiod-limit-\(UUID().uuidString)"
+        try Data("32\n".utf8).write(to: URL(fileURLWithPath: file))
+        #expect(
+            Diagnosis.memoryLimit(4096, file: file)
+                == "a transfer of 4096 bytes is over the kernel's limit for USB transfers, which all "
+                + "programs share (32 MiB now); raise it: echo 64 >\(file)")
+        try FileManager.default.removeItem(atPath: file)
     }
 }
 

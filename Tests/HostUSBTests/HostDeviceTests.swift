@@ -120,17 +120,79 @@ struct HostDeviceTests {
         #expect(port.take() == ["1 completed 512", "2 failed 0"])
     }
 
-    @Test func `streams and isochronous transfers fail`() {
-        for (id, kind) in [
-            (1, Transfer.Kind.bulk(stream: 1)),
-            (2, .isochronous),
-        ] {
-            device.submit(
-                Transfer(
-                    id: .init(rawValue: UInt64(id)), endpoint: Self.bulkIn, kind: kind,
-                    buffer: TransferBuffer()))
-        }
-        #expect(port.take() == ["1 failed 0", "2 failed 0"])
+    // MARK: - Isochronous transfers
+
+    func isochronous(_ id: UInt64) {
+        device.submit(
+            Transfer(
+                id: .init(rawValue: id), endpoint: EndpointAddress(3, .in), kind: .isochronous,
+                buffer: Bytes([UInt8](repeating: 0, count: 192)).buffer))
+    }
+
+    @Test func `the host's bus keeps the time`() {
+        #expect(device.keepsIsochronousTime)
+    }
+
+    @Test func `a lost packet of an isochronous endpoint stops nothing`() {
+        for id in 1...3 as ClosedRange<UInt64> { isochronous(id) }
+        handle.end(1, transferred: 192)
+        handle.end(2, .failed)
+        handle.end(3, transferred: 10)
+        #expect(handle.cancelled == [])
+        #expect(port.take() == ["1 completed 192", "2 failed 0", "3 completed 10"])
+    }
+
+    @Test func `who shares a batch with a cancelled transfer is cancelled too`() {
+        for id in 1...2 as ClosedRange<UInt64> { isochronous(id) }
+        device.cancel(.init(rawValue: 2))
+        handle.end(1, .cancelled)
+        handle.end(2, .cancelled)
+        #expect(port.take() == ["1 cancelled 0", "2 cancelled 0"])
+    }
+
+    @Test func `the operator hears what the handle notes`() {
+        device.noted("no memory")
+        #expect(log.all == ["warning: host 1:4: no memory"])
+    }
+
+    // MARK: - Streams
+
+    @Test func `a stream's transfers are handed over`() {
+        device.submit(
+            Transfer(
+                id: .init(rawValue: 1), endpoint: Self.bulkIn, kind: .bulk(stream: 7),
+                buffer: Bytes([0]).buffer))
+        #expect(handle.inFlightIDs == [1])
+    }
+
+    @Test func `an endpoint's transfers wait until it has its streams`() {
+        device.changeStreams(of: Self.bulkIn, count: 16)
+        #expect(handle.operations == [.allocateStreams(Self.bulkIn, count: 16)])
+        bulk(1, Self.bulkIn)
+        bulk(2, Self.bulkOut)
+        #expect(handle.inFlightIDs == [2])
+        handle.endOperation(.done)
+        #expect(handle.inFlightIDs == [2, 1])
+        device.changeStreams(of: Self.bulkIn, count: 0)
+        #expect(handle.operations.last == .freeStreams(Self.bulkIn))
+        handle.endOperation(.done)
+        #expect(port.take() == [])
+    }
+
+    @Test func `streams of several endpoints change one after the other`() {
+        device.changeStreams(of: Self.bulkIn, count: 16)
+        device.changeStreams(of: Self.bulkOut, count: 16)
+        device.changeStreams(of: Self.bulkOut, count: 8)
+        bulk(1, Self.bulkOut)
+        handle.endOperation(.refused, warnings: ["none"])
+        #expect(
+            handle.operations == [
+                .allocateStreams(Self.bulkIn, count: 16), .allocateStreams(Self.bulkOut, count: 8),
+            ])
+        #expect(handle.inFlightIDs == [])
+        handle.endOperation(.done)
+        #expect(handle.inFlightIDs == [1])
+        #expect(log.all == ["warning: host 1:4: none"])
     }
 
     // MARK: - Operations

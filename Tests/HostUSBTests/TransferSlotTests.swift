@@ -66,6 +66,15 @@ struct TransferSlotTests {
         }
     }
 
+    @Test func `a bulk transfer may belong to a stream`() throws {
+        try slot.prepare(
+            transfer(EndpointAddress(2, .in), .bulk(stream: 9), Bytes([0]).buffer))
+        slot.withRaw {
+            #expect($0.pointee.type == UInt8(LIBUSB_TRANSFER_TYPE_BULK_STREAM.rawValue))
+            #expect(libusb_transfer_get_stream_id($0) == 9)
+        }
+    }
+
     @Test func `pieces going out are put together`() throws {
         let parts = [Bytes([1, 2, 3]), Bytes([4]), Bytes([5, 6])]
         try slot.prepare(

@@ -7,3 +7,10 @@ static inline int usbvfiod_libusb_disable_discovery(void)
 {
     return libusb_set_option(NULL, LIBUSB_OPTION_NO_DEVICE_DISCOVERY);
 }
+
+/* The packets of an isochronous transfer: a flexible array, which Swift does not see. */
+static inline struct libusb_iso_packet_descriptor *usbvfiod_iso_packets(
+    struct libusb_transfer *transfer)
+{
+    return transfer->iso_packet_desc;
+}

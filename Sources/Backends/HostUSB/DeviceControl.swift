@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import CLibUSB
+internal import Glibc
 internal import Platform
 internal import USB
 
@@ -20,13 +21,15 @@ final class DeviceControl: Sendable {
     }
 
     private let pointer: LibUSBHandle.Pointer
-    /// The kernel's directory of the device, for looking up who holds an interface.
+    /// The kernel's directory of the device and its node, for looking up who holds an interface.
     private let portPath: String
+    private let node: String
     private let state = Locked(State())
 
-    init(_ pointer: LibUSBHandle.Pointer, portPath: String) {
+    init(_ pointer: LibUSBHandle.Pointer, portPath: String, node: String) {
         self.pointer = pointer
         self.portPath = portPath
+        self.node = node
     }
 
     /// Whether ``giveBack()`` has ended.
@@ -58,10 +61,8 @@ final class DeviceControl: Sendable {
                 claims.claimed.append(number)
             } catch {
                 if error == .noDevice { claims.isGone = true }
-                let holder = SystemFiles.driver(ofInterface: number, of: portPath)
                 claims.problems.append(
-                    "interface \(number) cannot be claimed: \(error)"
-                        + (holder.map { " (held by '\($0)')" } ?? ""))
+                    "interface \(number) cannot be claimed: \(error)\(holder(of: number))")
             }
         }
         let claimed = claims.claimed
@@ -82,6 +83,14 @@ final class DeviceControl: Sendable {
         try libusb { unsafe libusb_claim_interface(pointer.raw, CInt(number)) }
     }
 
+    /// Who has an interface: a driver of the kernel's, or a program by way of usbfs.
+    private func holder(of number: UInt8) -> String {
+        guard let driver = SystemFiles.driver(ofInterface: number, of: portPath) else { return "" }
+        let programs = driver == "usbfs" ? SystemFiles.holders(ofNode: node) : []
+        return " (held by '\(driver)'"
+            + (programs.isEmpty ? "" : ", in use by \(programs.joined(separator: ", "))") + ")"
+    }
+
     private func releaseAll() {
         let claimed = state.withLock { state in
             defer { state.claimed = [] }
@@ -90,27 +99,17 @@ final class DeviceControl: Sendable {
         for number in claimed { _ = unsafe libusb_release_interface(pointer.raw, CInt(number)) }
     }
 
+    /// The configuration that the device is in, with the interfaces that the kernel may have made of
+    /// it; `nil` if it is in none.
     private func activeConfiguration() -> (value: UInt8, interfaces: [UInt8])? {
-        var descriptor: UnsafeMutablePointer<libusb_config_descriptor>?
-        let device = unsafe libusb_get_device(pointer.raw)
-        guard unsafe libusb_get_active_config_descriptor(device, &descriptor) == 0,
-            let descriptor = unsafe descriptor
+        var number: CInt = 0
+        guard unsafe libusb_get_configuration(pointer.raw, &number) == 0,
+            let value = UInt8(exactly: number), value != 0
         else { return nil }
-        defer { unsafe libusb_free_config_descriptor(descriptor) }
-        var numbers: [UInt8] = []
-        let count = unsafe Int(descriptor.pointee.bNumInterfaces)
-        if let interfaces = unsafe descriptor.pointee.interface {
-            for index in 0..<count {
-                let interface = unsafe interfaces[index]
-                // A device may describe an interface without any setting.
-                guard let setting = unsafe interface.altsetting,
-                    unsafe interface.num_altsetting > 0
-                else { continue }
-                let number = unsafe setting.pointee.bInterfaceNumber
-                if !numbers.contains(number) { numbers.append(number) }
-            }
-        }
-        return (unsafe descriptor.pointee.bConfigurationValue, numbers)
+        // As the kernel does, the first of this value is taken if a device has several.
+        let outline = ConfigurationOutline.all(in: SystemFiles.descriptors(of: portPath))
+            .first { $0.value == value }
+        return (value, outline?.interfaces.map(\.number) ?? [])
     }
 
     // MARK: - Operations
@@ -120,23 +119,59 @@ final class DeviceControl: Sendable {
         case .setConfiguration(let value):
             return setConfiguration(value)
         case .setInterface(let number, let setting):
-            return Self.outcome {
+            return Self.outcome(of: "setting \(setting) of interface \(number)") {
                 unsafe libusb_set_interface_alt_setting(
                     pointer.raw, CInt(number), CInt(setting))
             }
         case .clearHalt(let endpoint):
-            return Self.outcome { unsafe libusb_clear_halt(pointer.raw, endpoint.rawValue) }
+            return Self.outcome(of: "an endpoint without its halt") {
+                unsafe libusb_clear_halt(pointer.raw, endpoint.rawValue)
+            }
         case .reset:
             return reset()
+        case .allocateStreams(let endpoint, let count):
+            return allocateStreams(endpoint, count: count)
+        case .freeStreams(let endpoint):
+            var address = endpoint.rawValue
+            return Self.outcome(of: "an endpoint without streams") {
+                unsafe libusb_free_streams(pointer.raw, &address, 1)
+            }
+        }
+    }
+
+    /// The kernel refuses an endpoint that has streams already, so those go first.
+    private func allocateStreams(
+        _ endpoint: EndpointAddress, count: Int
+    ) -> DeviceOperation.Outcome {
+        var address = endpoint.rawValue
+        _ = unsafe libusb_free_streams(pointer.raw, &address, 1)
+        do throws(LibUSBError) {
+            let granted = try libusb {
+                unsafe libusb_alloc_streams(
+                    pointer.raw, UInt32(clamping: count), &address, 1)
+            }
+            guard Int(granted) < count else { return .init(result: .done) }
+            return .init(
+                result: .done,
+                warnings: [
+                    "the host has \(granted) streams for endpoint \(endpoint.number); "
+                        + "the guest wants \(count)"
+                ])
+        } catch {
+            return .init(
+                result: error == .noDevice ? .disconnected : .refused,
+                warnings: ["the host has no streams for endpoint \(endpoint.number): \(error)"])
         }
     }
 
     /// The kernel sets a configuration only while nobody has an interface. For the one that is
     /// active it resets endpoints and settings, as the device does, and binds no driver.
     private func setConfiguration(_ value: UInt8) -> DeviceOperation.Outcome {
+        // A driver that came to the device after us would make the kernel refuse.
+        if claimAll().isGone { return .init(result: .disconnected) }
         releaseAll()
         // libusb's word for "none" is -1: a device may, against the rules, have a configuration 0.
-        var outcome = Self.outcome {
+        var outcome = Self.outcome(of: "configuration \(value)") {
             unsafe libusb_set_configuration(pointer.raw, value == 0 ? -1 : CInt(value))
         }
         if outcome.result == .disconnected { return outcome }
@@ -166,12 +201,18 @@ final class DeviceControl: Sendable {
         }
     }
 
-    private static func outcome(_ call: () -> CInt) -> DeviceOperation.Outcome {
-        do throws(LibUSBError) {
-            try libusb(call)
-            return .init(result: .done)
-        } catch {
-            return .init(result: error == .noDevice ? .disconnected : .refused)
+    /// Makes a call that changes the device to have `what`.
+    private static func outcome(of what: String, _ call: () -> CInt) -> DeviceOperation.Outcome {
+        // libusb has no word of its own for the lack of bandwidth.
+        errno = 0
+        let result = call()
+        let cause = errno
+        switch LibUSBError(rawValue: result) {
+        case _ where result >= 0: return .init(result: .done)
+        case .noDevice: return .init(result: .disconnected)
+        case .other where cause == ENOSPC:
+            return .init(result: .refused, warnings: [Diagnosis.noBandwidth(what)])
+        default: return .init(result: .refused)
         }
     }
 

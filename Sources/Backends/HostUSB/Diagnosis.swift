@@ -2,48 +2,6 @@
 
 internal import BackendKit
 
-/// A device of the host in the words of messages.
-struct HostDeviceName: Equatable {
-    var bus: UInt8
-    var address: UInt8
-    var vendor: UInt16
-    var product: UInt16
-    /// What the device calls itself.
-    var words: String?
-
-    init(_ device: LibUSBDevice) {
-        self.init(
-            bus: device.bus, address: device.address, vendor: device.vendor,
-            product: device.product, words: SystemFiles.name(of: device.portPath))
-    }
-
-    init(bus: UInt8, address: UInt8, vendor: UInt16, product: UInt16, words: String?) {
-        self.bus = bus
-        self.address = address
-        self.vendor = vendor
-        self.product = product
-        self.words = words
-    }
-
-    /// What is written behind `--device`.
-    var specification: String { "host:bus=\(bus),address=\(address)" }
-
-    /// `46f4:0001 QEMU USB HARDDRIVE`.
-    var identity: String { "\(hex(vendor)):\(hex(product))" + (words.map { " \($0)" } ?? "") }
-
-    var node: String { "/dev/bus/usb/\(padded(bus))/\(padded(address))" }
-
-    fileprivate func hex(_ number: UInt16) -> String {
-        let digits = String(number, radix: 16)
-        return String(repeating: "0", count: 4 - digits.count) + digits
-    }
-
-    private func padded(_ number: UInt8) -> String {
-        let digits = String(number)
-        return String(repeating: "0", count: 3 - digits.count) + digits
-    }
-}
-
 /// Why a device cannot be passed through, with what the operator can do about it.
 enum Diagnosis {
     static func noUSB(_ error: LibUSBError) -> BackendError {
@@ -75,9 +33,7 @@ enum Diagnosis {
             return BackendError(
                 start + "permission denied. Run as root, or write into "
                     + "/etc/udev/rules.d/70-usbvfiod.rules\n"
-                    + "  SUBSYSTEM==\"usb\", ATTR{idVendor}==\"\(name.hex(name.vendor))\", "
-                    + "ATTR{idProduct}==\"\(name.hex(name.product))\", "
-                    + "MODE=\"0660\", GROUP=\"plugdev\"\n"
+                    + "  \(name.udevRule)\n"
                     + "then run `udevadm control --reload && udevadm trigger` "
                     + "as a member of that group")
         case .noDevice:
@@ -87,16 +43,36 @@ enum Diagnosis {
         }
     }
 
-    static func nothingClaimed(
-        _ name: HostDeviceName, problems: [String], holders: [String]
-    ) -> BackendError {
-        let who = holders.isEmpty ? "" : "; in use by \(holders.joined(separator: ", "))"
-        return BackendError(
-            "\(name.node) (\(name.identity)): \(problems.joined(separator: "; "))\(who)")
+    static func nothingClaimed(_ name: HostDeviceName, problems: [String]) -> BackendError {
+        BackendError("\(name.node) (\(name.identity)): \(problems.joined(separator: "; "))")
     }
 
-    static func memoryLimit(_ count: Int) -> String {
-        "a transfer of \(count) bytes is over the kernel's limit for USB transfers; raise "
-            + "/sys/module/usbcore/parameters/usbfs_memory_mb (16 MiB unless set)"
+    static func ambiguous(_ rule: DeviceRule, candidates: [HostDeviceName]) -> BackendError {
+        let list = candidates.map { name in
+            // Equal devices may have equal serial numbers as well.
+            let isUnique = candidates.filter { $0.serial == name.serial }.count == 1
+            let other = isUnique && name.serial != nil ? " or \(name.idRule)" : ""
+            return "\n  \(name.portRule)\(other)  \(name.identity)"
+        }.joined()
+        return BackendError("'\(rule)' means \(candidates.count) devices; name one:\(list)")
     }
+
+    /// What is said of transfers that the kernel has no memory for.
+    static func memoryLimit(
+        _ count: Int, file: String = "/sys/module/usbcore/parameters/usbfs_memory_mb"
+    ) -> String {
+        let limit = SystemFiles.line(file).map { "\($0) MiB now" } ?? "16 MiB unless set"
+        return
+            "a transfer of \(count) bytes is over the kernel's limit for USB transfers, which all "
+            + "programs share (\(limit)); raise it: echo 64 >\(file)"
+    }
+
+    static func noBandwidth(_ action: String) -> String {
+        "the host's bus has no bandwidth left for \(action): other devices on it have reserved it; "
+            + "stop one of them, or plug this one in at another controller"
+    }
+
+    static let noHotplug =
+        "the host's udev daemon does not run (/run/udev/control is missing): a device that is "
+        + "plugged in may not be noticed"
 }

@@ -9,8 +9,6 @@ internal import USB
 /// Transfers go to the kernel as they come and return in its order. A few control requests and the
 /// port's reset change the device as a whole (``DeviceOperation``): while one is under way, the
 /// transfers that it concerns wait here.
-///
-/// Isochronous transfers and bulk streams are not carried yet; they end as failed.
 final class HostDevice: USBDevice, HostHandleObserver {
     /// A transfer that the kernel has, or that waits for an earlier one to end before its answer.
     private struct InFlight {
@@ -47,6 +45,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     let speed: USBSpeed
     let summary: String
+    /// The host's bus has a clock of its own.
+    let keepsIsochronousTime = true
 
     /// Called once when the device has left the host.
     var whenLost: (() -> Void)?
@@ -62,6 +62,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     private var running: Running?
     private var wantsReset = false
+    /// Endpoints that are to have other numbers of streams, each once.
+    private var streamChanges: [(endpoint: EndpointAddress, count: Int)] = []
     /// Whether the device may differ from one that was just reset. It does at first: the host's
     /// drivers have used it.
     private var isTouched = true
@@ -139,6 +141,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         cancelInFlight()
         // Enumeration resets twice and only reads in between; the second is one too many.
         guard isTouched, !isLost else { return }
+        streamChanges = []
         wantsReset = true
         advance()
     }
@@ -149,6 +152,15 @@ final class HostDevice: USBDevice, HostHandleObserver {
     /// an endpoint must do for the device's sake.
     func resetEndpoint(_ endpoint: EndpointAddress) {}
 
+    /// Gives an endpoint `count` streams on the host's side, or takes them away (0); its transfers
+    /// wait meanwhile.
+    func changeStreams(of endpoint: EndpointAddress, count: Int) {
+        guard !isLost else { return }
+        streamChanges.removeAll { $0.endpoint == endpoint }
+        streamChanges.append((endpoint, count))
+        advance()
+    }
+
     // MARK: - Starting
 
     private static func place(of endpoint: EndpointAddress) -> Int {
@@ -158,10 +170,14 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     /// Whether an endpoint's transfers must wait for an operation.
     private func isHeld(_ place: Int) -> Bool {
-        if wantsReset { return true }
+        if wantsReset || streamChanges.contains(where: { Self.place(of: $0.endpoint) == place }) {
+            return true
+        }
         switch running?.operation {
         case nil: return false
         case .clearHalt(let endpoint): return place == 0 || place == Self.place(of: endpoint)
+        case .allocateStreams(let endpoint, _), .freeStreams(let endpoint):
+            return place == Self.place(of: endpoint)
         case .setConfiguration, .setInterface, .reset: return true
         }
     }
@@ -185,11 +201,9 @@ final class HostDevice: USBDevice, HostHandleObserver {
                 running = Running(operation: operation, request: transfer)
                 advance()
             }
-        case .bulk(stream: 0), .interrupt:
+        case .bulk, .interrupt, .isochronous:
             isTouched = true
             return hand(over: transfer, in: place)
-        case .bulk, .isochronous:
-            answer(transfer.completion(.failed), place)
         }
         return true
     }
@@ -262,9 +276,11 @@ final class HostDevice: USBDevice, HostHandleObserver {
         let entry = pipes[place].inFlight.remove(at: index)
         if transfer.buffer.count > Self.negligibleBytes { starvation?.since = loop.now }
         var status = completion.status
+        var isIsochronous = false
+        if case .isochronous = transfer.kind { isIsochronous = true }
         if isLost {
             status = .disconnected
-        } else if status == .cancelled && !entry.isCancelled {
+        } else if status == .cancelled && !entry.isCancelled && !isIsochronous {
             // The kernel took it back by itself: its interface was lost.
             status = .failed
         }
@@ -273,8 +289,9 @@ final class HostDevice: USBDevice, HostHandleObserver {
                 id: completion.id, status: status, transferred: completion.transferred))
         switch status {
         case .stalled, .babbled, .failed:
-            // The guest's endpoint halts here, so nothing behind this transfer may still run.
-            if place != 0 { cancelInFlight(in: place) }
+            // The guest's endpoint halts here, so nothing behind this transfer may still run. An
+            // isochronous one never halts: what is lost is lost.
+            if place != 0 && !isIsochronous { cancelInFlight(in: place) }
         case .disconnected:
             deviceLeft()
         case .completed, .cancelled:
@@ -284,13 +301,16 @@ final class HostDevice: USBDevice, HostHandleObserver {
             pipes[place].inFlight.removeFirst()
             port?.complete(answer)
         }
-        if running != nil || wantsReset { advance() }
+        if running != nil || wantsReset || !streamChanges.isEmpty { advance() }
         startWaiting()
     }
+
+    func noted(_ problem: String) { logger.warning("\(summary): \(problem)") }
 
     func deviceLeft() {
         guard !isLost else { return }
         isLost = true
+        streamChanges = []
         retry = nil
         wantsReset = false
         endRequest(as: .disconnected)
@@ -340,6 +360,13 @@ final class HostDevice: USBDevice, HostHandleObserver {
         if running == nil && wantsReset {
             wantsReset = false
             running = Running(operation: .reset, request: nil)
+        }
+        if running == nil, !streamChanges.isEmpty {
+            let change = streamChanges.removeFirst()
+            running = Running(
+                operation: change.count > 0
+                    ? .allocateStreams(change.endpoint, count: change.count)
+                    : .freeStreams(change.endpoint))
         }
         guard let next = running, !next.isStarted, !isLost else { return }
         let isWaiting = pipes.indices.contains { place in

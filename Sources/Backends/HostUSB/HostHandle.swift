@@ -10,7 +10,8 @@ protocol HostHandle: AnyObject {
     /// Who is told of what ends; set before the first transfer.
     var observer: (any HostHandleObserver)? { get set }
 
-    /// Hands a transfer to the kernel, which works off each endpoint's in order.
+    /// Hands a transfer to the kernel, which works off each endpoint's in order. Isochronous ones
+    /// are started together with those that follow in the same turn of the loop.
     func submit(_ transfer: Transfer) -> HostSubmission
 
     /// Asks for an early end; a transfer that has ended already is no error.
@@ -40,6 +41,9 @@ protocol HostHandleObserver: AnyObject {
 
     /// The device has left the host.
     func deviceLeft()
+
+    /// Something that the operator should know.
+    func noted(_ problem: String)
 }
 
 /// A change of a device that the host's kernel must make itself, by a call that may block.
@@ -50,6 +54,9 @@ enum DeviceOperation: Equatable, Sendable {
     case setInterface(UInt8, setting: UInt8)
     case clearHalt(EndpointAddress)
     case reset
+    /// Streams 1 to `count` of a bulk endpoint (USB 3.2, 8.12.1.4).
+    case allocateStreams(EndpointAddress, count: Int)
+    case freeStreams(EndpointAddress)
 
     /// How an operation ended, with what the operator should know of it.
     struct Outcome: Equatable, Sendable {

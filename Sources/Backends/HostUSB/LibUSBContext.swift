@@ -16,12 +16,15 @@ final class LibUSBContext {
     private let loop: any EventLoop
     private var watches: [(descriptor: CInt, watch: Watch)] = []
     /// Transfers whose callback has run, and the array that they are swapped with to be worked off.
-    private var ended: [TransferSlot] = []
-    private var endedSpare: [TransferSlot] = []
+    private var ended: [any TransferCarrier] = []
+    private var endedSpare: [any TransferCarrier] = []
     private var departed: [LibUSBDevice.Identity] = []
+    private var hasArrivals = false
 
     /// Called with each device that leaves the host.
     var whenDeparted: ((LibUSBDevice.Identity) -> Void)?
+    /// Called when devices have come to the host.
+    var whenArrived: (() -> Void)?
 
     init(loop: any EventLoop) throws(LibUSBError) {
         var context: OpaquePointer?
@@ -30,7 +33,7 @@ final class LibUSBContext {
         unsafe raw = context
         self.loop = loop
         watchDescriptors()
-        watchDepartures()
+        watchDevices()
     }
 
     deinit {
@@ -68,14 +71,16 @@ final class LibUSBContext {
         swap(&ended, &endedSpare)
         for slot in endedSpare { slot.finish() }
         endedSpare.removeAll(keepingCapacity: true)
-        guard !departed.isEmpty else { return }
         let left = departed
         departed = []
         for device in left { whenDeparted?(device) }
+        guard hasArrivals else { return }
+        hasArrivals = false
+        whenArrived?()
     }
 
     /// From a transfer's callback: it is to be finished once libusb has returned.
-    func note(ended slot: TransferSlot) { ended.append(slot) }
+    func note(ended slot: any TransferCarrier) { ended.append(slot) }
 
     private func watchDescriptors() {
         let context = unsafe Unmanaged.passUnretained(self).toOpaque()
@@ -113,15 +118,21 @@ final class LibUSBContext {
         if let watch { watches.append((number, watch)) }
     }
 
-    private func watchDepartures() {
+    private func watchDevices() {
         let context = unsafe Unmanaged.passUnretained(self).toOpaque()
         let any = CInt(LIBUSB_HOTPLUG_MATCH_ANY)
+        let both =
+            LIBUSB_HOTPLUG_EVENT_DEVICE_ARRIVED.rawValue | LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT.rawValue
         // Where the library has no hotplug support, a departure shows in the transfers alone.
         _ = unsafe libusb_hotplug_register_callback(
-            raw, CInt(LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT.rawValue), 0, any, any, any,
-            { _, device, _, context in
-                if let device = unsafe device {
-                    unsafe LibUSBContext.from(context)?.departed.append(.init(device))
+            raw, CInt(both), 0, any, any, any,
+            { _, device, event, context in
+                guard let device = unsafe device, let context = unsafe LibUSBContext.from(context)
+                else { return 0 }
+                if event == LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT {
+                    unsafe context.departed.append(.init(device))
+                } else {
+                    context.hasArrivals = true
                 }
                 return 0
             }, context, nil)
@@ -131,4 +142,10 @@ final class LibUSBContext {
         guard let context = unsafe context else { return nil }
         return unsafe Unmanaged<LibUSBContext>.fromOpaque(context).takeUnretainedValue()
     }
+}
+
+/// Transfers on their way through libusb, which note their end in its callback.
+protocol TransferCarrier: AnyObject {
+    /// Ends the transfers with what libusb found.
+    func finish()
 }

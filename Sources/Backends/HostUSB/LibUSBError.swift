@@ -15,6 +15,7 @@ struct LibUSBError: Error, RawRepresentable, Hashable, Sendable {
     static let noDevice = LibUSBError(LIBUSB_ERROR_NO_DEVICE)
     static let noMemory = LibUSBError(LIBUSB_ERROR_NO_MEM)
     static let notFound = LibUSBError(LIBUSB_ERROR_NOT_FOUND)
+    static let other = LibUSBError(LIBUSB_ERROR_OTHER)
     static let invalidParameter = LibUSBError(LIBUSB_ERROR_INVALID_PARAM)
 }
 

@@ -20,11 +20,14 @@ final class LibUSBHandle: HostHandle {
     private let loop: any EventLoop
     private var active: [TransferSlot] = []
     private var idle: [TransferSlot] = []
+    private let isochronous: IsochronousPipes
+    /// What was said of the kernel's refusals, so that it is not said for each of many transfers.
+    private var refusals: Set<LibUSBError> = []
     /// Whether a guest may have left its traces in the device.
     private var isUsed = false
     private var isClosing = false
     private var closesWhenIdle = false
-    private var isClosed = false
+    private(set) var isClosed = false
     private var isAbandoned = false
 
     /// Takes over an opened device, which is closed by ``shutDown(by:)`` or ``closeWhenIdle()``.
@@ -37,11 +40,25 @@ final class LibUSBHandle: HostHandle {
         self.context = context
         self.worker = worker
         self.loop = loop
+        isochronous = IsochronousPipes(loop: loop) { () throws(LibUSBError) in
+            try IsochronousBatch(context: context)
+        } submit: { (batch, transfers) throws(LibUSBError) in
+            try batch.submit(transfers, on: pointer)
+        }
+        isochronous.whenEnded = { [weak self] transfer, completion in
+            self?.observer?.transferEnded(transfer, with: completion)
+            self?.closeIfIdle()
+        }
+        isochronous.whenRefused = { [weak self] error, bytes in self?.note(error, bytes: bytes) }
     }
 
     func submit(_ transfer: Transfer) -> HostSubmission {
         guard !isClosing else { return .disconnected }
         isUsed = true
+        if case .isochronous = transfer.kind {
+            isochronous.start(transfer)
+            return .started
+        }
         do throws(LibUSBError) {
             let slot = try freeSlot()
             do throws(LibUSBError) {
@@ -62,7 +79,19 @@ final class LibUSBHandle: HostHandle {
     }
 
     func cancel(_ id: Transfer.ID) {
-        active.first { $0.transfer?.id == id }?.cancel()
+        if let slot = active.first(where: { $0.transfer?.id == id }) {
+            slot.cancel()
+        } else {
+            _ = isochronous.cancel(id)
+        }
+    }
+
+    /// Says once of each kind why isochronous transfers are not taken.
+    private func note(_ error: LibUSBError, bytes: Int) {
+        guard error != .noDevice, refusals.insert(error).inserted else { return }
+        observer?.noted(
+            error == .noMemory
+                ? Diagnosis.memoryLimit(bytes) : "isochronous transfers are refused: \(error)")
     }
 
     func perform(
@@ -102,7 +131,7 @@ final class LibUSBHandle: HostHandle {
     func closeWhenIdle() {
         isClosing = true
         closesWhenIdle = true
-        for slot in active { slot.cancel() }
+        cancelAll()
         closeIfIdle()
     }
 
@@ -115,8 +144,8 @@ final class LibUSBHandle: HostHandle {
         guard !isClosed && !isAbandoned else { return true }
         isClosing = true
         closesWhenIdle = false
-        for slot in active { slot.cancel() }
-        while !active.isEmpty && loop.now < deadline {
+        cancelAll()
+        while !isIdle && loop.now < deadline {
             context.handleEvents(waiting: .milliseconds(10))
         }
         let control = control
@@ -128,7 +157,7 @@ final class LibUSBHandle: HostHandle {
         while !control.isGivenBack && loop.now < deadline {
             context.handleEvents(waiting: .milliseconds(10))
         }
-        guard active.isEmpty && control.isGivenBack else {
+        guard isIdle && control.isGivenBack else {
             isAbandoned = true
             _ = unsafe Unmanaged.passRetained(context)
             return false
@@ -137,13 +166,21 @@ final class LibUSBHandle: HostHandle {
         return true
     }
 
+    private var isIdle: Bool { active.isEmpty && isochronous.isIdle }
+
+    private func cancelAll() {
+        for slot in active { slot.cancel() }
+        isochronous.cancelAll()
+    }
+
     private func closeIfIdle() {
-        if closesWhenIdle && !isClosed && active.isEmpty && worker.pendingJobs == 0 { close() }
+        if closesWhenIdle && !isClosed && isIdle && worker.pendingJobs == 0 { close() }
     }
 
     private func close() {
         isClosed = true
         idle = []
+        isochronous.close()
         control.close()
     }
 }

@@ -4,6 +4,9 @@ internal import Glibc
 
 /// What the kernel's file systems tell of USB devices beyond libusb: names and who uses what.
 enum SystemFiles {
+    /// More than any honest device has; what lies behind it is not looked at.
+    private static let longestDescriptors = 0x40000
+
     /// The driver that an interface is bound to, `usbfs` for another program's.
     static func driver(
         ofInterface number: UInt8, of portPath: String, devices: String = "/sys/bus/usb/devices"
@@ -19,8 +22,44 @@ enum SystemFiles {
     static func name(
         of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> String? {
-        let words = ["manufacturer", "product"].compactMap { line("\(devices)/\(portPath)/\($0)") }
+        let words = ["manufacturer", "product"].compactMap {
+            text($0, of: portPath, devices: devices)
+        }
         return words.isEmpty ? nil : words.joined(separator: " ")
+    }
+
+    /// One of the texts that the kernel has of a device, such as `serial`.
+    static func text(
+        _ attribute: String, of portPath: String, devices: String = "/sys/bus/usb/devices"
+    ) -> String? {
+        line("\(devices)/\(portPath)/\(attribute)")
+    }
+
+    /// The descriptors of a device and of its configurations, as the kernel has read them.
+    static func descriptors(
+        of portPath: String, devices: String = "/sys/bus/usb/devices"
+    ) -> [UInt8] {
+        contents("\(devices)/\(portPath)/descriptors", limit: longestDescriptors)
+    }
+
+    /// What opening a device's node would answer now.
+    static func opening(node: String) -> LibUSBError? {
+        if unsafe faccessat(AT_FDCWD, node, R_OK | W_OK, AT_EACCESS) == 0 { return nil }
+        return switch errno {
+        case ENOENT: .noDevice
+        case EACCES, EPERM: .access
+        default: .other
+        }
+    }
+
+    /// Whether udev's daemon runs, from which libusb mostly hears of devices that come.
+    static var hasUdev: Bool { unsafe access("/run/udev/control", F_OK) == 0 }
+
+    /// Waits until the kernel's own drivers have started on a device that was just plugged in:
+    /// opening its node takes the lock that they hold.
+    static func settle(_ node: String) {
+        let descriptor = unsafe open(node, O_RDWR | O_CLOEXEC)
+        if descriptor >= 0 { close(descriptor) }
     }
 
     /// The programs that have a device node open, such as `qemu (process 812)`; without the rights
@@ -48,21 +87,31 @@ enum SystemFiles {
 
     /// The first line of a small file. A device chooses its own names, so what could play with a
     /// terminal is left out.
-    private static func line(_ path: String) -> String? {
-        let descriptor = unsafe open(path, O_RDONLY | O_CLOEXEC)
-        guard descriptor >= 0 else { return nil }
-        defer { close(descriptor) }
-        var content = [UInt8](repeating: 0, count: 256)
-        let count = unsafe content.withUnsafeMutableBytes { bytes in
-            unsafe read(descriptor, bytes.baseAddress, bytes.count)
-        }
-        let text = String(decoding: content.prefix(max(count, 0)), as: UTF8.self)
-        let line = text.prefix { !$0.isNewline }.unicodeScalars.filter { scalar in
+    static func line(_ path: String) -> String? {
+        let content = String(decoding: contents(path, limit: 512), as: UTF8.self)
+        let line = content.prefix { !$0.isNewline }.unicodeScalars.filter { scalar in
             scalar.properties.generalCategory != .control
                 && scalar.properties.generalCategory != .format
         }
-        let words = String(String.UnicodeScalarView(line)).split(separator: " ")
-        return words.isEmpty ? nil : words.joined(separator: " ")
+        let text = words(String(String.UnicodeScalarView(line)))
+        return text.isEmpty ? nil : text
+    }
+
+    /// The beginning of a file; nothing of one that cannot be read.
+    private static func contents(_ path: String, limit: Int) -> [UInt8] {
+        let descriptor = unsafe open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { return [] }
+        defer { close(descriptor) }
+        var content: [UInt8] = []
+        var piece = [UInt8](repeating: 0, count: 4096)
+        while content.count < limit {
+            let count = unsafe piece.withUnsafeMutableBytes { bytes in
+                unsafe read(descriptor, bytes.baseAddress, bytes.count)
+            }
+            guard count > 0 else { break }
+            content += piece.prefix(count)
+        }
+        return Array(content.prefix(limit))
     }
 
     private static func entries(_ path: String) -> [String] {

@@ -12,7 +12,7 @@ internal import USB
 /// The kernel may write until it has given the transfer back, however early it was cancelled. So
 /// while libusb has the slot, the slot is retained and holds the transfer with its buffer.
 @safe
-final class TransferSlot {
+final class TransferSlot: TransferCarrier {
     /// Own memory up to this size is kept for the next transfer: any control transfer fits.
     static let keptBytes = 0x10000 + setupSize
     /// Own memory above this size is not allocated. Pieces of one transfer that add up to more are
@@ -95,10 +95,14 @@ final class TransferSlot {
             if setup.direction == .out { gather(buffer, count: count, at: Self.setupSize) }
             useMemory(count: Self.setupSize + count)
         case .bulk, .interrupt:
-            if case .interrupt = transfer.kind {
-                unsafe raw.pointee.type = UInt8(LIBUSB_TRANSFER_TYPE_INTERRUPT.rawValue)
-            } else {
+            switch transfer.kind {
+            case .bulk(let stream) where stream != 0:
+                unsafe raw.pointee.type = UInt8(LIBUSB_TRANSFER_TYPE_BULK_STREAM.rawValue)
+                unsafe libusb_transfer_set_stream_id(raw, UInt32(stream))
+            case .bulk:
                 unsafe raw.pointee.type = UInt8(LIBUSB_TRANSFER_TYPE_BULK.rawValue)
+            default:
+                unsafe raw.pointee.type = UInt8(LIBUSB_TRANSFER_TYPE_INTERRUPT.rawValue)
             }
             if buffer.segmentCount > 1 {
                 try provideMemory(buffer.count)
