@@ -1,38 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Foundation
 import Testing
 import VMKit
 
 extension VMTests {
     /// A guest in a guest: the outer one is a host with a USB bus, whose devices usbvfiod passes
     /// through to the inner one.
+    @Suite(.enabled(if: Bed.nests, Bed.nestingAbsence))
     struct PassthroughTests {
         let lab: Lab
 
         init() throws { lab = try Lab() }
 
-        /// How a device of the host is named on usbvfiod's command line.
-        enum Naming: CaseIterable {
-            case bySpecification
-            case byPath
-
-            func name(_ address: USBAddress) -> String {
-                self == .byPath ? address.path : address.specification
-            }
-        }
-
         /// Goal: an inner guest uses the host's stick and keyboard as its own, and survives that the
-        /// stick is pulled out.
-        @Test(arguments: Naming.allCases)
-        func `an inner guest uses the host's stick and keyboard until the stick is unplugged`(
-            naming: Naming
-        ) throws {
+        /// stick is pulled out; a stick that is plugged in there again is the guest's again.
+        @Test func `an inner guest uses the host's stick and keyboard, named by port and by path`()
+            throws
+        {
             let image = try lab.image(mebibytes: 32)
-            let host = try lab.bootHost(
-                .stable, devices: [.controller, .stick(image), .keyboard])
-            let stick = try host.address(vendor: "46f4", product: "0001")
+            let host = try lab.bootHost(.stable, devices: [.controller, .keyboard] + stick(image))
+            let port = try host.port(vendor: "46f4", product: "0001")
             let keyboard = try host.address(vendor: "0627", product: "0001")
-            try host.serve(naming.name(stick), naming.name(keyboard))
+            try host.serve("host:port=\(port)", keyboard.path)
             let inner = try host.bootInner(.newest)
 
             // The stick: all of it, and changes to it.
@@ -48,24 +38,218 @@ extension VMTests {
                 try inner.keys(pressing: ["u", "s", "b"], at: host) == ["KEY_U", "KEY_S", "KEY_B"])
 
             // The stick goes while it is read.
-            try inner.run(
-                """
-                touch /tmp/reading
-                { while dd if=\(disk) of=/dev/null bs=64k iflag=direct; do :; done
-                  rm /tmp/reading
-                } >/dev/null 2>&1 &
-                until read -r reads _ </sys/block/sda/inflight && ((reads)); do :; done
-                """)
-            try host.qmp.unplug("stick")
-            try inner.wait(until: "[[ ! -e /tmp/reading && ! -e /sys/block/sda ]]")
+            try inner.lose(disk) { try host.qmp.unplug("stick") }
             try inner.wait(until: "dmesg | grep -q 'USB disconnect'")
             #expect(try host.isServing())
             #expect(try inner.keys(pressing: ["x"], at: host) == ["KEY_X"])
+            try plugIn(stick: "STICK", at: host)
+            #expect(try inner.checksum(of: inner.disk()) == image.checksum())
+        }
+
+        /// Goal: devices of every kind work in the inner guest, those named by rules come back
+        /// whenever they do, and one that is not there at first is waited for.
+        @Test func `sound, serial lines, a tablet that comes late, a stick that goes ten times`()
+            throws
+        {
+            let image = try lab.image(mebibytes: 16)
+            let sound = FileManager.default.temporaryDirectory
+                .appending(path: "usbvfiod-sound-\(UInt32.random(in: 0 ... .max)).wav")
+            defer { try? FileManager.default.removeItem(at: sound) }
+            let host = try lab.bootHost(
+                .newest,
+                devices: [.controller, .soundCard(recordingTo: sound.path), .serialLine]
+                    + stick(image))
+            try host.makeModem()
+            try expectList(at: host)
+            try host.serve(
+                "host:vendor=0x46f4,product=0x0001,serial=STICK", "host:vendor=0627,product=0001",
+                "host:vendor=0403,product=6001", "host:vendor=0x0525,product=0xa4a7")
+            #expect(try host.serverLog().contains("waiting for it to be plugged in"))
+            let inner = try host.bootInner(.stable)
+            try inner.run("modprobe --all snd-usb-audio ftdi_sio cdc_acm")
+
+            try expectBytes(
+                between: "/dev/ttyUSB0", "/dev/$(/usr/lib/bed/port serial)", inner, host)
+            try expectBytes(between: "/dev/ttyACM0", "/dev/ttyGS0", inner, host)
+            try expectSound(from: inner, in: sound)
+
+            try host.qmp.execute(
+                "device_add", ["driver": "usb-tablet", "bus": "usb.0", "id": "tablet"])
+            try expectPointer(inner, at: host)
+
+            // What comes back while nobody waits for the disk's cache does so at once.
+            try inner.run("echo 0 >/sys/module/usb_storage/parameters/delay_use")
+            for round in 1...10 {
+                let disk = try inner.disk()
+                #expect(
+                    try inner.checksum(of: disk, mebibytes: 1) == image.checksum(mebibytes: 1))
+                try inner.lose(disk) { try host.qmp.unplug("stick") }
+                try plugIn(stick: "STICK", at: host)
+                #expect(try host.isServing(), "round \(round)")
+            }
+            #expect(try inner.checksum(of: inner.disk()) == image.checksum())
+        }
+
+        // MARK: - The parts
+
+        /// A stick that can be plugged in again: the image stays when the device goes.
+        private func stick(_ image: DiskImage) -> [Machine.Device] {
+            [
+                .qemu(
+                    "-blockdev",
+                    "driver=raw,node-name=image,file.driver=file,file.filename=\(image.path)"),
+                .qemu(
+                    "-device", "usb-storage,bus=usb.0,port=2,id=stick,drive=image,serial=STICK"),
+            ]
+        }
+
+        private func plugIn(stick serial: String, at host: GuestHost) throws {
+            try host.qmp.execute(
+                "device_add",
+                [
+                    "driver": "usb-storage", "bus": "usb.0", "port": "2", "id": "stick",
+                    "drive": "image", "serial": serial,
+                ])
+        }
+
+        /// The list names what is there, for people and for programs, whatever a device calls itself.
+        private func expectList(at host: GuestHost) throws {
+            let port = try host.port(vendor: "46f4", product: "0001")
+            let text = try host.program("devices")
+            #expect(text.status == 0)
+            for words in [
+                "host:port=\(port) ", "host:vendor=0x46f4,product=0x0001,serial=STICK",
+                "mass storage", "audio", "vendor specific", "communication", "hub",
+            ] { #expect(text.output.contains(words), "\(words) is not in:\n\(text.output)") }
+            #expect(!text.output.contains("\u{1b}"))
+
+            let json = try host.program("devices --json").output
+            let list = try #require(
+                try JSONSerialization.jsonObject(with: Data(json.utf8)) as? [String: Any])
+            let devices = try #require(list["devices"] as? [[String: Any]])
+            let modem = try #require(devices.first { $0["product"] as? String == "a4a7" })
+            #expect(modem["manufacturerName"] as? String == #"[31m"quoted\" \ é"#)
+            #expect(modem["serial"] as? String == "A,B")
+            #expect(modem["obstacle"] is NSNull)
+            #expect(
+                modem["specifications"] as? [String] == [
+                    "host:port=\(try host.port(vendor: "0525", product: "a4a7"))",
+                    "host:vendor=0x0525,product=0xa4a7,serial=A,,B",
+                ])
+            #expect(devices.contains { $0["hub"] as? Bool == true })
+        }
+
+        /// A line goes each way over a pair of terminals, one in each guest.
+        private func expectBytes(
+            between innerEnd: String, _ outerEnd: String, _ inner: InnerGuest, _ host: GuestHost
+        ) throws {
+            try inner.wait(until: "[[ -c \(innerEnd) ]]")
+            try inner.run("stty -F \(innerEnd) raw -echo 115200")
+            try host.run("[[ \(outerEnd) == *tty* ]] && stty -F \(outerEnd) raw -echo; true")
+            // Open for as long as it takes: a device forgets what comes while nobody listens.
+            try inner.run("setsid head -n 1 <\(innerEnd) >/tmp/received 2>/dev/null &")
+            try inner.wait(until: "pgrep -x head")
+            try host.run("echo 'down the line' >\(outerEnd)")
+            try inner.wait(until: "grep -qx 'down the line' /tmp/received")
+            try host.run("rm -f /tmp/received; setsid head -n 1 <\(outerEnd) >/tmp/received &")
+            try host.wait(until: "pgrep -x head")
+            try inner.run("echo 'and up' >\(innerEnd)")
+            try host.wait(until: "grep -qx 'and up' /tmp/received")
+        }
+
+        /// What the inner guest plays is what the sound card hears.
+        private func expectSound(from inner: InnerGuest, in file: URL) throws {
+            try inner.wait(until: "grep -q USB-Audio /proc/asound/cards")
+            // Two seconds of samples that none is like the one before.
+            try inner.run(
+                """
+                card=$(sed -n 's/^ *\\([0-9]*\\) .*USB-Audio.*/\\1/p' /proc/asound/cards)
+                LC_ALL=C awk 'BEGIN { for (i = 0; i < 96000; i++) {
+                    s = (i % 16384) + 4096
+                    printf "%c%c%c%c", s % 256, int(s / 256), s % 256, int(s / 256) } }' \
+                    >/tmp/sound
+                aplay -q -D hw:$card -t raw -f S16_LE -r 48000 -c 2 /tmp/sound
+                """)
+        }
+
+        /// The tablet's pointer moves in the inner guest.
+        private func expectPointer(_ inner: InnerGuest, at host: GuestHost) throws {
+            try inner.wait(until: "grep -qi 'usb tablet' /sys/class/input/event*/device/name")
+            try inner.run(
+                """
+                for device in /sys/class/input/event*; do
+                    grep -qi 'usb tablet' $device/device/name && tablet=/dev/input/${device##*/}
+                done
+                setsid evtest $tablet >/tmp/pointer 2>&1 &
+                """)
+            try inner.wait(until: "grep -q 'Testing' /tmp/pointer")
+            for (axis, value) in [("x", 0x1234), ("y", 0x2345)] {
+                let event: [String: Any] = ["type": "abs", "data": ["axis": axis, "value": value]]
+                try host.qmp.execute("input-send-event", ["events": [event]])
+            }
+            try inner.wait(
+                until: "grep -q 'ABS_X.*value \(0x1234)' /tmp/pointer && "
+                    + "grep -q 'ABS_Y.*value \(0x2345)' /tmp/pointer")
+            try inner.run("pkill evtest")
         }
     }
 }
 
+extension Machine.Device {
+    /// A sound card at QEMU's own controller; what is played there is in a file.
+    fileprivate static func soundCard(recordingTo path: String) -> Machine.Device {
+        .qemu(
+            "-audiodev",
+            "wav,id=sound,path=\(path),out.frequency=48000,out.channels=2,out.format=s16",
+            "-device", "usb-audio,bus=usb.0,id=sound-card,audiodev=sound")
+    }
+
+    /// An FTDI serial converter, whose line ends at the outer guest's port `serial`.
+    fileprivate static var serialLine: Machine.Device {
+        let name = "usbvfiod-serial-\(UInt32.random(in: 0 ... .max))"
+        return .qemu(
+            "-chardev", "socket,id=line,path=\(name),abstract=on,server=on,wait=off",
+            "-device", "usb-serial,bus=usb.0,id=converter,chardev=line",
+            "-chardev", "socket,id=serial,path=\(name),abstract=on,server=off",
+            "-device", "virtserialport,chardev=serial,name=serial")
+    }
+}
+
+extension GuestHost {
+    /// Plugs in a modem made of Linux's own device stack, with names that only a rogue would have.
+    fileprivate func makeModem() throws {
+        try run(
+            """
+            modprobe --all dummy_hcd libcomposite usb_f_acm
+            mountpoint -q /sys/kernel/config || mount -t configfs config /sys/kernel/config
+            mkdir /sys/kernel/config/usb_gadget/modem; cd /sys/kernel/config/usb_gadget/modem
+            echo 0x0525 >idVendor; echo 0xa4a7 >idProduct; echo 2 >bDeviceClass
+            mkdir strings/0x409 functions/acm.0 configs/modem.1
+            printf '\\033[31m"quoted\\\\" \\\\ \\303\\251' >strings/0x409/manufacturer
+            echo Modem >strings/0x409/product; echo A,B >strings/0x409/serialnumber
+            ln -s functions/acm.0 configs/modem.1/
+            ls /sys/class/udc >UDC
+            """)
+        _ = try address(vendor: "0525", product: "a4a7")
+    }
+}
+
 extension Shell {
+    /// Reads a disk until `departure` has taken it away and the kernel knows.
+    func lose(_ disk: String, _ departure: () throws -> Void) throws {
+        let name = disk.dropFirst("/dev/".count)
+        try run(
+            """
+            touch /tmp/reading
+            { while dd if=\(disk) of=/dev/null bs=64k iflag=direct; do :; done
+              rm /tmp/reading
+            } >/dev/null 2>&1 &
+            until read -r reads _ </sys/block/\(name)/inflight && ((reads)); do :; done
+            """)
+        try departure()
+        try wait(until: "[[ ! -e /tmp/reading && ! -e /sys/block/\(name) ]]")
+    }
+
     /// The keys that this guest sees pressed while the host's keyboard is typed on.
     func keys(pressing keys: [String], at host: GuestHost) throws -> [String] {
         try wait(until: "grep -qi 'usb keyboard' /sys/class/input/event*/device/name")

@@ -24,6 +24,28 @@ public struct Bed: Sendable {
         return "the bed is ready"
     }
 
+    /// Whether guests can have guests of their own here, in which devices of a host are tested.
+    public static var nests: Bool { nestingProblem == nil }
+
+    /// Why they cannot.
+    public static var nestingAbsence: Comment {
+        Comment(rawValue: nestingProblem ?? "guests can have guests")
+    }
+
+    private static let nestingProblem: String? = {
+        guard let bed = try? current.get() else { return nil }
+        // The software CPU virtualises by itself; a real one does so for guests if it is told to.
+        guard bed.accelerator == "kvm" else { return nil }
+        let switches = ["kvm_intel", "kvm_amd"].map { "/sys/module/\($0)/parameters/nested" }
+        let values = switches.compactMap { try? String(contentsOfFile: $0, encoding: .utf8) }
+        if values.contains(where: { $0.hasPrefix("Y") || $0.hasPrefix("1") }) { return nil }
+        let problem =
+            "this machine's KVM gives guests no KVM: \(switches.joined(separator: " or ")) is not Y"
+        FileHandle.standardError.write(
+            Data("\n*** TESTS OF HOST DEVICES ARE SKIPPED: \(problem) ***\n\n".utf8))
+        return problem
+    }()
+
     var qemu: String { "\(path)/qemu" }
     var tree: String { "\(path)/tree" }
 

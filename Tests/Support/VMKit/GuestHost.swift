@@ -16,6 +16,13 @@ public final class GuestHost: Shell {
         machine.ports = ["inner"]
         guest = try lab.boot(machine)
         try guest.run("modprobe kvm-amd || modprobe kvm-intel; test -c /dev/kvm")
+        // Programs hear of devices that come from udev, as on any host.
+        try guest.run(
+            """
+            mkdir -p /run/udev
+            systemd-udevd --daemon 2>/dev/null || /usr/lib/systemd/systemd-udevd --daemon
+            udevadm settle
+            """)
     }
 
     /// QEMU's monitor, at which its USB devices are plugged in and out.
@@ -41,6 +48,26 @@ public final class GuestHost: Shell {
             throw VMError("not exactly one device \(vendor):\(product)", detail: try run("lsusb"))
         }
         return USBAddress(bus: numbers[0], device: numbers[1])
+    }
+
+    /// The kernel's name for the place where a device of this maker and product is plugged in.
+    public func port(vendor: String, product: String) throws -> String {
+        let address = try address(vendor: vendor, product: product)
+        return try run(
+            """
+            cd /sys/bus/usb/devices
+            for device in [0-9]*-*; do
+                [[ $device != *:* && $(<$device/busnum) == \(address.bus) &&
+                    $(<$device/devnum) == \(address.device) ]] && echo $device
+            done; true
+            """)
+    }
+
+    /// Runs usbvfiod in it to its end.
+    public func program(_ arguments: String) throws -> CommandResult {
+        try execute(
+            "LD_LIBRARY_PATH=/mnt/runtime /mnt/program/\(Self.programName) \(arguments)",
+            timeout: .seconds(60))
     }
 
     /// Starts usbvfiod in it, and waits until it is up.
