@@ -15,7 +15,9 @@ struct CommandLineTests {
         #expect(help.status == 0)
         for word in [
             "--socket-path", "--device", "--fd", "--user-device socket=", "shared=on",
-            "storage:file=stick.img,readonly", "/dev/bus/usb/", "usbvfiod backends", "--version",
+            "storage:file=stick.img,readonly", "/dev/bus/usb/", "usbvfiod backends",
+            "usbvfiod devices",
+            "--version",
         ] {
             #expect(help.output.contains(word), "\(word) is missing")
         }
@@ -44,6 +46,15 @@ struct CommandLineTests {
         let file = try #require(parameters.first { $0["name"] as? String == "file" })
         #expect(file["required"] as? Bool == true)
         #expect(file["value"] as? String == "PATH")
+    }
+
+    @Test func `devices of this host are listed, for people and for programs`() throws {
+        let text = try Program("devices")
+        #expect(text.status == 0)
+        #expect(!text.output.isEmpty && !text.output.contains("\u{1b}"))
+        let list = try Program("devices", "--json")
+        let object = try JSONSerialization.jsonObject(with: Data(list.output.utf8))
+        #expect((object as? [String: Any])?["devices"] is [[String: Any]])
     }
 
     @Test func `capabilities are what management tools ask of backend programs`() throws {

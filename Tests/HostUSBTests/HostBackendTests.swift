@@ -2,6 +2,7 @@
 
 import BackendKit
 import Foundation
+import Glibc
 import Logging
 import Platform
 import Testing
@@ -117,6 +118,23 @@ struct HostBackendTests {
     ])
     func `what has a rule that lasts may come later`(text: String) {
         #expect(refusal(text) == nil)
+    }
+
+    @Test func `a bus without bandwidth is told of, and other refusals are just that`() {
+        func outcome(_ result: LibUSBError, _ cause: CInt) -> DeviceOperation.Outcome {
+            DeviceControl.outcome(of: "setting 2 of interface 1") {
+                errno = cause
+                return result.rawValue
+            }
+        }
+        let full = outcome(.other, ENOSPC)
+        #expect(full.result == .refused)
+        #expect(
+            full.warnings.first?.hasPrefix(
+                "the host's bus has no bandwidth left for setting 2 of interface 1") == true)
+        #expect(outcome(.other, EPIPE) == .init(result: .refused))
+        #expect(outcome(.noDevice, ENOSPC) == .init(result: .disconnected))
+        #expect(outcome(LibUSBError(rawValue: 0), ENOSPC) == .init(result: .done))
     }
 
     @Test func `the memory limit is told as it is`() throws {

@@ -63,7 +63,8 @@ extension VMTests {
             try expectList(at: host)
             try host.serve(
                 "host:vendor=0x46f4,product=0x0001,serial=STICK", "host:vendor=0627,product=0001",
-                "host:vendor=0403,product=6001", "host:vendor=0x0525,product=0xa4a7")
+                "host:vendor=46f4,product=0002", "host:vendor=0403,product=6001",
+                "host:vendor=0x0525,product=0xa4a7")
             #expect(try host.serverLog().contains("waiting for it to be plugged in"))
             let inner = try host.bootInner(.stable)
             try inner.run("modprobe --all snd-usb-audio ftdi_sio cdc_acm")
@@ -99,7 +100,7 @@ extension VMTests {
                     "-blockdev",
                     "driver=raw,node-name=image,file.driver=file,file.filename=\(image.path)"),
                 .qemu(
-                    "-device", "usb-storage,bus=usb.0,port=2,id=stick,drive=image,serial=STICK"),
+                    "-device", "usb-storage,bus=usb.0,port=4,id=stick,drive=image,serial=STICK"),
             ]
         }
 
@@ -107,7 +108,7 @@ extension VMTests {
             try host.qmp.execute(
                 "device_add",
                 [
-                    "driver": "usb-storage", "bus": "usb.0", "port": "2", "id": "stick",
+                    "driver": "usb-storage", "bus": "usb.0", "port": "4", "id": "stick",
                     "drive": "image", "serial": serial,
                 ])
         }
@@ -168,7 +169,7 @@ extension VMTests {
                     s = (i % 16384) + 4096
                     printf "%c%c%c%c", s % 256, int(s / 256), s % 256, int(s / 256) } }' \
                     >/tmp/sound
-                aplay -q -D hw:$card -t raw -f S16_LE -r 48000 -c 2 /tmp/sound
+                timeout 60 aplay -q -D hw:$card -t raw -f S16_LE -r 48000 -c 2 /tmp/sound
                 """)
         }
 

@@ -202,7 +202,7 @@ final class DeviceControl: Sendable {
     }
 
     /// Makes a call that changes the device to have `what`.
-    private static func outcome(of what: String, _ call: () -> CInt) -> DeviceOperation.Outcome {
+    static func outcome(of what: String, _ call: () -> CInt) -> DeviceOperation.Outcome {
         // libusb has no word of its own for the lack of bandwidth.
         errno = 0
         let result = call()

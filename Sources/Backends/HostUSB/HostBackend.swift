@@ -168,10 +168,10 @@ public final class HostBackend: DeviceBackend {
         isLooking = false
         let meant = names.filter { rule.means($0) }
         // It may have left meanwhile, or another one have come.
-        let node = candidates().first { node in
-            meant.contains { $0.bus == node.bus && $0.address == node.address }
+        let present = candidates().compactMap { node in
+            meant.first { $0.bus == node.bus && $0.address == node.address }.map { (node, $0) }
         }
-        if let node, let name = meant.first(where: { $0.address == node.address }) {
+        if let (node, name) = present.first {
             if meant.count > 1 {
                 logger.notice("\(rule) means \(meant.count) devices; taking \(name.portRule)")
             }
