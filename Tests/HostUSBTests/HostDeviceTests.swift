@@ -166,23 +166,23 @@ struct HostDeviceTests {
     }
 
     @Test func `an endpoint's transfers wait until it has its streams`() {
-        device.configureStreams(Self.bulkIn, count: 16)
+        device.setStreams(16, for: Self.bulkIn)
         #expect(handle.operations == [.allocateStreams(Self.bulkIn, count: 16)])
         bulk(1, Self.bulkIn)
         bulk(2, Self.bulkOut)
         #expect(handle.inFlightIDs == [2])
         handle.endOperation(.done)
         #expect(handle.inFlightIDs == [2, 1])
-        device.configureStreams(Self.bulkIn, count: 0)
+        device.setStreams(0, for: Self.bulkIn)
         #expect(handle.operations.last == .freeStreams(Self.bulkIn))
         handle.endOperation(.done)
         #expect(port.take() == [])
     }
 
     @Test func `streams of several endpoints change one after the other`() {
-        device.configureStreams(Self.bulkIn, count: 16)
-        device.configureStreams(Self.bulkOut, count: 16)
-        device.configureStreams(Self.bulkOut, count: 8)
+        device.setStreams(16, for: Self.bulkIn)
+        device.setStreams(16, for: Self.bulkOut)
+        device.setStreams(8, for: Self.bulkOut)
         bulk(1, Self.bulkOut)
         handle.endOperation(.refused, warnings: ["none"])
         #expect(

@@ -17,6 +17,8 @@ final class DeviceControl: Sendable {
         var borrowed: [UInt8] = []
         /// The configuration in which the device was found.
         var original: UInt8?
+        /// Addresses of the endpoints that have streams.
+        var streamed: [UInt8] = []
         var isGivenBack = false
     }
 
@@ -119,6 +121,7 @@ final class DeviceControl: Sendable {
         case .setConfiguration(let value):
             return setConfiguration(value)
         case .setInterface(let number, let setting):
+            freeStreams()
             return Self.outcome(of: "setting \(setting) of interface \(number)") {
                 unsafe libusb_set_interface_alt_setting(
                     pointer.raw, CInt(number), CInt(setting))
@@ -132,10 +135,8 @@ final class DeviceControl: Sendable {
         case .allocateStreams(let endpoint, let count):
             return allocateStreams(endpoint, count: count)
         case .freeStreams(let endpoint):
-            var address = endpoint.rawValue
-            return Self.outcome(of: "an endpoint without streams") {
-                unsafe libusb_free_streams(pointer.raw, &address, 1)
-            }
+            freeStreams([endpoint.rawValue])
+            return .init(result: .done)
         }
     }
 
@@ -144,12 +145,12 @@ final class DeviceControl: Sendable {
         _ endpoint: EndpointAddress, count: Int
     ) -> DeviceOperation.Outcome {
         var address = endpoint.rawValue
-        _ = unsafe libusb_free_streams(pointer.raw, &address, 1)
+        freeStreams([address])
         do throws(LibUSBError) {
             let granted = try libusb {
-                unsafe libusb_alloc_streams(
-                    pointer.raw, UInt32(clamping: count), &address, 1)
+                unsafe libusb_alloc_streams(pointer.raw, UInt32(clamping: count), &address, 1)
             }
+            state.withLock { $0.streamed.append(address) }
             guard Int(granted) < count else { return .init(result: .done) }
             return .init(
                 result: .done,
@@ -164,11 +165,26 @@ final class DeviceControl: Sendable {
         }
     }
 
+    /// Takes streams from those of these endpoints that have them; without `addresses` from all, which
+    /// is due before anything that changes the endpoints under them.
+    private func freeStreams(_ addresses: [UInt8]? = nil) {
+        let streamed = state.withLock { state in
+            let freed = state.streamed.filter { addresses?.contains($0) ?? true }
+            state.streamed.removeAll { freed.contains($0) }
+            return freed
+        }
+        for address in streamed {
+            var address = address
+            _ = unsafe libusb_free_streams(pointer.raw, &address, 1)
+        }
+    }
+
     /// The kernel sets a configuration only while nobody has an interface. For the one that is
     /// active it resets endpoints and settings, as the device does, and binds no driver.
     private func setConfiguration(_ value: UInt8) -> DeviceOperation.Outcome {
         // A driver that came to the device after us would make the kernel refuse.
         if claimAll().isGone { return .init(result: .disconnected) }
+        freeStreams()
         releaseAll()
         // libusb's word for "none" is -1: a device may, against the rules, have a configuration 0.
         var outcome = Self.outcome(of: "configuration \(value)") {
@@ -189,6 +205,7 @@ final class DeviceControl: Sendable {
     }
 
     private func reset() -> DeviceOperation.Outcome {
+        freeStreams()
         do throws(LibUSBError) {
             try libusb { unsafe libusb_reset_device(pointer.raw) }
             return .init(result: .done)
@@ -222,6 +239,7 @@ final class DeviceControl: Sendable {
     /// if a guest has spoken to it.
     func giveBack(resetting: Bool) {
         let (original, borrowed) = state.withLock { ($0.original, $0.borrowed) }
+        freeStreams()
         if resetting { _ = unsafe libusb_reset_device(pointer.raw) }
         releaseAll()
         if let original, activeConfiguration()?.value != original {

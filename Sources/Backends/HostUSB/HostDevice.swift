@@ -154,7 +154,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     /// Gives an endpoint `count` streams on the host's side, or takes them away (0); its transfers
     /// wait meanwhile.
-    func configureStreams(_ endpoint: EndpointAddress, count: Int) {
+    func setStreams(_ count: Int, for endpoint: EndpointAddress) {
         guard !isLost else { return }
         streamChanges.removeAll { $0.endpoint == endpoint }
         streamChanges.append((endpoint, count))
