@@ -21,6 +21,12 @@ struct DeviceRuleTests {
         }
     }
 
+    @Test(arguments: ["bus=1,address=4", "port=1-2", "vendor=0x46f4,product=1"])
+    func `a device may be given a name whatever the rule`(rule: String) throws {
+        let named = try DeviceRule(DeviceSpecification(parsing: "host:\(rule),id=stick"))
+        #expect(try named == DeviceRule(DeviceSpecification(parsing: "host:\(rule)")))
+    }
+
     @Test func `a device is named by address, by port or by ids`() throws {
         #expect(try rule("host:bus=1,address=4") == .address(bus: 1, address: 4))
         #expect(try rule("host:port=1-2.3") == .port("1-2.3"))

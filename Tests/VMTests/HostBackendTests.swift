@@ -58,6 +58,46 @@ extension VMTests {
             #expect(log.contains("Suite RealDeviceTests passed"))
         }
 
+        /// Goal: who may not open any device serves the one that is handed over, and the client at
+        /// the other end is one that speaks as Cloud Hypervisor does.
+        @Test func `a server without rights serves a stick that it is handed`() throws {
+            let host = try lab.bootHost(
+                .newest, devices: [.controller, .stick(lab.image(mebibytes: 16))])
+            let sum = try host.run("sha256sum </dev/sda")
+            let port = try host.port(vendor: "46f4", product: "0001")
+            let control = "\(GuestHost.serverFolder)/control"
+            try host.serve(user: 65534, "--control-path \(control)")
+
+            let refusal = try host.program(
+                "attach host:port=1-9.9 --id none --control-path \(control)")
+            #expect(refusal.status == 0, "a rule waits: \(refusal.output)")
+            let attached = try host.program(
+                "attach host:port=\(port) --id stick --control-path \(control)")
+            #expect(attached.status == 0, "\(attached.output)")
+            let list = try host.program("list --json --control-path \(control)").output
+            #expect(list.contains(#""id":"stick""#) && list.contains(#""state":"attached""#))
+            #expect(list.contains(#""state":"waiting""#))
+
+            let socket = "\(GuestHost.serverFolder)/socket"
+            let program = try testProgram()
+            let tests = try host.execute(
+                """
+                cd /tmp; LD_LIBRARY_PATH=/mnt/runtime USBVFIOD_SERVED_STICK=\(socket) \
+                    /mnt/program/\(program) --testing-library swift-testing \
+                    --filter ServedStickTests 2>&1
+                """, timeout: .seconds(120))
+            let log = try host.serverLog()
+            #expect(tests.status == 0, "\(tests.output)\n\(log)")
+            #expect(tests.output.contains("Suite ServedStickTests passed"))
+            #expect(try host.run("sha256sum <\(socket).read") == sum)
+
+            // Detached, it is the host's again.
+            let detached = try host.program("detach stick --control-path \(control)")
+            #expect(detached.status == 0, "\(detached.output)")
+            try host.wait(until: "[[ -e /sys/block/sda ]]")
+            #expect(try host.isServing())
+        }
+
         /// The file of the test program that this is.
         private func testProgram() throws -> String {
             let path = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")

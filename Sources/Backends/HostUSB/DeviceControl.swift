@@ -37,7 +37,7 @@ final class DeviceControl: Sendable {
     /// Whether ``giveBack()`` has ended.
     var isGivenBack: Bool { state.withLock { $0.isGivenBack } }
 
-    func close() { unsafe libusb_close(pointer.raw) }
+    func close() { pointer.close() }
 
     // MARK: - Claims
 

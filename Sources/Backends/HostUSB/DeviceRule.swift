@@ -15,6 +15,7 @@ enum DeviceRule: Equatable {
     /// The rule that a specification states; it must state exactly one.
     init(_ specification: DeviceSpecification) throws(BackendError) {
         let given = Set(specification.parameters.map(\.name))
+            .subtracting(DeviceSpecification.common.map(\.name))
         if given == ["bus", "address"],
             let bus = try specification.number("bus", in: UInt8(1)...255),
             let address = try specification.number("address", in: UInt8(1)...127)

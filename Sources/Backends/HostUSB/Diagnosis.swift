@@ -16,6 +16,19 @@ enum Diagnosis {
         return BackendError("no device \(bus):\(address); this host has:\(list)")
     }
 
+    /// What came along with a request is no open device.
+    static func noNode(_ rule: DeviceRule, _ error: LibUSBError) -> BackendError {
+        BackendError(
+            "the descriptor that was passed for \(rule) is not that of a device node under "
+                + "/dev/bus/usb, opened for reading and writing: \(error)")
+    }
+
+    static func otherNode(_ rule: DeviceRule, _ name: HostDeviceName) -> BackendError {
+        BackendError(
+            "the descriptor that was passed for \(rule) is that of another device: "
+                + "\(name.specification) (\(name.identity))")
+    }
+
     static func hub(_ name: HostDeviceName) -> BackendError {
         BackendError(
             "\(name.specification) (\(name.identity)) is a hub, which stays with the host; "

@@ -67,6 +67,10 @@ public final class HostBackend: DeviceBackend {
         } catch {
             throw Diagnosis.noUSB(error)
         }
+        if let passed = environment.descriptor?.take() {
+            current = try adopt(passed)
+            return
+        }
         let present = context.devices().map { (node: $0, name: HostDeviceName($0)) }
         let meant = present.filter { rule.means($0.name) }
         if meant.count > 1 { throw Diagnosis.ambiguous(rule, candidates: meant.map(\.name)) }
@@ -81,6 +85,34 @@ public final class HostBackend: DeviceBackend {
             throw Diagnosis.noDevice(
                 bus: bus, address: address,
                 of: present.filter { !$0.node.isHub }.map(\.name))
+        }
+    }
+
+    /// Takes over a device that somebody else has opened, if it is the one that the rule means.
+    private func adopt(_ passed: consuming Descriptor) throws(BackendError) -> PassedDevice {
+        let opened: (LibUSBDevice, LibUSBHandle.Pointer)
+        do throws(LibUSBError) {
+            opened = try context.wrap(passed.rawValue)
+        } catch {
+            throw Diagnosis.noNode(rule, error)
+        }
+        let (wrapped, pointer) = opened
+        // libusb knows a device that was handed to it by its number alone. Its place, and its leaving,
+        // it tells of the same device among those that it has found itself.
+        let node =
+            context.devices().first { $0.bus == wrapped.bus && $0.address == wrapped.address }
+            ?? wrapped
+        let name = HostDeviceName(node)
+        guard rule.means(name) else {
+            pointer.close()
+            throw Diagnosis.otherNode(rule, name)
+        }
+        do throws(PassedDevice.Refusal) {
+            return try PassedDevice(
+                node, name: name, opened: (pointer, PassedDescriptor(passed)), context: context,
+                loop: loop, logger: logger)
+        } catch {
+            throw error.error
         }
     }
 

@@ -33,15 +33,7 @@ public struct HostDeviceEntry: Equatable, Sendable {
 public enum HostDeviceList {
     /// The devices that are plugged in now, in the order of bus and address.
     public static func read() throws(BackendError) -> [HostDeviceEntry] {
-        let devices: [LibUSBDevice]
-        do {
-            // Nothing is waited for, so nobody turns this loop.
-            devices = try LibUSBContext(loop: EpollLoop()).devices()
-        } catch let error as LibUSBError {
-            throw Diagnosis.noUSB(error)
-        } catch {
-            throw BackendError("libusb cannot be used on this host: \(error)")
-        }
+        let devices = try nodes()
         let names = devices.map { HostDeviceName($0) }
         return zip(devices, names).map { device, name in
             HostDeviceEntry(
@@ -60,6 +52,22 @@ public enum HostDeviceList {
                     : SystemFiles.opening(node: name.node).map {
                         Diagnosis.cannotOpen(name, $0).reason
                     })
+        }
+    }
+
+    /// The devices that can be passed on, by name.
+    static func devices() throws(BackendError) -> [HostDeviceName] {
+        try nodes().filter { !$0.isHub }.map { HostDeviceName($0) }
+    }
+
+    private static func nodes() throws(BackendError) -> [LibUSBDevice] {
+        do {
+            // Nothing is waited for, so nobody turns this loop.
+            return try LibUSBContext(loop: EpollLoop()).devices()
+        } catch let error as LibUSBError {
+            throw Diagnosis.noUSB(error)
+        } catch {
+            throw BackendError("libusb cannot be used on this host: \(error)")
         }
     }
 

@@ -59,6 +59,17 @@ final class LibUSBContext {
         return devices.sorted { ($0.bus, $0.address) < ($1.bus, $1.address) }
     }
 
+    /// Takes over a device that somebody else has opened. The descriptor must stay open until the
+    /// handle is closed.
+    func wrap(_ descriptor: CInt) throws(LibUSBError) -> (LibUSBDevice, LibUSBHandle.Pointer) {
+        var handle: OpaquePointer?
+        try libusb { unsafe libusb_wrap_sys_device(raw, Int(descriptor), &handle) }
+        guard let handle = unsafe handle, let device = unsafe libusb_get_device(handle) else {
+            throw .noDevice
+        }
+        return unsafe (LibUSBDevice(device, of: self), LibUSBHandle.Pointer(raw: handle))
+    }
+
     // MARK: - Events
 
     /// Lets libusb reap what is ready, then ends the transfers concerned.

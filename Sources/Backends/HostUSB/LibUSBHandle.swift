@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import BackendKit
+internal import CLibUSB
 internal import Platform
 internal import USB
 
@@ -9,6 +11,8 @@ final class LibUSBHandle: HostHandle {
     @safe
     struct Pointer: @unchecked Sendable {
         let raw: OpaquePointer
+
+        func close() { unsafe libusb_close(raw) }
     }
 
     weak var observer: (any HostHandleObserver)?
@@ -16,6 +20,8 @@ final class LibUSBHandle: HostHandle {
     private let pointer: Pointer
     private let context: LibUSBContext
     private let control: DeviceControl
+    /// The open device node, if somebody else opened it; otherwise libusb has it.
+    private let node: PassedDescriptor?
     private let worker: Worker
     private let loop: any EventLoop
     private var active: [TransferSlot] = []
@@ -32,10 +38,11 @@ final class LibUSBHandle: HostHandle {
 
     /// Takes over an opened device, which is closed by ``shutDown(by:)`` or ``closeWhenIdle()``.
     init(
-        _ pointer: Pointer, control: DeviceControl, context: LibUSBContext, worker: Worker,
-        loop: any EventLoop
+        _ pointer: Pointer, node: PassedDescriptor? = nil, control: DeviceControl,
+        context: LibUSBContext, worker: Worker, loop: any EventLoop
     ) {
         self.pointer = pointer
+        self.node = node
         self.control = control
         self.context = context
         self.worker = worker
@@ -159,6 +166,7 @@ final class LibUSBHandle: HostHandle {
         }
         guard isIdle && control.isGivenBack else {
             isAbandoned = true
+            if let node = node?.take() { _ = node.release() }
             _ = unsafe Unmanaged.passRetained(context)
             return false
         }
@@ -182,5 +190,6 @@ final class LibUSBHandle: HostHandle {
         idle = []
         isochronous.close()
         control.close()
+        _ = node?.take()
     }
 }

@@ -24,9 +24,12 @@ final class PassedDevice {
     private static let shutDownTime = Duration.seconds(4)
 
     /// Opens a device; no interface of it is taken yet.
+    ///
+    /// - Parameter opened: the device as somebody else opened it, with the descriptor of its node.
     init(
-        _ node: LibUSBDevice, name: HostDeviceName, context: LibUSBContext, loop: any EventLoop,
-        logger: Logger
+        _ node: LibUSBDevice, name: HostDeviceName,
+        opened: (pointer: LibUSBHandle.Pointer, node: PassedDescriptor)? = nil,
+        context: LibUSBContext, loop: any EventLoop, logger: Logger
     ) throws(Refusal) {
         self.node = node
         self.name = name
@@ -40,14 +43,15 @@ final class PassedDevice {
         }
         let pointer: LibUSBHandle.Pointer
         do throws(LibUSBError) {
-            pointer = try node.open()
+            pointer = if let opened { opened.pointer } else { try node.open() }
         } catch {
             let words = Diagnosis.cannotOpen(name, error)
             throw error == .access ? .permission(words) : .final(words)
         }
         control = DeviceControl(pointer, portPath: node.portPath, node: name.node)
         handle = LibUSBHandle(
-            pointer, control: control, context: context, worker: worker, loop: loop)
+            pointer, node: opened?.node, control: control, context: context, worker: worker,
+            loop: loop)
         device = HostDevice(
             handle, speed: speed, summary: "host \(name.bus):\(name.address) \(name.identity)",
             loop: loop, logger: logger)

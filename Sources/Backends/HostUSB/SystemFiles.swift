@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import Glibc
+internal import Platform
 
 /// What the kernel's file systems tell of USB devices beyond libusb: names and who uses what.
 enum SystemFiles {
@@ -45,7 +46,18 @@ enum SystemFiles {
     /// What opening a device's node would answer now.
     static func opening(node: String) -> LibUSBError? {
         if unsafe faccessat(AT_FDCWD, node, R_OK | W_OK, AT_EACCESS) == 0 { return nil }
-        return switch errno {
+        return error(errno)
+    }
+
+    /// Opens a device node as libusb does.
+    static func openNode(_ node: String) throws(LibUSBError) -> Descriptor {
+        let number = unsafe Glibc.open(node, O_RDWR | O_CLOEXEC | O_NOCTTY)
+        guard number >= 0 else { throw error(errno) }
+        return Descriptor(owning: number)
+    }
+
+    private static func error(_ number: CInt) -> LibUSBError {
+        switch number {
         case ENOENT: .noDevice
         case EACCES, EPERM: .access
         default: .other

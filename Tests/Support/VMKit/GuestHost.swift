@@ -72,11 +72,17 @@ public final class GuestHost: Shell {
 
     /// Starts usbvfiod in it, and waits until it is up.
     public func serve(_ devices: String...) throws {
-        let arguments = devices.map { "--device '\($0)'" }.joined(separator: " ")
+        try serve(user: 0, devices.map { "--device '\($0)'" }.joined(separator: " "))
+    }
+
+    /// The same with the rights of a user, and any arguments.
+    public func serve(user: Int, _ arguments: String) throws {
         try run(
             """
             mkdir -p \(Self.serverFolder); cd \(Self.serverFolder); rm -f socket
-            LD_LIBRARY_PATH=/mnt/runtime setsid /mnt/program/\(Self.programName) \
+            chown \(user) .
+            LD_LIBRARY_PATH=/mnt/runtime setsid setpriv --reuid=\(user) --regid=\(user) \
+                --clear-groups /mnt/program/\(Self.programName) \
                 --socket-path $PWD/socket -v \(arguments) >log 2>&1 &
             echo $! >pid
             """)

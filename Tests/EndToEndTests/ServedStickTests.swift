@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import GuestKit
+import RemoteGuest
+import Testing
+import VFIOClient
+
+/// A monitor that speaks as Cloud Hypervisor does, byte for byte, with a real stick that a server
+/// passes through: VMTests runs this in a host that has one.
+///
+/// `USBVFIOD_SERVED_STICK` is the server's socket; what was read is left beside it.
+@Suite(.enabled(if: servedStick != nil, "it needs a server with a USB stick; VMTests runs it"))
+struct ServedStickTests {
+    private let socket: String
+
+    init() throws { socket = try #require(servedStick) }
+
+    private func boot() throws -> GuestStick {
+        let wire = try WireClient(path: socket)
+        let machine = try Monitor.cloudHypervisor.start(memory: GuestRAM(), wire: wire)
+        var options = GuestDriver.Options()
+        options.waitsForInterrupts = true
+        let driver = GuestDriver(machine, options)
+        try driver.start()
+        return try GuestStick(driver)
+    }
+
+    @Test func `start, use, eject, and the same again after a reconnect`() throws {
+        let stick = try boot()
+        let contents = try stick.readAll()
+        try Data(contents).write(to: URL(filePath: "\(socket).read"))
+        let new = Array(contents[4096..<4096 + 300 * 512].reversed())
+        try stick.write(new, block: 100)
+        try stick.synchronize()
+        let machine = try #require(stick.driver.machine as? RemoteMachine)
+        try #require(machine.client as? CloudHypervisorClient).eject()
+        #expect(machine.failure == nil)
+
+        let again = try boot()
+        var expected = contents
+        expected.replaceSubrange(100 * 512..<400 * 512, with: new)
+        #expect(try again.readAll() == expected)
+        #expect(again.driver.memory.damagedCanaries().isEmpty)
+    }
+}
+
+private let servedStick = ProcessInfo.processInfo.environment["USBVFIOD_SERVED_STICK"]
