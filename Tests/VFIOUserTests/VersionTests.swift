@@ -167,6 +167,18 @@ struct VersionTests {
         #expect(harness.device.resets == 0)
     }
 
+    @Test("who wants no answer gets none before VERSION either")
+    func noAnswerBeforeVersion() throws {
+        let harness = try Harness()
+        let answer = try harness.exchange(
+            WireMessage(id: 1, command: 7, flags: WireMessage.noReply).bytes)
+        #expect(answer.isEmpty)
+        guard case .protocolViolation = try harness.end() else {
+            Issue.record("the connection goes on")
+            return
+        }
+    }
+
     @Test("a second VERSION is refused and changes nothing")
     func versionTwice() throws {
         let harness = try Harness.ready()

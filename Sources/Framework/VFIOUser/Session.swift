@@ -84,11 +84,9 @@ final class Session {
         switch phase {
         case .closed: return .refused("a message after the end")
         case .negotiating:
-            guard header.command == .version else {
-                fail(header, .invalidArgument, into: reply)
-                return .refused("the first message is command \(header.command.rawValue)")
-            }
-            return negotiate(header, payload, into: reply)
+            let disposition = begin(header, payload, into: reply)
+            if header.flags.contains(.noReply) { reply.removeAll() }
+            return disposition
         case .ready: break
         }
 
@@ -155,6 +153,16 @@ final class Session {
     }
 
     // MARK: - VERSION
+
+    private func begin(
+        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+    ) -> Disposition {
+        guard header.command == .version else {
+            fail(header, .invalidArgument, into: reply)
+            return .refused("the first message is command \(header.command.rawValue)")
+        }
+        return negotiate(header, payload, into: reply)
+    }
 
     private func negotiate(
         _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
