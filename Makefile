@@ -7,7 +7,7 @@ PREFIX ?= /usr/local
 SWIFT ?= swift
 SOURCES = Sources Tests Package.swift
 
-.PHONY: build demo test bench lint format install clean
+.PHONY: build demo test bench fuzz lint format install clean
 
 # The program, optimised: .build/release/usbvfiod
 build:
@@ -31,6 +31,12 @@ bench:
 	scripts/setup
 	scripts/bed/prepare || true
 	scripts/bench
+
+# Hostile bytes for everything that reads what others write: TIME seconds for each target (60), or
+# TARGET=storage for one. TIME=0 runs the corpora once.
+fuzz:
+	scripts/setup
+	TIME=$(or $(TIME),60) scripts/fuzz $(TARGET)
 
 # What CI refuses: wrong formatting, imports that the manifest does not declare.
 lint:

@@ -103,8 +103,28 @@ let package = Package(
         .testTarget(
             name: "VMTests", dependencies: ["VMKit", "Platform", "usbvfiod", .system],
             path: "Tests/VMTests", swiftSettings: .relaxed),
+
+        // What a fuzzer runs, and its corpora as tests.
+        .target(
+            name: "FuzzTargets",
+            dependencies: [
+                "GuestKit", "VFIOClient", "Service", "VFIOUser", "XHCI", "DMA", "USB", "Platform",
+                "BackendKit", "MassStorage", "HostUSB", "Loopback", .system, .logging,
+            ],
+            path: "Tests/Fuzz/Targets", swiftSettings: .relaxed),
+        .testTarget(
+            name: "FuzzTests", dependencies: ["FuzzTargets"], path: "Tests/FuzzTests",
+            swiftSettings: .relaxed),
     ]
 )
+
+// The fuzzer itself takes its `main` from libFuzzer, so only `scripts/fuzz` can link it.
+if Context.environment["USBVFIOD_FUZZ"] != nil {
+    package.targets.append(
+        .executableTarget(
+            name: "Fuzz", dependencies: ["FuzzTargets"], path: "Tests/Fuzz/Executable",
+            swiftSettings: .relaxed))
+}
 
 extension [SwiftSetting] {
     /// Every target: Swift 6, explicit existentials, imports that say what they expose, no warning let

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import USB
+package import USB
 
 /// The calls that a passed-through device makes on the opened device of the host.
 ///
@@ -47,7 +47,7 @@ protocol HostHandleObserver: AnyObject {
 }
 
 /// A change of a device that the host's kernel must make itself, by a call that may block.
-enum DeviceOperation: Equatable, Sendable {
+package enum DeviceOperation: Equatable, Sendable {
     /// 0 leaves the device without a configuration.
     case setConfiguration(UInt8)
     /// The interface's number and its alternate setting.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import USB
+package import USB
 
 /// What becomes of a control request of the guest.
 ///
@@ -8,7 +8,7 @@ internal import USB
 /// its configuration, its claimed interfaces, the data toggles of its endpoints. Sent as they are,
 /// they would leave kernel and device disagreeing; they become the kernel's own calls. Others
 /// belong to the link between the device and the host's port, which is not the guest's.
-enum RequestRoute: Equatable {
+package enum RequestRoute: Equatable {
     /// The device gets it as it is.
     case forward
     /// It takes effect through the host's kernel.
@@ -18,7 +18,7 @@ enum RequestRoute: Equatable {
     /// It is not for the guest to do, or it is malformed.
     case refuse
 
-    init(_ setup: SetupPacket) {
+    package init(_ setup: SetupPacket) {
         guard setup.kind == .standard else {
             self = .forward
             return

@@ -129,6 +129,9 @@ public final class StorageBackend: DeviceBackend {
         }
     }
 
+    /// Whether the stick's worker has nothing to do.
+    package var isIdle: Bool { device.isIdle }
+
     /// Waits for the writes that are under way and writes what is cached.
     public func stop() {
         unplug()

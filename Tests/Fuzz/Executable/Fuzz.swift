@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import FuzzTargets
+import Glibc
+
+// What libFuzzer calls. Its runtime brings `main`; `--target=NAME` chooses among the targets, since
+// libFuzzer leaves arguments alone that begin with two hyphens.
+
+nonisolated(unsafe) private var target: (any FuzzTarget.Type)?
+
+private func say(_ line: String) {
+    let bytes = Array("\(line)\n".utf8)
+    _ = write(STDERR_FILENO, bytes, bytes.count)
+}
+
+@_cdecl("LLVMFuzzerInitialize")
+public func initialize(
+    _ count: UnsafeMutablePointer<CInt>,
+    _ arguments: UnsafeMutablePointer<UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>>
+) -> CInt {
+    for index in 1..<max(Int(count.pointee), 1) {
+        guard let argument = arguments.pointee[index] else { continue }
+        let text = String(cString: argument)
+        if text.hasPrefix("--target=") { target = FuzzTargets.named(String(text.dropFirst(9))) }
+    }
+    if target == nil {
+        let names = FuzzTargets.all.map { $0.name }.joined(separator: ", ")
+        say("--target=NAME is one of: \(names)")
+        exit(2)
+    }
+    // A client that leaves must not end the process.
+    signal(SIGPIPE, SIG_IGN)
+    return 0
+}
+
+@_cdecl("LLVMFuzzerTestOneInput")
+public func testOneInput(_ bytes: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
+    var input = FuzzInput([UInt8](UnsafeRawBufferPointer(start: bytes, count: count)))
+    do {
+        try target?.run(&input)
+    } catch {
+        say("=== violation: \(error)")
+        abort()
+    }
+    return 0
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BackendKit
+import GuestKit
+import Platform
+import SystemPackage
+import USB
+
+/// A simulated loop that knows which backends were made for it.
+final class ControlLoop: EventLoop {
+    private let inner = SimulatedLoop()
+    private(set) var backends: [ControlBackend] = []
+
+    var now: Duration { inner.now }
+
+    func watch(
+        _ descriptor: borrowing Descriptor, for events: Readiness,
+        _ body: @escaping (Readiness) -> Void
+    ) throws(Errno) -> Watch { try inner.watch(descriptor, for: events, body) }
+
+    func schedule(at deadline: Duration, _ body: @escaping () -> Void) -> Watch {
+        inner.schedule(at: deadline, body)
+    }
+
+    func turn() -> Bool { inner.turn() }
+
+    func pass(_ duration: Duration) { inner.advance(to: inner.now + duration) }
+
+    func add(_ backend: ControlBackend) { backends.append(backend) }
+
+    /// Ends the cycle of loop and backends.
+    func forget() { backends = [] }
+}
+
+/// A backend that does what its specification says of it: it is broken, it has no port, it answers
+/// later.
+final class ControlBackend: ReconfigurableBackend {
+    static let scheme = "fake"
+    static let summary = "what control requests are tried with"
+    static let example = "fake:slow"
+    static let parameters = [
+        Parameter("file", value: "PATH", summary: "nothing"),
+        Parameter("portless", value: nil, summary: "no device"),
+        Parameter("slow", value: nil, summary: "answers later"),
+        Parameter("broken", value: nil, summary: "cannot be opened"),
+        Parameter("lossy", value: nil, summary: "every change goes wrong"),
+    ]
+
+    private let device = TestDevice()
+    private let isSlow: Bool
+    private let isLossy: Bool
+    private let hasPort: Bool
+    private weak var bus: (any USBBus)?
+    /// What came with the request; a change may replace it.
+    private var passed: PassedDescriptor?
+    private var waiting: [(BackendError?) -> Void] = []
+    private(set) var stopCount = 0
+
+    init(_ specification: DeviceSpecification, context: BackendContext) throws(BackendError) {
+        if try specification.flag("broken") == true { throw BackendError("it is broken") }
+        isSlow = try specification.flag("slow") ?? false
+        isLossy = try specification.flag("lossy") ?? false
+        hasPort = try specification.flag("portless") != true
+        passed = context.descriptor
+        (context.loop as? ControlLoop)?.add(self)
+    }
+
+    func start(on bus: any USBBus) throws(BackendError) {
+        guard hasPort else { return }
+        do throws(AttachError) { try bus.attach(device) } catch {
+            throw BackendError("no port: \(error)")
+        }
+        self.bus = bus
+    }
+
+    func stop() {
+        stopCount += 1
+        bus?.detach(device)
+        passed = nil
+    }
+
+    func stop(whenDone done: @escaping (BackendError?) -> Void) {
+        stop()
+        answer(done)
+    }
+
+    func configure(
+        _ change: BackendChange, whenDone done: @escaping (BackendError?) -> Void
+    ) {
+        if case .insert(_, let descriptor, _) = change { passed = descriptor }
+        answer(done)
+    }
+
+    /// The device leaves by itself.
+    func disconnect() { device.disconnect() }
+
+    private func answer(_ done: @escaping (BackendError?) -> Void) {
+        if isSlow { waiting.append(done) } else { done(isLossy ? BackendError("lost") : nil) }
+    }
+
+    /// Answers what waits longest.
+    func finish() {
+        guard !waiting.isEmpty else { return }
+        waiting.removeFirst()(isLossy ? BackendError("lost") : nil)
+    }
+}

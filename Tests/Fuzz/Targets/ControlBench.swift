@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import BackendKit
+import Glibc
+import Logging
+import Loopback
+import Platform
+import Service
+import VFIOClient
+
+/// A control socket with devices behind it, and a client that counts lines and answers.
+final class ControlBench {
+    /// The bound of docs/limits.md.
+    private static let longestLine = Service.Limits.controlLine
+
+    private let loop = ControlLoop()
+    private let server: Server
+    private let devices: DeviceTable
+    private let control: ControlServer
+    private let path: String
+    private var client: WireClient
+    /// Lines that must be answered.
+    private var lines = 0
+    private var line: [UInt8] = []
+    private var answers = 0
+    private var received: [UInt8] = []
+    /// What the last list told.
+    private var listed: [ControlDevice] = []
+    private var isClosed = false
+    /// The client took too long, or sent no lines: then it need not be answered.
+    private var isLate = false
+    private let pipeEnd: Descriptor
+    private var passed: Descriptor?
+
+    init() throws {
+        var numbers: [CInt] = [-1, -1]
+        _ = try systemCall { pipe(&numbers) }
+        pipeEnd = Descriptor(owning: numbers[0])
+        passed = Descriptor(owning: numbers[1])
+        let logger = Logger(label: "fuzz") { _ in SwiftLogNoOpLogHandler() }
+        path = "/tmp/usbvfiod-fuzz-\(getpid())-\(numbers[0])"
+        server = Server(loop: try EpollLoop(), logger: logger)
+        devices = DeviceTable(
+            catalog: BackendCatalog(ControlBackend.self, LoopbackBackend.self), server: server,
+            loop: loop, logger: logger)
+        control = try ControlServer(
+            listener: ListeningSocket(bindingTo: path), server: server, devices: devices,
+            loop: loop, logger: logger)
+        client = try WireClient(path: path)
+    }
+
+    // MARK: - The client
+
+    func send(_ bytes: [UInt8], descriptors: Int = 0) throws {
+        let number: CInt
+        switch passed {
+        case .some(let descriptor): number = descriptor.rawValue
+        case .none: number = -1
+        }
+        var attached = [CInt](repeating: number, count: descriptors)
+        var rest = bytes[...]
+        for _ in 0..<200 where !rest.isEmpty && !isClosed {
+            if let sent = try? client.sendSome(Array(rest), descriptors: attached) {
+                count(rest.prefix(sent))
+                rest = rest.dropFirst(sent)
+                attached = []
+            }
+            try settle()
+        }
+    }
+
+    private func count(_ bytes: ArraySlice<UInt8>) {
+        for (index, part) in bytes.split(separator: 10, omittingEmptySubsequences: false)
+            .enumerated()
+        {
+            if index > 0 {
+                lines += 1
+                line = []
+            }
+            line += part
+            if line.count > Self.longestLine { isLate = true }
+        }
+    }
+
+    private func leave() {
+        client.close()
+        isClosed = true
+    }
+
+    func reconnect() throws {
+        leave()
+        try settle()
+        for backend in loop.backends { backend.finish() }
+        try settle()
+        client = try WireClient(path: path)
+        (lines, answers, line, received) = (0, 0, [], [])
+        (isClosed, isLate) = (false, false)
+        try settle()
+    }
+
+    func finishOne(_ index: Int) {
+        let backends = loop.backends
+        if backends.indices.contains(index) { backends[index].finish() }
+    }
+
+    func disconnect(_ index: Int) {
+        let backends = loop.backends
+        if backends.indices.contains(index) { backends[index].disconnect() }
+    }
+
+    func pass(_ duration: Duration) throws {
+        // Half a line that is not ended in time ends the connection.
+        if !line.isEmpty { isLate = true }
+        loop.pass(duration)
+        try settle()
+    }
+
+    // MARK: - The server
+
+    private func settle() throws {
+        var turns = 0
+        while loop.turn() {
+            turns += 1
+            try require(turns < 10_000, "the control socket is never at rest")
+        }
+        try receive()
+    }
+
+    private func receive() throws {
+        while !isClosed, let bytes = try client.receiveSome(4096) {
+            isClosed = bytes.isEmpty
+            received += bytes
+        }
+        while let end = received.firstIndex(of: 10) {
+            let line = Array(received[..<end])
+            received.removeFirst(end + 1)
+            answers += 1
+            guard let answer = ControlAnswer(line: line) else {
+                throw Violation("no answer: \(String(decoding: line, as: UTF8.self))")
+            }
+            let saysWhy = answer.code != nil && answer.error?.isEmpty == false
+            try require(answer.isGood != saysWhy, "neither good nor bad: \(answer)")
+            try check(answer)
+        }
+    }
+
+    private func check(_ answer: ControlAnswer) throws {
+        try require(answers <= lines || isLate, "\(answers) answers to \(lines) lines")
+        guard let devices = answer.devices else { return }
+        listed = devices
+        let ids = Set(devices.map(\.id))
+        try require(ids.count == devices.count, "two devices have one id: \(devices)")
+        try require(devices.count <= Service.Limits.devices, "\(devices.count) devices")
+    }
+
+    // MARK: - The end
+
+    /// All lines are answered in the end, and a new client can take every device away.
+    func finish() throws {
+        try finishAll { lines == answers || isClosed }
+        try require(lines == answers || isLate, "\(answers) answers to \(lines) lines")
+        leave()
+        try settle()
+        client = try WireClient(path: path)
+        (lines, answers, line, received) = (0, 0, [], [])
+        (isClosed, isLate) = (false, false)
+        try list()
+        for device in listed {
+            try send(Array(#"{"request":"detach","id":"\#(device.id)"}"#.utf8) + [10])
+        }
+        try finishAll { lines == answers }
+        try list()
+        try require(lines == answers, "\(answers) answers to \(lines) detaches")
+        try require(listed.isEmpty, "left: \(listed)")
+        try require(loop.backends.allSatisfy { $0.stopCount <= 1 }, "a backend is stopped twice")
+        leave()
+        try settleLast()
+        loop.forget()
+        passed = nil
+        let ready = try UnixSocket.wait(for: .readable, on: pipeEnd, atMost: .zero)
+        try require(ready.contains(.closed), "a descriptor of the client is kept")
+    }
+
+    private func list() throws { try send(Array(#"{"request":"list"}"#.utf8) + [10]) }
+
+    private func finishAll(until isDone: () -> Bool) throws {
+        for _ in 0..<200 where !isDone() {
+            for backend in loop.backends { backend.finish() }
+            try settle()
+        }
+        for backend in loop.backends { backend.finish() }
+        try settle()
+    }
+
+    private func settleLast() throws {
+        for _ in 0..<100 where control.clientCount > 0 { _ = loop.turn() }
+        try require(control.clientCount == 0, "a client that has left is kept")
+    }
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Glibc
+import Platform
+
+/// A file that has a name for as long as somebody must open it by that.
+final class ScratchFile {
+    let path: String
+    private let descriptor: Descriptor
+
+    init(size: Int) throws {
+        var template = Array("/dev/shm/usbvfiod-fuzz-XXXXXX".utf8CString)
+        let number = try systemCall { mkstemp(&template) }
+        descriptor = Descriptor(owning: number)
+        path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        try truncate(to: size)
+    }
+
+    deinit { removeName() }
+
+    func removeName() { _ = unlink(path) }
+
+    func truncate(to size: Int) throws {
+        let number = descriptor.rawValue
+        _ = try systemCall { ftruncate(number, size) }
+    }
+
+    var size: Int {
+        var status = stat()
+        fstat(descriptor.rawValue, &status)
+        return status.st_size
+    }
+
+    var contents: [UInt8] {
+        let size = size
+        return [UInt8](unsafeUninitializedCapacity: size) { bytes, count in
+            count = max(pread(descriptor.rawValue, bytes.baseAddress, size, 0), 0)
+        }
+    }
+}
