@@ -163,7 +163,17 @@ public final class InnerGuest: Shell {
     }
 
     public func execute(_ command: String, timeout: Duration) throws -> CommandResult {
-        try agent.run(command, timeout: timeout)
+        do {
+            return try agent.run(command, timeout: timeout)
+        } catch {
+            // Who does not answer may be dead, or wait for its USB controller.
+            let said = try? host.run(
+                """
+                tail -n 20 /run/inner/*.log \(GuestHost.serverFolder)/log; dmesg | tail -n 10
+                head /proc/$(<\(GuestHost.serverFolder)/pid)/task/*/wchan
+                """)
+            throw VMError("\(error)", detail: said ?? "the outer guest does not answer either")
+        }
     }
 }
 
