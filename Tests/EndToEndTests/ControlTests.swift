@@ -134,7 +134,7 @@ struct ControlTests {
             (["detach", "nobody"], "there are: storage-1"),
             (["attach", "storage:file=/nowhere/a.img"], "there is no '/nowhere/a.img'"),
             (["attach", "tape:file=x"], "there are: storage"),
-            (["attach", "/dev/bus/usb/250/120"], "/dev/bus/usb/250/120"),
+            (["attach", "/dev/bus/usb/250/120"], "no device 250:120"),
             (["eject", "storage-1"], "removable=off"),
             (["faults", "storage-1", "x"], "no faults"),
             (["insert", "storage-1", "colour=red"], "there are: file"),
@@ -230,7 +230,8 @@ struct ControlTests {
         let memory = try server.residentKilobytes()
         for number in 50..<1000 { try round(number) }
         #expect(try server.openDescriptors() == descriptors)
-        #expect(try server.residentKilobytes() < memory + 4096)
+        // Sanitizers keep what was freed for a while.
+        if !Server.isSanitized { #expect(try server.residentKilobytes() < memory + 4096) }
         #expect(try server.terminate() == 0)
         let contents = try [UInt8](Data(contentsOf: URL(filePath: steady)))
         for block in 0..<256 {

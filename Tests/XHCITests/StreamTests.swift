@@ -99,6 +99,28 @@ struct StreamTests {
         for _ in 1...15 { #expect(try streams.event().code == .success) }
     }
 
+    /// Goal: what Linux does for a UAS disk: endpoints that are there already are dropped and added
+    /// again with streams, their contexts copied from the output contexts.
+    @Test func `endpoints get and lose streams while they are configured`() throws {
+        let endpoints = try slot.configure(.bulkIn(1), .bulkIn(2), .bulkOut(3))
+        let flags = endpoints.reduce(UInt32(0)) { $0 | 1 << UInt32($1.contextIndex) }
+        for streams in [UInt32(4), 0, 4] {
+            slot.prepareInput(add: flags | 1, drop: flags)
+            slot.writeInput(0, slot.slotContext.words)
+            for endpoint in endpoints {
+                var context = slot.endpointContext(endpoint.contextIndex)
+                context.words[0] &= ~(0x1f << 10 | 1 << 15)
+                context.words[0] |= streams << 10 | (streams > 0 ? 1 << 15 : 0)
+                context.words[2] = UInt32(truncatingIfNeeded: buffer.rawValue)
+                context.words[3] = UInt32(truncatingIfNeeded: buffer.rawValue >> 32)
+                slot.writeInput(endpoint.contextIndex, context.words)
+            }
+            let event = try slot.configureCommand()
+            #expect(event.code == .success)
+            #expect(device.streams[address] == (streams > 0 ? 31 : 0))
+        }
+    }
+
     // MARK: - Bad Stream IDs
 
     @Test(arguments: [8, 9, 100, 65533, 65534, 65535])

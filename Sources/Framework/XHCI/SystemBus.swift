@@ -51,7 +51,9 @@ struct SystemBus {
     /// Loads a context, or `nil` after a Host System Error.
     func load<Value: BitwiseCopyable>(_ type: Value.Type, at address: UInt64) -> Value? {
         do throws(DMAError) {
-            return try memory.load(at: GuestAddress(address))
+            // Not returned directly: the value would be loaded as an optional, with its tag.
+            let value: Value = try memory.load(at: GuestAddress(address))
+            return value
         } catch {
             fail(error)
             return nil

@@ -36,6 +36,13 @@ public final class Server {
         ?? URL(filePath: "/proc/self/exe").resolvingSymlinksInPath()
         .deletingLastPathComponent().appending(path: "usbvfiod").path
 
+    /// Whether it was built with a sanitizer, which has memory of its own.
+    public static var isSanitized: Bool {
+        ["ASAN_OPTIONS", "TSAN_OPTIONS"].contains {
+            ProcessInfo.processInfo.environment[$0] != nil
+        }
+    }
+
     /// Asks it for something with a subcommand of its own, which must succeed.
     public func control(_ arguments: String...) throws {
         _ = try outputLine(of: [Self.binary] + arguments + ["--control-path", controlSocket])
@@ -59,7 +66,9 @@ public final class Server {
 
     /// A connection would be a client of it, so the kernel is asked instead.
     private var isListening: Bool {
-        let sockets = (try? String(contentsOfFile: "/proc/net/unix", encoding: .utf8)) ?? ""
+        // Some other program's socket may have a name that is no text.
+        let table = (try? Data(contentsOf: URL(filePath: "/proc/net/unix"))) ?? Data()
+        let sockets = String(decoding: table, as: UTF8.self)
         return sockets.split(separator: "\n").contains {
             $0.hasSuffix(" \(socket)") && $0.split(separator: " ")[3] == "00010000"
         }
