@@ -10,7 +10,8 @@ extension VMTests {
     @Suite(
         .enabled(
             if: ProcessInfo.processInfo.environment["USBVFIOD_BINARY"] == nil,
-            "the tests' own build is taken into the guest"))
+            "the tests' own build is taken into the guest"),
+        .enabled(if: Bed.nests, Bed.nestingAbsence))
     struct HostBackendTests {
         let lab: Lab
 
