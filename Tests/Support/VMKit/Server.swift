@@ -64,7 +64,7 @@ public final class Server {
     /// Ends it without a chance to do anything about it.
     public func kill() { process.kill() }
 
-    /// Its last word at the start. A connection would be a client of it, and the kernel's table of
-    /// sockets, read while others come and go, is not always whole.
+    /// Its last word at the start. A connection would be a client of it, and asking the kernel's table
+    /// of sockets was twice seen to miss one that listened; why is not known.
     private var isListening: Bool { log.contains("control requests at \(controlSocket)") }
 }
