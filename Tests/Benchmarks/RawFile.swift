@@ -5,27 +5,24 @@ import Platform
 
 /// What a stick's file gives to one thread that reads or writes it and does nothing else: no server
 /// can be faster.
+///
+/// It does what the server does: the same places of the same file, in the same order, with the guest's
+/// own buffers in turns. So processor caches and the sizes of pages favour neither side.
 final class RawFile {
     private let file: Descriptor
+    /// Keeps the buffers' memory.
+    private let load: StickLoad
     private let buffers: [UnsafeMutableRawBufferPointer]
-    private let size: Int
-    private let isRead: Bool
+    private var size: Int { load.size }
     private var place = 0
 
-    init(path: String, _ direction: StickLoad.Direction, size: Int, depth: Int) throws {
-        isRead = direction == .read
-        self.size = size
+    init(path: String, like load: StickLoad) throws {
+        self.load = load
+        buffers = load.buffers
         let number = open(path, O_RDWR | O_CLOEXEC)
         guard number >= 0 else { throw BenchmarkError("cannot open \(path)") }
         file = Descriptor(owning: number)
-        buffers = (0..<depth).map { _ in
-            let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 4096)
-            buffer.initializeMemory(as: UInt8.self, repeating: 1)
-            return buffer
-        }
     }
-
-    deinit { for buffer in buffers { buffer.deallocate() } }
 
     func run(_ amount: Amount) throws -> Sample {
         var sample = Sample()
@@ -37,7 +34,7 @@ final class RawFile {
                 var vector = iovec(
                     iov_base: buffers[sample.commands % buffers.count].baseAddress, iov_len: size)
                 let moved =
-                    isRead
+                    load.direction == .read
                     ? preadv(file.rawValue, &vector, 1, place)
                     : pwritev(file.rawValue, &vector, 1, place)
                 guard moved == size else { throw BenchmarkError("the file gave \(moved) bytes") }

@@ -17,8 +17,8 @@ final class StickLoad {
 
     private let stick: GuestStick
     private let loop: InterruptLoop
-    private let direction: Direction
-    private let size: Int
+    let direction: Direction
+    let size: Int
     private let slots: [Slot]
     private var place = 0
     private var tag: UInt32 = 0
@@ -45,6 +45,12 @@ final class StickLoad {
     }
 
     private var memory: GuestRAM { stick.driver.memory }
+
+    /// The guest's memory that data goes through, a buffer a command.
+    var buffers: [UnsafeMutableRawBufferPointer] {
+        slots.map { memory.window(at: $0.data, count: size) }
+    }
+
     private var dataEndpoint: GuestEndpoint { direction == .read ? stick.input : stick.output }
 
     /// Runs commands. The latencies of single transfers are only known at a depth of 1.

@@ -83,7 +83,7 @@ struct StorageBenchmark {
         let stick = try GuestStick(program.boot(), ring: [1024])
         _ = try stick.blockCount()
         let load = try StickLoad(stick, direction, size: size, depth: depth)
-        let file = try RawFile(path: image, direction, size: size, depth: depth)
+        let file = try RawFile(path: image, like: load)
         _ = try load.run(.time(Settings.time / 4)) { program.processorTime }
         _ = try file.run(.time(Settings.time / 8))
         var ours: [Sample] = []

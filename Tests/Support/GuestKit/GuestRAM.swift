@@ -111,6 +111,13 @@ public final class GuestRAM {
         return [UInt8](mapping.bytes[start..<start + count])
     }
 
+    /// The memory itself, for whoever moves bytes to and from it without a copy in between. It is
+    /// there as long as this object.
+    public func window(at address: GuestAddress, count: Int) -> UnsafeMutableRawBufferPointer {
+        let start = offset(address, count: count)
+        return UnsafeMutableRawBufferPointer(rebasing: mapping.bytes[start..<start + count])
+    }
+
     public func write(_ bytes: [UInt8], at address: GuestAddress) {
         guard !bytes.isEmpty else { return }
         let start = offset(address, count: bytes.count)
