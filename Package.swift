@@ -32,7 +32,7 @@ let package = Package(
             ["Platform", "DMA", "USB", "PCI", "VFIOUser", "XHCI", "BackendKit", .system, .logging]),
 
         // The backends: each sees USB, BackendKit and Platform, never the controller.
-        .backend("MassStorage", [.system]),
+        .backend("MassStorage", [.collections, .system]),
         .backend("HostUSB", ["CLibUSB"]),
         .backend("Loopback", [.system]),
         .systemLibrary(

@@ -29,15 +29,23 @@ struct AccessTests {
         try memory.store(0x0102_0304_0506_0708 as UInt64, at: GuestAddress(0x1010))
         #expect(try file.read(8, at: 0x10) == [8, 7, 6, 5, 4, 3, 2, 1])
         #expect(try memory.load(UInt16.self, at: GuestAddress(0x1013)) == 0x0405)
-        try memory.storeReleasing(0xaabb_ccdd, at: GuestAddress(0x1020))
-        #expect(try memory.loadAcquiring(at: GuestAddress(0x1020)) == 0xaabb_ccdd)
-        #expect(try file.read(4, at: 0x20) == [0xdd, 0xcc, 0xbb, 0xaa])
+        try memory.store(item, at: GuestAddress(0x1020))
+        #expect(
+            try file.read(16, at: 0x20) == [8, 7, 6, 5, 4, 3, 2, 1, 12, 11, 10, 9, 1, 2, 3, 4])
+    }
+
+    private let item = RingItem(
+        parameter: 0x0102_0304_0506_0708, status: 0x090a_0b0c, control: 0x0403_0201)
+
+    private func loadItem(at address: UInt64) throws(DMAError) -> RingItem? {
+        try memory.loadRingItem(at: GuestAddress(address), cycle: true)
     }
 
     @Test("what the guest writes is seen")
     func guestWrites() throws {
-        try file.write([1, 2, 3, 4], at: 0x40)
-        #expect(try memory.loadAcquiring(at: GuestAddress(0x1040)) == 0x0403_0201)
+        try file.write([8, 7, 6, 5, 4, 3, 2, 1, 12, 11, 10, 9, 1, 2, 3, 4], at: 0x40)
+        #expect(try loadItem(at: 0x1040) == item)
+        #expect(try memory.loadRingItem(at: GuestAddress(0x1040), cycle: false) == nil)
     }
 
     @Test("a value that lies across regions is whole")
@@ -58,7 +66,7 @@ struct AccessTests {
             try memory.store(1 as UInt8, at: GuestAddress(0x2000))
         }
         #expect(throws: DMAError.self) {
-            try memory.storeReleasing(1, at: GuestAddress(0x2000))
+            try memory.store(item, at: GuestAddress(0x2000))
         }
         let before = try file.read(2, at: 0xffe)
         #expect(throws: DMAError.self) { try memory.write([9, 9, 9, 9], at: 0x1ffe) }
@@ -85,14 +93,20 @@ struct AccessTests {
         }
     }
 
-    @Test("a word at an address that is not a multiple of four is refused", arguments: [1, 2, 3])
+    @Test("an item at an address that is not a multiple of four is refused", arguments: [1, 2, 3])
     func unaligned(offset: UInt64) throws {
+        #expect(throws: DMAError.self) { try loadItem(at: 0x1000 + offset) }
         #expect(throws: DMAError.self) {
-            try memory.loadAcquiring(at: GuestAddress(0x1000 + offset))
+            try memory.store(item, at: GuestAddress(0x1000 + offset))
         }
-        #expect(throws: DMAError.self) {
-            try memory.storeReleasing(1, at: GuestAddress(0x1000 + offset))
-        }
+    }
+
+    @Test("an item may end in another region")
+    func itemAcrossRegions() throws {
+        try memory.store(item, at: GuestAddress(0x1ff0))
+        #expect(try loadItem(at: 0x1ff0) == item)
+        // The second half is in read-only memory.
+        #expect(throws: DMAError.self) { try memory.store(item, at: GuestAddress(0x1ff8)) }
     }
 
     @Test("a region that begins at an odd address does no harm", arguments: [1, 2, 3])
@@ -100,9 +114,9 @@ struct AccessTests {
         try memory.map(
             file.descriptor(), offset: 0, count: 0x1000, at: GuestAddress(0x8000 + odd),
             writable: true)
-        try memory.storeReleasing(0x0102_0304, at: GuestAddress(0x8010))
-        #expect(try memory.loadAcquiring(at: GuestAddress(0x8010)) == 0x0102_0304)
-        #expect(try file.read(4, at: 0x10 - Int(odd)) == [4, 3, 2, 1])
+        try memory.store(item, at: GuestAddress(0x8010))
+        #expect(try loadItem(at: 0x8010) == item)
+        #expect(try file.read(8, at: 0x10 - Int(odd)) == [8, 7, 6, 5, 4, 3, 2, 1])
     }
 
     @Test("nothing is read from and written to nowhere")
@@ -139,10 +153,18 @@ struct AccessTests {
     func byMessages() throws {
         try memory.store(0x0a0b_0c0d as UInt32, at: GuestAddress(0x3004))
         #expect(try memory.load(UInt32.self, at: GuestAddress(0x3004)) == 0x0a0b_0c0d)
-        try memory.storeReleasing(7, at: GuestAddress(0x3008))
-        #expect(try memory.loadAcquiring(at: GuestAddress(0x3008)) == 7)
-        #expect(Array(remote.contents[4..<12]) == [0xd, 0xc, 0xb, 0xa, 7, 0, 0, 0])
-        #expect(remote.accesses.map(\.isWrite) == [true, false, true, false])
+        try memory.store(item, at: GuestAddress(0x3010))
+        #expect(try loadItem(at: 0x3010) == item)
+        #expect(Array(remote.contents[4..<8]) == [0xd, 0xc, 0xb, 0xa])
+        #expect(Array(remote.contents[0x10..<0x18]) == [8, 7, 6, 5, 4, 3, 2, 1])
+        // The word that tells whose it is comes last when it is stored, and first when it is loaded;
+        // if it is not ours the rest is not asked for.
+        remote.accesses = []
+        try memory.store(item, at: GuestAddress(0x3010))
+        #expect(remote.accesses.map(\.address) == [0x3010, 0x3018, 0x301c])
+        remote.accesses = []
+        #expect(try memory.loadRingItem(at: GuestAddress(0x3010), cycle: false) == nil)
+        #expect(remote.accesses.map(\.address) == [0x301c])
     }
 
     @Test("what the client refuses is an error")
@@ -151,7 +173,7 @@ struct AccessTests {
         #expect(throws: DMAError(.lost, at: GuestAddress(0x3004), count: 4)) {
             try memory.load(UInt32.self, at: GuestAddress(0x3004))
         }
-        #expect(throws: DMAError.self) { try memory.storeReleasing(1, at: GuestAddress(0x3004)) }
+        #expect(throws: DMAError.self) { try memory.store(item, at: GuestAddress(0x3004)) }
     }
 
     @Test("without somebody to ask, such memory is not there")
@@ -192,8 +214,8 @@ struct AccessTests {
         #expect(throws: DMAError(.lost, at: GuestAddress(0x13000), count: 4)) {
             try memory.load(UInt32.self, at: GuestAddress(0x13000))
         }
-        #expect(throws: DMAError.self) { try memory.loadAcquiring(at: GuestAddress(0x13000)) }
-        #expect(throws: DMAError.self) { try memory.storeReleasing(1, at: GuestAddress(0x13000)) }
+        #expect(throws: DMAError.self) { try loadItem(at: 0x13000) }
+        #expect(throws: DMAError.self) { try memory.store(item, at: GuestAddress(0x13000)) }
         #expect(throws: DMAError.self) { try memory.bytes(8, at: 0x13000) }
         #expect(throws: DMAError.self) { try memory.write([1], at: 0x13000) }
         #expect(throws: DMAError.self) {

@@ -7,8 +7,8 @@ internal import USB
 
 /// A USB stick: the device that joins control pipe, Bulk-Only Transport, logical unit and image.
 ///
-/// Transfers wait in a queue for each endpoint. ``advance()`` takes from them whatever the transport
-/// can use now. Bytes move between the image and the transfer's memory without a copy in between:
+/// Transfers wait in ``StoragePipes``. ``advance()`` takes from there whatever can be used now. Bytes
+/// move between the image and the transfer's memory without a copy in between:
 /// at once if the page cache has them, otherwise on the worker thread. Only one movement is under
 /// way at a time, and the bulk pipes wait for it, so that everything happens in the order of the
 /// guest; control requests are answered meanwhile.
@@ -19,13 +19,11 @@ final class StorageDevice: USBDevice {
     var image: any DiskImage
     let worker: Worker
     let logger: Logger
-    weak var port: (any USBPort)?
-    var controlPipe: DefaultControlPipe
-    var transport: BulkOnlyTransport
+    /// From being plugged in until being unplugged.
+    private var port: (any USBPort)?
+    var pipes: StoragePipes
     var unit: LogicalUnit
 
-    var inTransfers: [Transfer] = []
-    var outTransfers: [Transfer] = []
     /// What the data stage moves.
     var command: Command?
     /// The worker moves bytes or works for a command.
@@ -65,10 +63,11 @@ final class StorageDevice: USBDevice {
         self.summary = summary
         self.worker = worker
         self.logger = logger
-        controlPipe = DefaultControlPipe(
-            StorageDescriptors.description(speed: speed, identity: unit.identity))
-        transport = BulkOnlyTransport(
-            maxPacketSize: StorageDescriptors.maxPacketSize(at: speed))
+        pipes = StoragePipes(
+            control: DefaultControlPipe(
+                StorageDescriptors.description(speed: speed, identity: unit.identity)),
+            transport: BulkOnlyTransport(
+                maxPacketSize: StorageDescriptors.maxPacketSize(at: speed)))
     }
 
     /// Whether the worker has nothing to do for this device.
@@ -85,22 +84,19 @@ final class StorageDevice: USBDevice {
     func detached() {
         port = nil
         attachment += 1
-        inTransfers = []
-        outTransfers = []
+        _ = pipes.removeAll()
         restart()
     }
 
     func reset() {
-        let waiting = inTransfers + outTransfers
-        inTransfers = []
-        outTransfers = []
+        let waiting = pipes.removeAll()
         restart()
-        for transfer in waiting { complete(transfer, .cancelled, 0) }
+        for transfer in waiting { complete(transfer.id, .cancelled, 0) }
     }
 
     /// The state after power-on. A movement that is under way ends by itself.
     private func restart() {
-        controlPipe.reset()
+        pipes.control.reset()
         unit.reset()
         resetTransport()
     }
@@ -109,46 +105,35 @@ final class StorageDevice: USBDevice {
         era += 1
         cancellation?.cancel()
         command = nil
-        transport.reset()
+        pipes.transport.reset()
     }
 
     func submit(_ transfer: Transfer) {
         if case .control(let setup) = transfer.kind {
             control(transfer, setup)
-        } else if controlPipe.configuration == 0 {
-            // The endpoints do not exist yet.
-            complete(transfer, .failed, 0)
-        } else if transfer.endpoint == StorageDescriptors.inEndpoint {
-            inTransfers.append(transfer)
-        } else if transfer.endpoint == StorageDescriptors.outEndpoint {
-            outTransfers.append(transfer)
-        } else {
-            complete(transfer, .failed, 0)
+        } else if !pipes.enqueue(transfer) {
+            complete(transfer.id, .failed, 0)
         }
         advance()
     }
 
     func cancel(_ id: Transfer.ID) {
         // A movement under way ends as itself; its memory is in use until then.
-        if let index = inTransfers.firstIndex(where: { $0.id == id }) {
-            complete(inTransfers.remove(at: index), .cancelled, 0)
-        } else if let index = outTransfers.firstIndex(where: { $0.id == id }) {
-            complete(outTransfers.remove(at: index), .cancelled, 0)
-        }
+        if pipes.remove(id) { complete(id, .cancelled, 0) }
     }
 
     // MARK: - Control pipe
 
     private func control(_ transfer: Transfer, _ setup: SetupPacket) {
-        switch controlPipe.handle(transfer, setup) {
+        switch pipes.control.handle(transfer, setup) {
         case .answered(let completion, let change):
             port?.complete(completion)
             switch change {
             case .configuration, .alternateSetting: resetTransport()
-            case .haltCleared where transport.phase == .broken:
+            case .haltCleared where pipes.transport.phase == .broken:
                 // Only a reset of the transport gets out of this.
-                controlPipe.halt(StorageDescriptors.inEndpoint)
-                controlPipe.halt(StorageDescriptors.outEndpoint)
+                pipes.control.halt(StorageDescriptors.inEndpoint)
+                pipes.control.halt(StorageDescriptors.outEndpoint)
             default: break
             }
         case .forDevice: classRequest(transfer, setup)
@@ -159,17 +144,17 @@ final class StorageDevice: USBDevice {
     private func classRequest(_ transfer: Transfer, _ setup: SetupPacket) {
         let isOurs =
             setup.kind == .class && setup.recipient == .interface && setup.index == 0
-            && setup.value == 0 && controlPipe.configuration != 0
+            && setup.value == 0 && pipes.control.configuration != 0
         switch (setup.request, setup.direction, setup.length) {
         case (0xff, .out, 0) where isOurs:
             logger.debug("\(summary): reset of the bulk-only transport")
             resetTransport()
-            complete(transfer, .completed, 0)
+            complete(transfer.id, .completed, 0)
         case (0xfe, .in, 1...) where isOurs:
             // Get Max LUN: logical unit 0 alone.
             port?.complete(transfer.completion(sending: [0], for: setup))
         default:
-            complete(transfer, .stalled, 0)
+            complete(transfer.id, .stalled, 0)
         }
     }
 
@@ -177,66 +162,27 @@ final class StorageDevice: USBDevice {
 
     /// Uses waiting transfers for as long as that is possible.
     func advance() {
-        while !isBusy, takeOut() || takeIn() {}
+        while !isBusy, let step = pipes.next() { take(step) }
     }
 
-    /// Uses the next OUT transfer; false if there is none or it must wait.
-    private func takeOut() -> Bool {
-        guard !outTransfers.isEmpty else { return false }
-        if controlPipe.isHalted(StorageDescriptors.outEndpoint) {
-            complete(outTransfers.removeFirst(), .stalled, 0)
-            return true
-        }
-        // Most calls end here; what a transfer holds is not looked at in vain.
-        guard transport.takesOut, let count = outTransfers.first?.buffer.count else { return false }
-        switch transport.action(forOut: count) {
-        case .wait: return false
-        case .command:
-            receiveCommand(outTransfers.removeFirst())
-        case .data(let count):
-            receiveData(outTransfers.removeFirst(), count: count)
-        case .phaseError:
+    private func take(_ step: consuming StoragePipes.Step) {
+        switch consume step {
+        case .command(let transfer): receiveCommand(transfer)
+        case .receive(let transfer, let count): receiveData(transfer, count: count)
+        case .send(let transfer, let count): sendData(transfer, count: count)
+        case .status(let transfer, let count): complete(transfer.id, .completed, count)
+        case .refuse(let transfer): complete(transfer.id, .stalled, 0)
+        case .babble(let transfer): complete(transfer.id, .babbled, transfer.buffer.count)
+        case .phaseError(let transfer):
             command = nil
-            transport.finish(.phaseError)
-            applyHalts()
-            complete(outTransfers.removeFirst(), .stalled, 0)
+            pipes.transport.finish(.phaseError)
+            pipes.applyHalts()
+            complete(transfer.id, .stalled, 0)
         }
-        return true
     }
 
-    /// Uses the next IN transfer; false if there is none or it must wait.
-    private func takeIn() -> Bool {
-        guard !inTransfers.isEmpty else { return false }
-        if controlPipe.isHalted(StorageDescriptors.inEndpoint) {
-            complete(inTransfers.removeFirst(), .stalled, 0)
-            return true
-        }
-        // Most calls end here; what a transfer holds is not looked at in vain.
-        guard transport.takesIn, let count = inTransfers.first?.buffer.count else { return false }
-        switch transport.action(forIn: count) {
-        case .wait: return false
-        case .data(let count):
-            sendData(inTransfers.removeFirst(), count: count)
-        case .status:
-            let transfer = inTransfers.removeFirst()
-            let status = transport.statusWrapper.bytes
-            let count = transfer.buffer.copy(from: status.span)
-            transport.statusSent()
-            complete(transfer, .completed, count)
-        case .babble:
-            complete(inTransfers.removeFirst(), .babbled, count)
-        }
-        return true
-    }
-
-    func complete(_ transfer: Transfer, _ status: Transfer.Status, _ count: Int) {
-        port?.complete(transfer.completion(status, transferred: count))
-    }
-
-    private func applyHalts() {
-        let halts = transport.takeHalts()
-        if halts.contains(.in) { controlPipe.halt(StorageDescriptors.inEndpoint) }
-        if halts.contains(.out) { controlPipe.halt(StorageDescriptors.outEndpoint) }
+    func complete(_ id: Transfer.ID, _ status: Transfer.Status, _ count: Int) {
+        port?.complete(Transfer.Completion(id: id, status: status, transferred: count))
     }
 
     // MARK: - Commands
@@ -248,13 +194,14 @@ final class StorageDevice: USBDevice {
             while !bytes.isFull { bytes.append(0) }
         }
         let count = min(transfer.buffer.count, bytes.count)
-        guard let wrapper = transport.receiveCommand(bytes.span.extracting(first: count)) else {
+        guard let wrapper = pipes.transport.receiveCommand(bytes.span.extracting(first: count))
+        else {
             logger.debug("\(summary): an invalid command block wrapper")
-            applyHalts()
-            complete(transfer, .stalled, 0)
+            pipes.applyHalts()
+            complete(transfer.id, .stalled, 0)
             return
         }
-        complete(transfer, .completed, CommandBlockWrapper.count)
+        complete(transfer.id, .completed, CommandBlockWrapper.count)
         begin(unit.execute(wrapper.command, at: wrapper.logicalUnit), wrapper.command)
     }
 
@@ -268,8 +215,8 @@ final class StorageDevice: USBDevice {
         case .write(let extent, _), .compare(let extent): intent = .receive(extent.byteCount)
         case .receiveParameters(let count): intent = .receive(count)
         }
-        guard transport.begin(intent) else {
-            applyHalts()
+        guard pipes.transport.begin(intent) else {
+            pipes.applyHalts()
             return
         }
         switch action {
@@ -289,8 +236,8 @@ final class StorageDevice: USBDevice {
     func finish(_ error: SenseData?) {
         command = nil
         if let error { unit.fail(error) }
-        transport.finish(error == nil ? .passed : .failed)
-        applyHalts()
+        pipes.transport.finish(error == nil ? .passed : .failed)
+        pipes.applyHalts()
     }
 
     /// Work on the medium without data.
@@ -341,7 +288,7 @@ final class StorageDevice: USBDevice {
                 then(result)
                 if isChangingMedium { abandonCommand() }
             } else if let transfer, attachment == self.attachment {
-                complete(transfer, .cancelled, 0)
+                complete(transfer.id, .cancelled, 0)
             }
             advance()
         }

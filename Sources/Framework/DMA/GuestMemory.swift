@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import Platform
-internal import Synchronization
 public import SystemPackage
 
 /// The guest's memory as far as the client has shared it.
@@ -20,6 +19,19 @@ public final class GuestMemory {
     private var regions: [MemoryRegion] = []
     /// Rings and buffers of a guest mostly lie in one region.
     private var lastFound: MemoryRegion?
+    /// The mapped region that was used last, as plain numbers: most accesses need no more.
+    private var window: Window?
+    /// The same region.
+    private var windowOwner: MemoryRegion?
+
+    @safe
+    private struct Window {
+        let start: UInt64
+        let count: UInt64
+        let isWritable: Bool
+        let bytes: UnsafeMutableRawPointer
+        let integrity: Mapping.Integrity
+    }
 
     /// Memory without any region.
     public init() {}
@@ -65,12 +77,16 @@ public final class GuestMemory {
             })
         else { throw .noSuchFileOrDirectory }
         lastFound = nil
+        window = nil
+        windowOwner = nil
         return regions.remove(at: place).retire()
     }
 
     /// Removes every region.
     public func unmapAll() -> [Unmapping] {
         lastFound = nil
+        window = nil
+        windowOwner = nil
         let all = regions
         regions = []
         return all.map { $0.retire() }
@@ -140,9 +156,9 @@ public final class GuestMemory {
         _ type: Value.Type = Value.self, at address: GuestAddress
     ) throws(DMAError) -> Value {
         let count = MemoryLayout<Value>.size
-        if let bytes = unsafe try local(address, count: count, writing: false) {
-            let value = unsafe bytes.loadUnaligned(as: Value.self)
-            try checkIntact(address, count: count)
+        if let place = local(address, count: count, writing: false) {
+            let value = unsafe place.bytes.loadUnaligned(as: Value.self)
+            try place.checkIntact(address, count: count)
             return value
         }
         let scratch = UnsafeMutableRawBufferPointer.allocate(
@@ -158,9 +174,9 @@ public final class GuestMemory {
         _ value: Value, at address: GuestAddress
     ) throws(DMAError) {
         let count = MemoryLayout<Value>.size
-        if let bytes = unsafe try local(address, count: count, writing: true) {
-            unsafe bytes.storeBytes(of: value, as: Value.self)
-            try checkIntact(address, count: count)
+        if let place = local(address, count: count, writing: true) {
+            unsafe place.bytes.storeBytes(of: value, as: Value.self)
+            try place.checkIntact(address, count: count)
             return
         }
         let scratch = UnsafeMutableRawBufferPointer.allocate(
@@ -168,42 +184,6 @@ public final class GuestMemory {
         defer { unsafe scratch.deallocate() }
         unsafe scratch.storeBytes(of: value, as: Value.self)
         unsafe try write(UnsafeRawBufferPointer(scratch), at: address)
-    }
-
-    /// Loads a word so that what the guest stored before it is seen by later loads.
-    ///
-    /// An address that is not a multiple of four fails: the rings of the controller have none.
-    public func loadAcquiring(at address: GuestAddress) throws(DMAError) -> UInt32 {
-        guard address.rawValue & 3 == 0 else { throw DMAError(.unmapped, at: address, count: 4) }
-        guard let bytes = unsafe try local(address, count: 4, writing: false),
-            let start = unsafe Self.atomicPlace(bytes)
-        else { return try load(at: address) }
-        let value = unsafe start.assumingMemoryBound(to: Atomic<UInt32>.self).pointee.load(
-            ordering: .acquiring)
-        try checkIntact(address, count: 4)
-        return value
-    }
-
-    /// Stores a word so that the guest which sees it also sees all earlier stores.
-    public func storeReleasing(_ value: UInt32, at address: GuestAddress) throws(DMAError) {
-        guard address.rawValue & 3 == 0 else { throw DMAError(.unmapped, at: address, count: 4) }
-        guard let bytes = unsafe try local(address, count: 4, writing: true),
-            let start = unsafe Self.atomicPlace(bytes)
-        else { return try store(value, at: address) }
-        unsafe start.assumingMemoryBound(to: Atomic<UInt32>.self).pointee.store(
-            value, ordering: .releasing)
-        try checkIntact(address, count: 4)
-    }
-
-    /// Where an atomic word may lie. A region that begins at an odd address puts aligned addresses of
-    /// the guest at odd ones of ours; no client has been seen to do that, and it loses the ordering.
-    private static func atomicPlace(
-        _ bytes: UnsafeMutableRawBufferPointer
-    ) -> UnsafeMutableRawPointer? {
-        guard let start = bytes.baseAddress, UInt(bitPattern: start) & 3 == 0 else {
-            return nil
-        }
-        return unsafe start
     }
 
     // MARK: - Bytes
@@ -273,10 +253,11 @@ public final class GuestMemory {
     public func forEachSlice(
         at address: GuestAddress, count: Int, writable: Bool, _ body: (Slice) -> Void
     ) throws(DMAError) {
-        // The usual case first: one region holds all of it.
-        if let region = region(at: address.rawValue), region.last - address.rawValue >= count - 1 {
-            try check(region, at: address, count: count, writing: writable)
-            body(slice(of: region, at: address.rawValue, count: count))
+        // The usual case first: the last region holds all of it.
+        if let place = local(address, count: count, writing: writable), let windowOwner {
+            try place.checkIntact(address, count: count)
+            let bytes = unsafe UnsafeMutableRawBufferPointer(start: place.bytes, count: count)
+            body(unsafe Slice(bytes: bytes, owner: windowOwner, address: address, count: count))
             return
         }
         var pieces: [Slice] = []
@@ -297,16 +278,39 @@ public final class GuestMemory {
 
     // MARK: - Finding regions
 
-    /// The bytes at an address if one mapped region holds them all; `nil` sends the caller to the
-    /// general path, which also finds the errors.
-    private func local(
-        _ address: GuestAddress, count: Int, writing: Bool
-    ) throws(DMAError) -> UnsafeMutableRawBufferPointer? {
-        guard let region = region(at: address.rawValue),
-            region.last - address.rawValue >= UInt64(count - 1), !region.isRemote
+    /// Bytes of a mapped region.
+    @safe
+    struct Place {
+        let bytes: UnsafeMutableRawPointer
+        let integrity: Mapping.Integrity
+
+        /// Asked after the access, which may have been what met a lost page.
+        func checkIntact(_ address: GuestAddress, count: Int) throws(DMAError) {
+            if !integrity.isIntact { throw DMAError(.lost, at: address, count: count) }
+        }
+    }
+
+    /// Where an address is if one mapped region holds all bytes; `nil` sends the caller to the general
+    /// path, which also finds the errors.
+    func local(_ address: GuestAddress, count: Int, writing: Bool) -> Place? {
+        if let place = place(address, count: count, writing: writing) { return place }
+        // Perhaps it is in another region than the last one.
+        guard let region = region(at: address.rawValue), let mapping = region.mapping,
+            let bytes = unsafe mapping.bytes.baseAddress
         else { return nil }
-        try check(region, at: address, count: count, writing: writing)
-        return unsafe region.bytes(from: address.rawValue)
+        window = unsafe Window(
+            start: region.start, count: region.count, isWritable: region.isWritable, bytes: bytes,
+            integrity: mapping.integrity)
+        windowOwner = region
+        return place(address, count: count, writing: writing)
+    }
+
+    private func place(_ address: GuestAddress, count: Int, writing: Bool) -> Place? {
+        guard let window, window.isWritable || !writing else { return nil }
+        let offset = address.rawValue &- window.start
+        guard offset < window.count, window.count - offset >= UInt64(count) else { return nil }
+        return unsafe Place(
+            bytes: window.bytes + Int(offset), integrity: window.integrity)
     }
 
     private func check(
@@ -317,10 +321,6 @@ public final class GuestMemory {
         if region.isRemote && remote == nil {
             throw DMAError(.unmapped, at: address, count: count)
         }
-    }
-
-    private func checkIntact(_ address: GuestAddress, count: Int) throws(DMAError) {
-        if let lastFound, !lastFound.isIntact { throw DMAError(.lost, at: address, count: count) }
     }
 
     /// Cuts a range at the borders of regions. The regions are found before the first call, so a

@@ -12,7 +12,7 @@ package final class MemoryRegion {
     package let count: UInt64
     package let isWritable: Bool
     /// `nil` for a region without a descriptor, which is reached by messages.
-    private let mapping: Mapping?
+    let mapping: Mapping?
     /// Set when the region has left the table; finished by `deinit`.
     private var unmapping: Unmapping?
 

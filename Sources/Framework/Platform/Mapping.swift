@@ -12,7 +12,17 @@ public import SystemPackage
 public final class Mapping {
     /// The mapped bytes. Others write them too, so they must be read once and interpreted as a copy.
     public let bytes: UnsafeMutableRawBufferPointer
-    private let guardSlot: CInt
+    /// Asks what ``isIntact`` does, without the mapping at hand.
+    public let integrity: Integrity
+
+    /// Whether the file still has all pages of a mapping. It is a number and not a reference, so that
+    /// every access can ask. It means nothing once the mapping is gone.
+    public struct Integrity: Sendable {
+        fileprivate let slot: CInt
+
+        /// False once an access has met pages that the file no longer has.
+        public var isIntact: Bool { !clinux_guard_was_hit(slot) }
+    }
 
     /// Maps `count` bytes of the file from `offset` on, for reading and, if asked, for writing.
     ///
@@ -41,14 +51,14 @@ public final class Mapping {
             throw .noMemory
         }
         unsafe bytes = UnsafeMutableRawBufferPointer(start: address, count: length)
-        guardSlot = slot
+        integrity = Integrity(slot: slot)
     }
 
     /// False once an access has met pages that the file no longer has.
-    public var isIntact: Bool { !clinux_guard_was_hit(guardSlot) }
+    public var isIntact: Bool { integrity.isIntact }
 
     deinit {
-        clinux_guard_remove(guardSlot)
+        clinux_guard_remove(integrity.slot)
         unsafe munmap(bytes.baseAddress, bytes.count)
     }
 }

@@ -36,19 +36,24 @@ extension Endpoint {
         defer { isStopping = false }
         forEachQueue { endpoint in _ = endpoint.settle(owner, &bus, force: true) }
         guard state == .running else { return false }
-        var walks: [TransferWalk] = []
+        var stopped: [(walk: TransferWalk, head: TransferDescriptor)] = []
         forEachQueue { endpoint in
-            if let walk = endpoint.stopQueue(owner, bus) { walks.append(walk) }
+            if let head = endpoint.stopQueue(owner, bus) { stopped.append(head) }
         }
         setState(.stopped, bus)
-        for index in walks.indices { post(&walks[index], owner, &bus) }
+        for index in stopped.indices {
+            let head = stopped[index].head
+            post(&stopped[index].walk, head, owner, &bus)
+        }
         return true
     }
 
     /// Gives the selected queue's transfers back to its ring, the first as far as it did not come.
     ///
-    /// - Returns: the events of that one.
-    private mutating func stopQueue(_ owner: SlotIdentity, _ bus: SystemBus) -> TransferWalk? {
+    /// - Returns: that one, and the walk that has its events.
+    private mutating func stopQueue(
+        _ owner: SlotIdentity, _ bus: SystemBus
+    ) -> (walk: TransferWalk, head: TransferDescriptor)? {
         let head = queue.inFlight.first
         giveBackQueue(owner)
         guard let head else { return nil }
@@ -56,8 +61,8 @@ extension Endpoint {
         if case .cancelled(let count) = head.outcome { transferred = count }
         _ = writeBack(head, transferred, bus)
         let walk = TransferWalk(head, transferred: transferred, code: .stopped)
-        standWhere(walk)
-        return walk
+        standWhere(walk, head)
+        return (walk, head)
     }
 
     // MARK: - Reset Endpoint, Set TR Dequeue Pointer

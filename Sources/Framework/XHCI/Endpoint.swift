@@ -21,6 +21,7 @@ struct Endpoint {
     /// The Device Context Index.
     let index: Int
     let kind: EndpointKind
+    let address: EndpointAddress
     private(set) var state = EndpointState.running
     /// The transfer ring, or that of the selected stream.
     var queue: TransferQueue
@@ -40,17 +41,13 @@ struct Endpoint {
     init(index: Int, context: EndpointContext, contextAddress: UInt64) {
         self.index = index
         kind = context.kind
+        address = EndpointAddress(
+            UInt8(index / 2), context.kind != .control && index % 2 == 1 ? .in : .out)
         queue = TransferQueue(RingPosition(rawValue: context.dequeuePointer))
         streams = StreamTable(context)
         schedule = context.kind.isIsochronous ? IsochronousSchedule(context) : nil
         self.contextAddress = contextAddress
         contextInfo = context.info
-    }
-
-    var address: EndpointAddress {
-        kind == .control
-            ? EndpointAddress(UInt8(index / 2), .out)
-            : EndpointAddress(UInt8(index / 2), index % 2 == 1 ? .in : .out)
     }
 
     // MARK: - Running
@@ -104,7 +101,7 @@ struct Endpoint {
     /// Posts the events of what is finished and starts what the ring has.
     ///
     /// - Parameters:
-    ///   - budget: TRBs that may be read; what is read is taken off.
+    ///   - budget: the work that may be done (``Limits/workPerVisit``); what is done is taken off.
     ///   - microframe: the time for isochronous transfers.
     mutating func visit(
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
@@ -133,15 +130,16 @@ struct Endpoint {
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
         budget: inout Int, microframe: Int64
     ) -> Visit {
-        let end = budget - Limits.trbsPerVisit
+        let end = budget - Limits.workPerVisit
         while budget > max(0, end) {
             guard settle(owner, &bus) else { return .blocked }
+            let bytes = load.bytes
             let count =
                 schedule == nil
                 ? startNext(owner, bus, &sequence)
                 : advanceSchedule(owner, &bus, &sequence, now: microframe)
             guard count > 0 else { return .idle }
-            budget -= count
+            budget -= count + (load.bytes - bytes) >> 12
         }
         return .more
     }
@@ -263,9 +261,9 @@ struct Endpoint {
             transferKind = .isochronous
             limit = schedule.payload
         }
-        let all: TransferBuffer
+        var buffer: TransferBuffer
         do throws(DMAError) {
-            all = try descriptor.makeBuffer(direction, bus.memory, bus.bounceBudget)
+            buffer = try descriptor.makeBuffer(direction, bus.memory, bus.bounceBudget)
         } catch {
             bus.note("transfer data: \(error.reason) at \(error.address)")
             descriptor.outcome = .failed(
@@ -274,11 +272,13 @@ struct Endpoint {
             hold(descriptor)
             return
         }
-        let buffer = all.count > limit ? all.slice(from: 0, count: limit) : all
+        if buffer.count > limit {
+            buffer = buffer.slice(from: 0, count: limit)
+            descriptor.isTruncated = kind.isIsochronous
+        }
         descriptor.length = buffer.count
-        descriptor.isTruncated = kind.isIsochronous && all.count > limit
-        guard let connection = owner.connection, let device = connection.device,
-            bus.registers.ports[connection.port].isEnabled
+        guard let connection = owner.connection, connection.isOpen,
+            bus.registers.isPortEnabled(connection.port)
         else {
             descriptor.outcome = .failed(.usbTransactionError, transferred: 0)
             hold(descriptor)
@@ -286,7 +286,8 @@ struct Endpoint {
         }
         let id = descriptor.id
         hold(descriptor)
-        device.submit(Transfer(id: id, endpoint: address, kind: transferKind, buffer: buffer))
+        connection.submit(
+            Transfer(id: id, endpoint: address, kind: transferKind, buffer: buffer))
     }
 
     private mutating func hold(_ descriptor: consuming TransferDescriptor) {
@@ -331,7 +332,7 @@ struct Endpoint {
         }
         let code: CompletionCode? = descriptor.isTruncated ? .bandwidthOverrunError : nil
         var walk = TransferWalk(descriptor, transferred: transferred, code: code)
-        post(&walk, owner, &bus)
+        post(&walk, descriptor, owner, &bus)
     }
 
     /// Ends a transfer with an error. The context says so before the event does.
@@ -346,10 +347,10 @@ struct Endpoint {
         if code != .dataBufferError, !kind.isIsochronous || code == .trbError {
             finishOtherStreams(owner, &bus)
             giveBack(owner)
-            standWhere(walk)
+            standWhere(walk, descriptor)
             setState(code == .trbError ? .error : .halted, bus)
         }
-        post(&walk, owner, &bus)
+        post(&walk, descriptor, owner, &bus)
     }
 
     /// Tells of what streams other than the selected one have finished: it was done before the
@@ -381,9 +382,10 @@ struct Endpoint {
     }
 
     func post(
-        _ walk: inout TransferWalk, _ owner: SlotIdentity, _ bus: inout SystemBus
+        _ walk: inout TransferWalk, _ descriptor: borrowing TransferDescriptor,
+        _ owner: SlotIdentity, _ bus: inout SystemBus
     ) {
-        while let event = walk.next() {
+        while let event = walk.next(descriptor) {
             bus.post(
                 .transferEvent(
                     event.code, slot: owner.slot, endpoint: index, pointer: event.pointer,
@@ -408,9 +410,11 @@ struct Endpoint {
     }
 
     /// Puts the queue to where a transfer failed or was stopped.
-    mutating func standWhere(_ walk: TransferWalk) {
+    mutating func standWhere(
+        _ walk: TransferWalk, _ descriptor: borrowing TransferDescriptor
+    ) {
         var preview = walk
-        while preview.next() != nil {}
+        while preview.next(descriptor) != nil {}
         guard let place = preview.place else { return }
         queue.ring = place.position
         queue.progress = place.progress

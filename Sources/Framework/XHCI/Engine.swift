@@ -93,7 +93,7 @@ struct Engine {
     /// - Parameter isInterrupted: asked between steps; the caller wants the engine back.
     mutating func service(now: Duration, isInterrupted: () -> Bool) {
         wakeScheduled(now: now)
-        var budget = Limits.trbsPerService
+        var budget = Limits.workPerService
         var isDone = false
         for _ in 0..<Limits.roundsPerService where !isDone && budget > 0 && !isInterrupted() {
             registers.hasWork = false

@@ -48,8 +48,14 @@ struct EventRing {
     mutating func post(_ trb: TRB, interrupts: Bool, memory: GuestMemory, registers: RegisterFile)
         throws(DMAError)
     {
-        try refresh(memory, registers)
+        if registers.movedEventRings[bit: index] { try refresh(memory, registers) }
         if segments.isEmpty { return }
+        if waiting.isEmpty, free >= 2 {
+            hasToldFull = false
+            try write(trb, memory)
+            if interrupts { wantsInterrupt = true }
+            return
+        }
         waiting.append(WaitingEvent(trb: trb, interrupts: interrupts))
         try flush(memory)
     }
@@ -90,9 +96,8 @@ struct EventRing {
         let address = GuestAddress(segments[segment].base) + offset * TRB.size
         var control = trb.control
         control[bit: 0] = cycle
-        try memory.store(trb.parameter, at: address)
-        try memory.store(trb.status, at: address + 8)
-        try memory.storeReleasing(control, at: address + 12)
+        try memory.store(
+            RingItem(parameter: trb.parameter, status: trb.status, control: control), at: address)
         offset += 1
         enqueue += 1
         guard offset == segments[segment].count else { return }
@@ -108,6 +113,7 @@ struct EventRing {
     private mutating func refresh(_ memory: GuestMemory, _ registers: RegisterFile)
         throws(DMAError)
     {
+        registers.movedEventRings[bit: index] = false
         if registers.interrupters[index].isTableNew {
             registers.interrupters[index].isTableNew = false
             try loadTable(memory, registers)

@@ -36,10 +36,11 @@ enum Limits {
     static let commandsPerService = 64
     /// Rounds through completions, commands and endpoints in one call of `service`.
     static let roundsPerService = 16
-    /// TRBs read from one transfer ring before others have their turn.
-    static let trbsPerVisit = 256
-    /// TRBs read from all transfer rings in one call of `service`. The last transfer may exceed it.
-    static let trbsPerService = 4096
+    /// What one endpoint does before others have their turn: TRBs read, and pages of their data.
+    static let workPerVisit = 64
+    /// What all endpoints do in one call of `service`; the last transfer may exceed it. It is some
+    /// 100 µs of work: the guest's register accesses wait that long.
+    static let workPerService = 128
     /// Messages of devices that are handled in one round.
     static let messagesPerRound = 256
     /// Events that wait for room in an event ring before commands are held back. Transfers are held

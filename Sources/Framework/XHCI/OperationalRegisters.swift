@@ -93,7 +93,7 @@ struct CommandRingControl {
     /// Writes the high half of the pointer.
     mutating func writeHigh(_ value: UInt32) {
         guard !isRunning else { return }
-        start.address = start.address & 0xffff_ffff | UInt64(value) << 32
+        start = RingPosition(rawValue: start.rawValue & 0xffff_ffff | UInt64(value) << 32)
         isStartNew = true
     }
 }

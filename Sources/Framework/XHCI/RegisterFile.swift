@@ -24,6 +24,8 @@ final class RegisterFile {
     var interrupters: [InterrupterRegisters]
     /// Interrupters that have something to do when their registers change, one bit each.
     var busyInterrupters: UInt16 = 0
+    /// Interrupters whose event ring registers were written, one bit each.
+    var movedEventRings: UInt16 = 0
     /// The endpoints whose doorbells were rung.
     var doorbells: EndpointSet
     /// The same of streams.
@@ -55,6 +57,7 @@ final class RegisterFile {
         }
         interrupters = Self.freshInterrupters(capabilities)
         busyInterrupters = 0
+        movedEventRings = 0
         doorbells = EndpointSet(slots: capabilities.slots)
         streamDoorbells = StreamDoorbells()
         hasCommands = false
@@ -78,6 +81,9 @@ final class RegisterFile {
         hasWork = true
         hasPortWork = true
     }
+
+    /// PED: transfers reach the device.
+    func isPortEnabled(_ port: Int) -> Bool { ports[port].isEnabled }
 
     /// MaxSlotsEn, as far as there are so many slots.
     var enabledSlots: Int { min(Int(configure), capabilities.slots) }
@@ -201,11 +207,12 @@ final class RegisterFile {
         _ value: UInt32, to register: MMIORegister.InterrupterRegister, ofInterrupter index: Int,
         now: Duration
     ) {
+        movedEventRings[bit: index] = true
         switch register {
         case .management: interrupters[index].writeManagement(value)
         case .moderation: interrupters[index].writeModeration(value, now: now)
         case .segmentTableSize: interrupters[index].writeSegmentCount(value)
-        case .reserved: break
+        case .reserved: return
         case .segmentTableLow: interrupters[index].writeTableLow(value)
         case .segmentTableHigh: interrupters[index].writeTableHigh(value)
         case .dequeueLow: interrupters[index].writeDequeueLow(value)

@@ -41,11 +41,18 @@ final class PortConnection: USBPort {
         self.inbox = inbox
     }
 
+    /// Whether the device is there.
+    var isOpen: Bool { device != nil }
+
+    func submit(_ transfer: consuming Transfer) { device?.submit(transfer) }
+
     func complete(_ completion: Transfer.Completion) {
-        guard device != nil else { return }
-        if let place = abandoned.firstIndex(of: completion.id) { abandoned.remove(at: place) }
+        guard let inbox else { return }
+        if !abandoned.isEmpty, let place = abandoned.firstIndex(of: completion.id) {
+            abandoned.remove(at: place)
+        }
         // Of an abandoned transfer too: a command may wait for it.
-        inbox?.append(.completed(completion))
+        inbox.append(.completed(completion))
     }
 
     /// Nobody waits for this transfer any more but for its memory.
@@ -91,6 +98,11 @@ final class RootHub {
         self.registers = registers
         self.inbox = inbox
         connections = Array(repeating: nil, count: registers.capabilities.ports)
+    }
+
+    /// A device may hold its port, which holds it.
+    deinit {
+        for connection in connections { connection?.close() }
     }
 
     /// What is plugged into a port; ports count from 0.

@@ -66,15 +66,11 @@ struct SystemBus {
         registers.reportHostSystemError()
     }
 
-    /// The TRB at a place, or `nil` if it is the producer's. Each word is loaded once, and the one
-    /// with the cycle bit first, so that the others are what belongs to it.
+    /// The TRB at a place, or `nil` if it is the producer's. Each word is loaded once.
     func fetch(at position: RingPosition) throws(DMAError) -> TRB? {
-        let address = GuestAddress(position.address)
-        let control = try memory.loadAcquiring(at: address + 12)
-        guard control[bit: 0] == position.cycle else { return nil }
-        return TRB(
-            parameter: try memory.load(at: address), status: try memory.load(at: address + 8),
-            control: control)
+        try memory.loadRingItem(at: GuestAddress(position.address), cycle: position.cycle).map {
+            TRB(parameter: $0.parameter, status: $0.status, control: $0.control)
+        }
     }
 
     // MARK: - Events

@@ -72,31 +72,23 @@ struct TRB: BitwiseCopyable, Equatable {
 /// A place in a ring and the cycle bit that a TRB there must have, as software writes both:
 /// the address in bits 63:4, the cycle state in bit 0.
 struct RingPosition: Equatable {
-    var address: UInt64
-    var cycle: Bool
+    /// The form of a TR Dequeue Pointer.
+    private(set) var rawValue: UInt64
 
     /// From a TR Dequeue Pointer or Command Ring Pointer; the reserved bits are dropped.
-    init(rawValue: UInt64) {
-        address = rawValue & ~0xf
-        cycle = rawValue[bit: 0]
-    }
+    init(rawValue: UInt64) { self.rawValue = rawValue & ~0xe }
 
-    /// The form of a TR Dequeue Pointer.
-    var rawValue: UInt64 { address | (cycle ? 1 : 0) }
+    var address: UInt64 { rawValue & ~0xf }
+    var cycle: Bool { rawValue[bit: 0] }
 
     /// The place after this one in the same segment.
     var next: RingPosition {
-        var result = self
-        result.address = address &+ UInt64(TRB.size)
-        return result
+        RingPosition(rawValue: rawValue &+ UInt64(TRB.size))
     }
 
     /// Where a Link TRB at this place leads.
     func following(_ link: LinkTRB) -> RingPosition {
-        var result = self
-        result.address = link.target
-        if link.toggleCycle { result.cycle.toggle() }
-        return result
+        RingPosition(rawValue: link.target | (cycle != link.toggleCycle ? 1 : 0))
     }
 }
 

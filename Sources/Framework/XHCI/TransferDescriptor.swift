@@ -73,8 +73,9 @@ struct TransferEvent {
 
 /// Goes through a finished transfer descriptor and tells which events it causes (xHCI 4.10.1,
 /// 4.11.5.2), and where the endpoint stands afterwards.
+///
+/// It does not hold the descriptor, which is given to each step.
 struct TransferWalk {
-    private let descriptor: TransferDescriptor
     /// The TRB at which a transfer failed or was stopped, and with which code.
     private let ending: (entry: Int, code: CompletionCode)?
 
@@ -92,19 +93,23 @@ struct TransferWalk {
 
     /// - Parameter code: `nil` for a transfer that completed.
     init(
-        _ descriptor: TransferDescriptor, transferred: Int, code: CompletionCode?, entry: Int? = nil
+        _ descriptor: borrowing TransferDescriptor, transferred: Int, code: CompletionCode?,
+        entry: Int? = nil
     ) {
-        self.descriptor = descriptor
         left = transferred
         accumulated = descriptor.start.accumulated
-        ending = code.map { code in
-            (entry ?? Self.lastEntry(descriptor, transferred: transferred, code: code), code)
+        if let code {
+            let last =
+                entry ?? Self.lastEntry(descriptor, transferred: transferred, code: code)
+            ending = (last, code)
+        } else {
+            ending = nil
         }
     }
 
     /// The TRB that was at work when `transferred` bytes were through.
     private static func lastEntry(
-        _ descriptor: TransferDescriptor, transferred: Int, code: CompletionCode
+        _ descriptor: borrowing TransferDescriptor, transferred: Int, code: CompletionCode
     ) -> Int {
         // A control transfer that is stopped begins again with its Setup Stage.
         if descriptor.isControl, code == .stopped { return 0 }
@@ -124,16 +129,20 @@ struct TransferWalk {
     }
 
     /// The next event, or `nil` at the end.
-    mutating func next() -> TransferEvent? {
+    mutating func next(_ descriptor: borrowing TransferDescriptor) -> TransferEvent? {
         while index < descriptor.entries.count {
-            if let event = visit(index) { return event }
+            if let event = visit(index, descriptor) { return event }
         }
         return nil
     }
 
-    private mutating func visit(_ current: Int) -> TransferEvent? {
+    private mutating func visit(
+        _ current: Int, _ descriptor: borrowing TransferDescriptor
+    ) -> TransferEvent? {
         index = current + 1
-        let trb = TransferTRB(descriptor.entries[current].trb)
+        let entry = descriptor.entries[current]
+        let position = entry.position
+        let trb = TransferTRB(entry.trb)
         var residue = 0
         switch trb.trb.kind {
         case .normal, .isochronous, .dataStage:
@@ -153,11 +162,11 @@ struct TransferWalk {
             index = descriptor.entries.count
             let done = trb.hasData ? trb.length - residue : 0
             place = (
-                descriptor.entries[current].position,
+                position,
                 descriptor.isControl
                     ? .nothing : PartialTransfer(bytes: done, accumulated: accumulated)
             )
-            return event(ending.code, of: current, trb, length: residue)
+            return event(ending.code, at: position, trb, length: residue)
         }
         if trb.trb.kind == .eventData { return eventData(trb) }
         let wasShort = isShort
@@ -168,9 +177,9 @@ struct TransferWalk {
                 trb.interruptOnCompletion || (!wasShort && trb.interruptOnShortPacket)
             guard asked, !hasToldShort, trb.hasData else { return nil }
             hasToldShort = true
-            return event(.shortPacket, of: current, trb, length: residue)
+            return event(.shortPacket, at: position, trb, length: residue)
         }
-        return trb.interruptOnCompletion ? event(.success, of: current, trb, length: 0) : nil
+        return trb.interruptOnCompletion ? event(.success, at: position, trb, length: 0) : nil
     }
 
     private mutating func eventData(_ trb: TransferTRB) -> TransferEvent? {
@@ -182,10 +191,10 @@ struct TransferWalk {
     }
 
     private func event(
-        _ code: CompletionCode, of entry: Int, _ trb: TransferTRB, length: Int
+        _ code: CompletionCode, at position: RingPosition, _ trb: TransferTRB, length: Int
     ) -> TransferEvent {
         TransferEvent(
-            code: code, pointer: descriptor.entries[entry].position.address, length: length,
+            code: code, pointer: position.address, length: length,
             interrupter: trb.interrupter, interrupts: !trb.blockEventInterrupt)
     }
 }

@@ -34,7 +34,7 @@ final class BounceBudget {
 
 /// The data of a transfer that goes to guest memory by messages: filled before an OUT transfer,
 /// written back after an IN transfer.
-struct BounceBuffer {
+final class BounceBuffer {
     private let storage: OwnedBytes
     private var pieces: [(address: GuestAddress, count: Int)] = []
 
@@ -42,7 +42,7 @@ struct BounceBuffer {
         storage = OwnedBytes(count: count, of: budget)
     }
 
-    fileprivate mutating func append(_ address: GuestAddress, count: Int) {
+    fileprivate func append(_ address: GuestAddress, count: Int) {
         pieces.append((address, count))
     }
 
@@ -119,7 +119,7 @@ extension TransferDescriptor {
         guard budget.allows(total) else {
             throw DMAError(.noBuffer, at: GuestAddress(entries[0].position.address), count: total)
         }
-        var bounce = BounceBuffer(count: total, of: budget)
+        let bounce = BounceBuffer(count: total, of: budget)
         for index in entries.indices where TransferTRB(entries[index].trb).hasData {
             let trb = TransferTRB(entries[index].trb)
             let count = length(ofEntry: index)

@@ -8,7 +8,6 @@ internal import USB
 /// A descriptor that the guest has not finished writing is left alone: the endpoint reads it again
 /// when its doorbell rings. One that breaks the rules comes out with its outcome, a TRB Error.
 struct TransferReader {
-    private let bus: SystemBus
     private var position: RingPosition
     private var descriptor: TransferDescriptor
     private var data = 0
@@ -21,8 +20,7 @@ struct TransferReader {
         case malformed
     }
 
-    private init(_ bus: SystemBus, _ position: RingPosition, _ start: PartialTransfer) {
-        self.bus = bus
+    private init(_ position: RingPosition, _ start: PartialTransfer) {
         self.position = position
         descriptor = TransferDescriptor(end: position, start: start)
     }
@@ -31,13 +29,13 @@ struct TransferReader {
     static func read(
         _ kind: EndpointKind, at position: RingPosition, start: PartialTransfer, _ bus: SystemBus
     ) -> TransferDescriptor? {
-        var reader = TransferReader(bus, position, start)
+        var reader = TransferReader(position, start)
         do throws(End) {
             switch kind {
-            case .control: try reader.readControl()
+            case .control: try reader.readControl(bus)
             case .isochronousIn, .isochronousOut:
-                try reader.readIsochronous(isIn: kind == .isochronousIn)
-            default: try reader.readChain(isIn: kind == .bulkIn || kind == .interruptIn)
+                try reader.readIsochronous(isIn: kind == .isochronousIn, bus)
+            default: try reader.readChain(isIn: kind == .bulkIn || kind == .interruptIn, bus)
             }
         } catch {
             switch error {
@@ -54,8 +52,8 @@ struct TransferReader {
     // MARK: - Kinds of descriptors
 
     /// A bulk or interrupt transfer: Normal TRBs up to one without a chain bit.
-    private mutating func readChain(isIn: Bool) throws(End) {
-        guard var trb = try readStart() else { return }
+    private mutating func readChain(isIn: Bool, _ bus: SystemBus) throws(End) {
+        guard var trb = try readStart(bus) else { return }
         while true {
             switch trb.trb.kind {
             case .normal: try count(trb, isIn: isIn)
@@ -63,15 +61,15 @@ struct TransferReader {
             default: throw .malformed
             }
             guard trb.chain else { break }
-            trb = try next()
+            trb = try next(bus)
         }
         finishWithoutDevice(unless: .normal)
     }
 
     /// A control transfer: the Setup Stage, an optional Data Stage with what is chained to it, and
     /// the Status Stage with what is chained to that (xHCI 4.11.2.2).
-    private mutating func readControl() throws(End) {
-        guard let setup = try readStart() else { return }
+    private mutating func readControl(_ bus: SystemBus) throws(End) {
+        guard let setup = try readStart(bus) else { return }
         switch setup.trb.kind {
         case .noOperation:
             finishWithoutDevice(unless: .setupStage)
@@ -80,34 +78,34 @@ struct TransferReader {
         default: throw .malformed
         }
         descriptor.isControl = true
-        var trb = try next()
-        while trb.trb.kind == .noOperation { trb = try next() }
+        var trb = try next(bus)
+        while trb.trb.kind == .noOperation { trb = try next(bus) }
         if trb.trb.kind == .dataStage {
             let isIn = SetupPacket(wire: setup.parameter).direction == .in
             guard trb.direction == isIn else { throw .malformed }
             try count(trb, isIn: isIn)
             while trb.chain {
-                trb = try next()
+                trb = try next(bus)
                 switch trb.trb.kind {
                 case .normal: try count(trb, isIn: isIn)
                 case .noOperation, .eventData: break
                 default: throw .malformed
                 }
             }
-            trb = try next()
+            trb = try next(bus)
         }
-        while trb.trb.kind == .noOperation { trb = try next() }
+        while trb.trb.kind == .noOperation { trb = try next(bus) }
         guard trb.trb.kind == .statusStage else { throw .malformed }
         while trb.chain {
-            trb = try next()
+            trb = try next(bus)
             guard trb.trb.kind == .eventData else { throw .malformed }
         }
     }
 
     /// An isochronous transfer: one Isoch TRB, then Normal TRBs up to one without a chain bit
     /// (xHCI 4.11.2.3). What has no Isoch TRB takes no service interval.
-    private mutating func readIsochronous(isIn: Bool) throws(End) {
-        guard var trb = try readStart() else { return }
+    private mutating func readIsochronous(isIn: Bool, _ bus: SystemBus) throws(End) {
+        guard var trb = try readStart(bus) else { return }
         let isTransfer = trb.trb.kind == .isochronous
         if isTransfer { try count(trb, isIn: isIn) }
         while true {
@@ -118,16 +116,17 @@ struct TransferReader {
             default: throw .malformed
             }
             guard trb.chain else { break }
-            trb = try next()
+            trb = try next(bus)
         }
         finishWithoutDevice(unless: .isochronous)
     }
 
     /// A descriptor that has no TRB of the kind needs no device, only its events.
     private mutating func finishWithoutDevice(unless kind: TRB.Kind) {
-        if !descriptor.entries.contains(where: { $0.trb.kind == kind }) {
-            descriptor.outcome = .completed(transferred: 0)
+        for index in descriptor.entries.indices where descriptor.entries[index].trb.kind == kind {
+            return
         }
+        descriptor.outcome = .completed(transferred: 0)
     }
 
     /// Checks a TRB with data. Immediate data only goes out, and no more than fits.
@@ -140,8 +139,8 @@ struct TransferReader {
     // MARK: - TRBs
 
     /// The first TRB; `nil` after a Link TRB that wants an event, which is a descriptor by itself.
-    private mutating func readStart() throws(End) -> TransferTRB? {
-        let trb = try next(stopsAtLinks: true)
+    private mutating func readStart(_ bus: SystemBus) throws(End) -> TransferTRB? {
+        let trb = try next(bus, stopsAtLinks: true)
         if trb.trb.kind == .link {
             descriptor.outcome = .completed(transferred: 0)
             return nil
@@ -149,43 +148,41 @@ struct TransferReader {
         return trb
     }
 
-    private mutating func next() throws(End) -> TransferTRB {
-        try next(stopsAtLinks: false)
-    }
-
     /// The next TRB that is no Link TRB, appended to the entries.
-    private mutating func next(stopsAtLinks: Bool) throws(End) -> TransferTRB {
+    private mutating func next(
+        _ bus: SystemBus, stopsAtLinks: Bool = false
+    ) throws(End) -> TransferTRB {
         for _ in 0...Limits.linksInARow {
-            let trb = try fetch()
+            let trb = try fetch(bus)
             guard let link = LinkTRB(trb) else {
-                append(trb)
+                append(trb, bus)
                 position = position.next
                 guard descriptor.entries.count <= Limits.trbsPerTransfer else { throw .malformed }
                 return TransferTRB(trb)
             }
             let wantsEvent = TransferTRB(trb).interruptOnCompletion
-            if wantsEvent { append(trb) }
+            if wantsEvent { append(trb, bus) }
             position = position.following(link)
             if wantsEvent, stopsAtLinks { return TransferTRB(trb) }
         }
-        append(TRB())
+        append(TRB(), bus)
         throw .malformed
     }
 
-    private mutating func fetch() throws(End) -> TRB {
+    private mutating func fetch(_ bus: SystemBus) throws(End) -> TRB {
         let fetched: TRB?
         do throws(DMAError) {
             fetched = try bus.fetch(at: position)
         } catch {
             bus.note("transfer ring: \(error.reason) at \(error.address)")
-            append(TRB())
+            append(TRB(), bus)
             throw .malformed
         }
         guard let fetched else { throw .notYet }
         return fetched
     }
 
-    private mutating func append(_ trb: TRB) {
+    private mutating func append(_ trb: TRB, _ bus: SystemBus) {
         descriptor.entries.append(RingEntry(trb: trb, position: position))
         descriptor.interrupters |= bus.interrupterBit(TransferTRB(trb).interrupter)
     }
