@@ -146,6 +146,12 @@ struct BulkOnlyTransport {
 
     // MARK: - Data
 
+    /// Whether an IN transfer need not wait.
+    var takesIn: Bool { phase == .data(.in) || phase == .status }
+
+    /// Whether an OUT transfer need not wait.
+    var takesOut: Bool { phase == .command || phase == .data(.out) }
+
     func action(forIn count: Int) -> InAction {
         switch phase {
         case .data(.in): dataAction(count)

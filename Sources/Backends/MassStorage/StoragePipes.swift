@@ -82,10 +82,11 @@ struct StoragePipes {
 
     private mutating func nextOut() -> Step? {
         guard !outTransfers.isEmpty else { return nil }
-        let count = outTransfers[0].buffer.count
         if control.isHalted(StorageDescriptors.outEndpoint) {
             return .refuse(outTransfers.removeFirst())
         }
+        // Mostly it has to wait, and a look at what it holds is not for nothing.
+        guard transport.takesOut, let count = outTransfers.first?.buffer.count else { return nil }
         switch transport.action(forOut: count) {
         case .wait: return nil
         case .command: return .command(outTransfers.removeFirst())
@@ -96,10 +97,10 @@ struct StoragePipes {
 
     private mutating func nextIn() -> Step? {
         guard !inTransfers.isEmpty else { return nil }
-        let count = inTransfers[0].buffer.count
         if control.isHalted(StorageDescriptors.inEndpoint) {
             return .refuse(inTransfers.removeFirst())
         }
+        guard transport.takesIn, let count = inTransfers.first?.buffer.count else { return nil }
         switch transport.action(forIn: count) {
         case .wait: return nil
         case .data(let count): return .send(inTransfers.removeFirst(), count: count)

@@ -112,8 +112,8 @@ extension Endpoint {
         forEachQueue { endpoint in
             for place in endpoint.queue.inFlight.indices
             where endpoint.queue.inFlight[place].outcome == nil {
-                endpoint.queue.inFlight[place].outcome = .failed(
-                    .usbTransactionError, transferred: 0)
+                endpoint.queue.setOutcome(
+                    .failed(.usbTransactionError, transferred: 0), at: place)
             }
             if let selected = endpoint.streams?.selected { endpoint.streams?.markReady(selected) }
         }

@@ -155,7 +155,7 @@ struct Endpoint {
         guard let place = queue.place(of: completion.id) else { return false }
         let length = queue.inFlight[place].length
         let transferred = max(0, min(completion.transferred, length))
-        queue.inFlight[place].outcome =
+        let outcome: TransferDescriptor.Outcome =
             switch completion.status {
             case .completed: .completed(transferred: transferred)
             case .cancelled where transferred == length && length > 0 && kind != .control:
@@ -170,6 +170,7 @@ struct Endpoint {
             case .babbled: .failed(.babbleDetectedError, transferred: transferred)
             case .failed, .disconnected: .failed(.usbTransactionError, transferred: transferred)
             }
+        queue.setOutcome(outcome, at: place)
         if let selected = streams?.selected { streams?.markReady(selected) }
         return true
     }
@@ -292,7 +293,7 @@ struct Endpoint {
 
     private mutating func hold(_ descriptor: consuming TransferDescriptor) {
         load.add(descriptor)
-        queue.inFlight.append(descriptor)
+        queue.append(descriptor)
     }
 
     // MARK: - Finishing

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DequeModule
 internal import USB
 
 /// A transfer ring at work (xHCI 4.9.2): where it is read, and what of it is not finished.
@@ -10,7 +9,7 @@ struct TransferQueue {
     /// What was done of the TRB there already.
     var progress = PartialTransfer.nothing
     /// What was read and has not had its events, in order.
-    var inFlight: Deque<TransferDescriptor> = []
+    private(set) var inFlight = DescriptorQueue()
     /// Nothing before this place is with the device.
     private var firstPending = 0
 
@@ -27,6 +26,15 @@ struct TransferQueue {
         return inFlight.firstIndex { $0.id == id && $0.outcome == nil }
     }
 
+    /// Notes how the transfer at a place ended.
+    mutating func setOutcome(_ outcome: TransferDescriptor.Outcome, at place: Int) {
+        inFlight.setOutcome(outcome, at: place)
+    }
+
+    mutating func append(_ descriptor: consuming TransferDescriptor) {
+        inFlight.append(descriptor)
+    }
+
     mutating func removeFirst() -> TransferDescriptor {
         firstPending = max(0, firstPending - 1)
         return inFlight.removeFirst()
@@ -35,7 +43,7 @@ struct TransferQueue {
     /// Goes back to the first TRB that is not finished.
     ///
     /// - Returns: what was read since.
-    mutating func rewind() -> Deque<TransferDescriptor> {
+    mutating func rewind() -> DescriptorQueue {
         let taken = inFlight
         inFlight.removeAll()
         firstPending = 0
