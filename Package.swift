@@ -61,7 +61,9 @@ let package = Package(
         // What `make bench` runs; no product asks for it.
         .executableTarget(
             name: "Benchmarks",
-            dependencies: ["RemoteGuest", "GuestKit", "VFIOClient", "DMA", "USB", "Platform"],
+            dependencies: [
+                "RemoteGuest", "GuestKit", "VFIOClient", "VMKit", "DMA", "USB", "Platform",
+            ],
             path: "Tests/Benchmarks", swiftSettings: .relaxed),
 
         // Tests, layer by layer.

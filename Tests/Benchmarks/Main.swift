@@ -45,6 +45,7 @@ enum Part: String, CaseIterable {
     case instructions
     case process
     case guest
+    case passthrough
 
     func run(_ folder: URL, _ report: inout Report) throws {
         switch self {
@@ -55,11 +56,18 @@ enum Part: String, CaseIterable {
                 return
             }
             report.sections.append(try LoopbackBenchmark(folder: folder).run())
+            report.sections.append(try InterruptBenchmark(folder: folder).run())
             report.sections.append(try IsochronousBenchmark(folder: folder).run())
         case .instructions:
             report.sections.append(
                 try InstructionBenchmark(folder: folder).run(skipped: &report.skipped))
-        case .process: report.sections.append(try ProcessBenchmark(folder: folder).run())
+        case .process:
+            report.sections.append(try ProcessBenchmark(folder: folder).run())
+            guard RunningProgram.offers("loopback") else {
+                report.skipped.append("\(InterrupterBenchmark.title): there is no loopback device")
+                return
+            }
+            report.sections.append(try InterrupterBenchmark(folder: folder).run())
         case .guest:
             if let absence = GuestBenchmark.absence() {
                 progress("*** \(absence) ***")
@@ -67,6 +75,13 @@ enum Part: String, CaseIterable {
                 return
             }
             report.sections.append(try GuestBenchmark(folder: folder).run())
+        case .passthrough:
+            if let absence = PassthroughBenchmark.absence() {
+                progress("*** \(absence) ***")
+                report.skipped.append(absence)
+                return
+            }
+            report.sections.append(try PassthroughBenchmark().run())
         }
     }
 }

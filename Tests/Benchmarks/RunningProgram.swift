@@ -82,13 +82,15 @@ final class RunningProgram {
     }
 
     /// A guest whose driver has started the controller. It looks at events after an interrupt.
-    func boot(memory size: Int = 64 << 20) throws -> GuestDriver {
+    ///
+    /// - Parameter interrupters: how many of the controller's it uses.
+    func boot(memory size: Int = 64 << 20, interrupters: Int = 1) throws -> GuestDriver {
         let memory = try GuestRAM(size: size)
         let machine = try Monitor.cloudHypervisor.start(
             memory: memory, wire: WireClient(path: socket))
         var options = GuestDriver.Options()
         options.waitsForInterrupts = true
-        options.eventRings = [[1024]]
+        options.eventRings = Array(repeating: [1024], count: interrupters)
         let driver = GuestDriver(machine, options)
         try driver.start()
         return driver

@@ -59,30 +59,37 @@ struct InterruptLoop {
 
     /// Waits for an interrupt, and calls `body` with each event that it told of.
     ///
-    /// - Parameter codes: what events may say besides success.
+    /// - Parameters:
+    ///   - interrupter: which one is waited for.
+    ///   - codes: what events may say besides success.
     func events(
-        accepting codes: Set<GuestEvent.Code> = [], _ body: (GuestEvent) throws -> Void
+        of interrupter: Int = 0, accepting codes: Set<GuestEvent.Code> = [],
+        _ body: (GuestEvent) throws -> Void
     ) throws {
-        guard try client.waitForInterrupt(0) else { throw BenchmarkError("no interrupt came") }
-        let ring = driver.eventRings[0]
+        guard try client.waitForInterrupt(interrupter) else {
+            throw BenchmarkError("no interrupt came")
+        }
+        let ring = driver.eventRings[interrupter]
         while let trb = ring.next() {
-            let event = GuestEvent(trb, interrupter: 0)
+            let event = GuestEvent(trb, interrupter: interrupter)
             guard event.code == .success || codes.contains(event.code) else {
                 throw BenchmarkError("a transfer ended with \(event)")
             }
             try body(event)
         }
         try client.writeRegister(
-            UInt64(driver.registers.interrupter(0) + 0x18), ring.dequeueRegister | 8)
+            UInt64(driver.registers.interrupter(interrupter) + 0x18), ring.dequeueRegister | 8)
     }
 
-    /// Waits for one transfer.
-    func finish(_ endpoint: GuestEndpoint, latencies: inout [Double]) throws {
+    /// Waits for one transfer, which tells an interrupter of its end.
+    func finish(
+        _ endpoint: GuestEndpoint, interrupter: Int = 0, latencies: inout [Double]
+    ) throws {
         let start = ContinuousClock.now
         try ring(endpoint)
         var isDone = false
         while !isDone {
-            try events { _ in
+            try events(of: interrupter) { _ in
                 if !isDone { latencies.append((ContinuousClock.now - start).inMicroseconds) }
                 isDone = true
             }

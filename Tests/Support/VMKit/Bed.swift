@@ -32,7 +32,8 @@ public struct Bed: Sendable {
         Comment(rawValue: nestingProblem ?? "guests can have guests")
     }
 
-    private static let nestingProblem: String? = {
+    /// The same as a text, which is absent where they can.
+    public static let nestingProblem: String? = {
         guard let bed = try? current.get() else { return nil }
         // The software CPU virtualises by itself; a real one does so for guests if it is told to.
         guard bed.accelerator == "kvm" else { return nil }
@@ -45,6 +46,9 @@ public struct Bed: Sendable {
             Data("\n*** TESTS OF HOST DEVICES ARE SKIPPED: \(problem) ***\n\n".utf8))
         return problem
     }()
+
+    /// Whether guests run on the machine's processor; otherwise on one made of software.
+    public static var hasKVM: Bool { (try? current.get())?.accelerator == "kvm" }
 
     var qemu: String { "\(path)/qemu" }
     var tree: String { "\(path)/tree" }
