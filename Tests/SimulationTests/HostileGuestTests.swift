@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import DMA
-import Foundation
 import GuestKit
 import Testing
 import USB
@@ -10,13 +9,6 @@ import XHCI
 /// A guest that writes anything anywhere: the controller must not trap, must not work without bound,
 /// and must come back with a reset.
 struct HostileGuestTests {
-    private static var seeds: [UInt64] {
-        if let seed = ProcessInfo.processInfo.environment["SEED"].flatMap({ UInt64($0) }) {
-            return [seed]
-        }
-        return (0..<12).map { UInt64($0) }
-    }
-
     /// Writes to guest memory that nearly make sense: TRBs, contexts, tables with pointers into
     /// memory, and noise.
     private static func scribble(
@@ -70,7 +62,7 @@ struct HostileGuestTests {
     }
 
     @Test func `nothing that a guest writes is fatal`() throws {
-        for seed in Self.seeds {
+        for seed in SimulationSeeds.drawn(fixed: 12) {
             var random = SplitMix64(seed: seed)
             let guest = try Guest(.remote)
             let machine = guest.machine

@@ -4,7 +4,7 @@ import DMA
 import GuestKit
 import USB
 
-/// An endpoint as the oracle knows it: what is queued, and how far its data has come.
+/// An endpoint, or a stream of one, as the oracle knows it: what is queued, and how far its data has come.
 final class ModelEndpoint {
     let endpoint: GuestEndpoint
     let address: EndpointAddress
@@ -28,6 +28,7 @@ final class ModelEndpoint {
 
     var memory: GuestRAM { endpoint.driver.memory }
     var isControl: Bool { address == .control }
+    private var stream: UInt16 { UInt16(endpoint.stream) }
 
     /// TRBs that still fit on the ring.
     var room: Int {
@@ -36,13 +37,14 @@ final class ModelEndpoint {
 
     /// Takes the device's word for how far the data has come; only when nothing is in flight.
     func resynchronize() {
-        position = device.givenCount(address.number)
-        taken = device.taken[Int(address.number)].count
+        position = device.givenCount(address.number, stream: stream)
+        taken = device.taken(address.number, stream: stream).count
     }
 
     func fail(_ what: String, _ event: GuestEvent? = nil) {
         let about = event.map { " at \($0)" } ?? ""
-        violations.append("endpoint \(endpoint.contextIndex): \(what)\(about)")
+        let place = stream > 0 ? " stream \(stream)" : ""
+        violations.append("endpoint \(endpoint.contextIndex)\(place): \(what)\(about)")
     }
 
     /// Whoever reads the violations forgets them here.
@@ -69,6 +71,11 @@ final class ModelEndpoint {
         }
         lastEnded = nil
         judge(event, head, place)
+    }
+
+    /// Whether an event names a TRB of a TD that may have one.
+    func mayTell(_ event: GuestEvent) -> Bool {
+        place(of: event) != nil || lastEnded?.place(of: event) != nil
     }
 
     private func place(of event: GuestEvent) -> Int? {
@@ -138,7 +145,8 @@ final class ModelEndpoint {
         if transfer.isIn {
             let received = transfer.received(moved, from: memory)
             let expected = (0..<moved).map {
-                FaultyDevice.pattern(endpoint: address.number, at: position + UInt64($0))
+                FaultyDevice.pattern(
+                    endpoint: address.number, stream: stream, at: position + UInt64($0))
             }
             if received != expected { fail("\(moved) bytes arrived that differ") }
             if !transfer.isUntouched(behind: moved, in: memory) {
@@ -146,7 +154,7 @@ final class ModelEndpoint {
             }
             position += UInt64(moved)
         } else {
-            let all = device.taken[Int(address.number)]
+            let all = device.taken(address.number, stream: stream)
             guard taken + moved <= all.count else {
                 return fail("\(moved) bytes were not all taken")
             }

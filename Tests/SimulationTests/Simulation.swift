@@ -21,20 +21,27 @@ final class Simulation {
         var deviceCount = 1
         var faults = FaultyDevice.Faults.none
         var capabilities = Capabilities()
+        /// SuperSpeed devices have endpoints with streams.
+        var hasStreams = false
+        /// Their primary arrays have 2^(n+1) entries.
+        var maxPrimaryStreams = 1
+        var hasSecondaryArrays = false
     }
 
     let seed: UInt64
     let configuration: Configuration
     let machine: SimulatedMachine
     let driver: GuestDriver
-    private var random: SplitMix64
+    var random: SplitMix64
     private var devices: [FaultyDevice] = []
     private var endpoints: [ModelEndpoint] = []
     private var isInterruptEnabled: [Bool]
     private(set) var violations: [String] = []
     /// TDs that came to an end of their own.
     private(set) var endedCount = 0
-    private var nextEventData: UInt64 = 1
+    var nextEventData: UInt64 = 1
+    /// A doorbell for no stream was rung: the slot and endpoint whose event says so.
+    private var refused: (slot: Int, contextIndex: Int)?
 
     init(seed: UInt64) throws {
         self.seed = seed
@@ -78,6 +85,9 @@ final class Simulation {
         }
         drawn.capabilities.interrupters = random.number(drawn.eventSegments.count...8)
         drawn.capabilities.slots = random.pick([2, 8, 64])
+        drawn.hasStreams = random.oneIn(2)
+        drawn.maxPrimaryStreams = random.number(1...4)
+        drawn.hasSecondaryArrays = random.oneIn(3)
         return drawn
     }
 
@@ -87,7 +97,9 @@ final class Simulation {
     func start() throws {
         for number in 0..<configuration.deviceCount {
             let device = FaultyDevice(
-                random.pick([.full, .high, .high, .superSpeed]),
+                configuration.hasStreams
+                    ? random.pick([.high, .superSpeed, .superSpeed])
+                    : random.pick([.full, .high, .high, .superSpeed]),
                 seed: seed &+ UInt64(number) &* 977,
                 faults: .none, loop: machine.loop)
             devices.append(device)
@@ -104,22 +116,59 @@ final class Simulation {
             device.faults = .none
             let slot = try driver.address(port: port)
             var wanted: [GuestEndpointConfiguration] = []
+            var streamed: [EndpointAddress] = []
             for number in 0..<configuration.endpointCount {
                 let address = UInt8(number / 2 + 1)
                 let segments = configuration.ringSegments
+                if configuration.hasStreams, device.speed.isSuperSpeed, random.oneIn(2) {
+                    streamed.append(EndpointAddress(address, number % 2 == 0 ? .in : .out))
+                    continue
+                }
                 wanted.append(
                     number % 2 == 0
                         ? .bulkIn(address, segments: segments)
                         : .bulkOut(address, segments: segments))
             }
-            let made = try slot.configure(wanted)
+            let made = wanted.isEmpty ? [] : try slot.configure(wanted)
             endpoints.append(ModelEndpoint(slot.control, .control, device))
             for (endpoint, configuration) in zip(made, wanted) {
                 endpoints.append(ModelEndpoint(endpoint, configuration.address, device))
             }
+            for address in streamed { try addStreams(slot, address, device) }
             device.faults = configuration.faults
         }
         driver.discard { _ in true }
+    }
+
+    /// An endpoint with streams, some of which the guest uses.
+    private func addStreams(
+        _ slot: GuestSlot, _ address: EndpointAddress, _ device: FaultyDevice
+    ) throws {
+        let entries = 2 << configuration.maxPrimaryStreams
+        var layout = GuestStreams.Layout.linear
+        if configuration.hasSecondaryArrays {
+            layout = .secondary(rings: Set((1..<entries).filter { _ in random.oneIn(3) }))
+        }
+        let streams = try GuestStreams(
+            slot, address, maxPrimaryStreams: configuration.maxPrimaryStreams, layout: layout,
+            segments: configuration.ringSegments)
+        if case .linear = layout, device.streamCounts[address] != entries - 1 {
+            violations.append("a device was not told of \(entries - 1) streams")
+        }
+        var numbers = streams.rings.keys.sorted()
+        for _ in 0..<random.number(1...5) where !numbers.isEmpty {
+            let number = numbers.remove(at: random.number(0...numbers.count - 1))
+            guard let stream = streams.endpoint(number) else { continue }
+            endpoints.append(ModelEndpoint(stream, address, device))
+        }
+    }
+
+    /// The streams of an endpoint that are in use, or the endpoint alone.
+    private func siblings(of endpoint: ModelEndpoint) -> [ModelEndpoint] {
+        endpoints.filter {
+            $0.endpoint.slot == endpoint.endpoint.slot
+                && $0.endpoint.contextIndex == endpoint.endpoint.contextIndex
+        }
     }
 
     /// The devices in the order of their ports: USB 2 first.
@@ -138,6 +187,7 @@ final class Simulation {
         case 87..<90: try driver.succeed(.command(.noOpCommand))
         case 90..<93: closeInterrupts()
         case 93..<94 where random.oneIn(3): try restart()
+        case 94..<97: try misuseStreams(random.pick(endpoints))
         default: machine.turn()
         }
         driver.collect()
@@ -187,18 +237,28 @@ final class Simulation {
 
     private func judge(_ event: GuestEvent) {
         guard event.isTransfer else { return }
-        guard
-            let endpoint = endpoints.first(where: {
-                $0.endpoint.slot == event.slot && $0.endpoint.contextIndex == event.endpoint
-            })
-        else {
+        let concerned = endpoints.filter {
+            $0.endpoint.slot == event.slot && $0.endpoint.contextIndex == event.endpoint
+        }
+        guard let first = concerned.first else {
             // Enumeration has its own control transfers.
             if !endpoints.isEmpty { violations.append("an event of no endpoint: \(event)") }
             return
         }
+        if let expected = refused, expected == (event.slot, event.endpoint),
+            event.code == .invalidStreamID
+        {
+            refused = nil
+            for stream in concerned { stream.isHalted = true }
+            return
+        }
+        // A TRB belongs to one stream only.
+        let endpoint = concerned.first { $0.mayTell(event) } ?? first
         let before = endpoint.queue.count
         endpoint.judge(event)
         endedCount += before - endpoint.queue.count
+        // All streams of an endpoint halt together.
+        if endpoint.isHalted { for stream in concerned { stream.isHalted = true } }
     }
 
     // MARK: - Actions
@@ -240,12 +300,41 @@ final class Simulation {
         }
         let context = endpoint.endpoint.context
         if context.state != .stopped { violations.append("stopped, but \(context.state)") }
-        if endpoint.isControl || random.oneIn(3) {
-            try skip(endpoint)
-        } else if random.oneIn(4) {
-            machine.pass(.microseconds(500))
+        let streams = siblings(of: endpoint)
+        for stream in streams where stream.isControl || random.oneIn(3) { try skip(stream) }
+        if !endpoint.isControl, random.oneIn(4) { machine.pass(.microseconds(500)) }
+        // A stream whose doorbell is not rung now has its turn with the next one.
+        for stream in streams where streams.count == 1 || !random.oneIn(4) {
+            stream.endpoint.ringDoorbell()
         }
-        endpoint.endpoint.ringDoorbell()
+    }
+
+    /// Numbers of streams that are not there, in a command and in a doorbell. The endpoint is stopped
+    /// for it: what a guest loses that does this to a running one is its own affair.
+    private func misuseStreams(_ endpoint: ModelEndpoint) throws {
+        guard endpoint.endpoint.stream > 0, try endpoint.endpoint.stop().code == .success else {
+            return
+        }
+        settle()
+        let guest = endpoint.endpoint
+        let bad = random.pick([0, 16 << configuration.maxPrimaryStreams, 65533, 65534, 65535])
+        let event = try driver.command(
+            .setDequeuePointer(
+                slot: guest.slot, endpoint: guest.contextIndex, guest.ring.enqueuePointer,
+                cycle: true, stream: bad, streamType: 1))
+        if event.code != .trbError { violations.append("stream \(bad) was set: \(event)") }
+        if random.oneIn(2) {
+            refused = (guest.slot, guest.contextIndex)
+            guest.ringDoorbell(stream: bad)
+            machine.pass(.milliseconds(1))
+            settle()
+            if refused != nil { violations.append("a doorbell for stream \(bad) was taken") }
+            if guest.context.state != .halted {
+                violations.append("\(guest.context.state) after a doorbell for no stream")
+            }
+        } else {
+            for stream in siblings(of: endpoint) { stream.endpoint.ringDoorbell() }
+        }
     }
 
     /// Gives up the TD at the head of a stopped endpoint.
@@ -260,15 +349,19 @@ final class Simulation {
     }
 
     private func recover(_ endpoint: ModelEndpoint) throws {
-        let failure = endpoint.queue.first?.failure
+        let streams = siblings(of: endpoint)
+        let failed = streams.first { $0.queue.first?.failure != nil }
+        let failure = failed?.queue.first?.failure
         let isRetry = failure == .usbTransactionError && !endpoint.isControl && random.oneIn(2)
         let event = try endpoint.endpoint.reset(preservingTransferState: isRetry)
         if event.code != .success { violations.append("a halted endpoint refused \(event)") }
-        endpoint.isHalted = false
-        endpoint.queue.first?.failure = nil
+        for stream in streams {
+            stream.isHalted = false
+            stream.queue.first?.failure = nil
+        }
         endpoint.device.clearHalt(endpoint.address)
-        if !isRetry { try skip(endpoint) }
-        endpoint.endpoint.ringDoorbell()
+        if let failed, !isRetry { try skip(failed) }
+        for stream in streams { stream.endpoint.ringDoorbell() }
     }
 
     private func restart() throws {
@@ -280,101 +373,5 @@ final class Simulation {
             violations.append("transfers outlived a controller reset")
         }
         try enumerate()
-    }
-
-    // MARK: - Making TDs
-
-    private func submit(_ endpoint: ModelEndpoint, ringing: Bool) {
-        let drawn: ModelTransfer?
-        if endpoint.isControl {
-            drawn = endpoint.queue.isEmpty ? control(endpoint) : nil
-        } else {
-            drawn = normal(endpoint)
-        }
-        if let drawn { endpoint.queue.append(drawn) }
-        if ringing { endpoint.endpoint.ringDoorbell() }
-    }
-
-    private func control(_ endpoint: ModelEndpoint) -> ModelTransfer? {
-        guard endpoint.room >= 4 else { return nil }
-        let length = random.pick([0, 1, 8, 18, 64, 200])
-        let isIn = random.oneIn(2) || length == 0
-        let packet = SetupPacket(
-            requestType: isIn ? 0xc0 : 0x40, request: 9, value: 0, index: 0, length: UInt16(length))
-        var trbs: [GuestTRB] = [.setup(packet)]
-        var buffers: [GuestAddress?] = [nil]
-        let bytes = isIn ? [] : random.bytes(length)
-        if length > 0 {
-            let buffer = allocate(length, bytes: isIn ? nil : bytes)
-            trbs.append(.data(buffer, length, isIn ? .in : .out, .interruptOnShortPacket))
-            buffers.append(buffer)
-        }
-        trbs.append(.status(isIn && length > 0 ? .out : .in, .interruptOnCompletion))
-        buffers.append(nil)
-        let addresses = endpoint.endpoint.ring.push(trbs)
-        return ModelTransfer(
-            trbs: trbs, addresses: addresses, lengths: length > 0 ? [0, length, 0] : [0, 0],
-            buffers: buffers, bytes: bytes, isIn: isIn, isControl: true)
-    }
-
-    private func normal(_ endpoint: ModelEndpoint) -> ModelTransfer? {
-        let isIn = endpoint.address.direction == .in
-        // The order of events is only known within one interrupter.
-        let target = endpoint.endpoint.contextIndex % configuration.eventSegments.count
-        let parts = random.number(1...min(6, max(1, endpoint.room - 1)))
-        guard endpoint.room >= parts + 1 else { return nil }
-        let endsWithEventData = random.oneIn(4)
-        var trbs: [GuestTRB] = []
-        var lengths: [Int] = []
-        var buffers: [GuestAddress?] = []
-        var bytes: [UInt8] = []
-        if random.oneIn(12) {
-            trbs = [GuestTRB.noOp(.interruptOnCompletion).interrupter(target)]
-            lengths = [0]
-            buffers = [nil]
-        } else if !isIn, random.oneIn(8) {
-            bytes = random.bytes(random.number(0...8))
-            trbs = [GuestTRB.immediate(bytes, .interruptOnCompletion).interrupter(target)]
-            lengths = [bytes.count]
-            buffers = [nil]
-        } else {
-            for part in 0..<parts {
-                let length = random.pick([0, 1, 31, 64, 100, 512, 600])
-                let data = isIn ? nil : random.bytes(length)
-                let buffer = allocate(length, bytes: data)
-                var flags: GuestTRB.Flags =
-                    isIn && !endsWithEventData ? .interruptOnShortPacket : []
-                let isLast = part == parts - 1
-                if !isLast || endsWithEventData { flags.insert(.chain) }
-                if isLast && !endsWithEventData { flags.insert(.interruptOnCompletion) }
-                if configuration.polls, random.oneIn(5) { flags.insert(.blockEventInterrupt) }
-                trbs.append(GuestTRB.normal(buffer, length, flags).interrupter(target))
-                lengths.append(length)
-                buffers.append(buffer)
-                bytes += data ?? []
-            }
-            if endsWithEventData {
-                nextEventData += 1
-                trbs.append(
-                    GuestTRB.eventData(nextEventData << 48 | 0xed, .interruptOnCompletion)
-                        .interrupter(target))
-                lengths.append(0)
-                buffers.append(nil)
-            }
-        }
-        let addresses = endpoint.endpoint.ring.push(trbs)
-        return ModelTransfer(
-            trbs: trbs, addresses: addresses, lengths: lengths, buffers: buffers, bytes: bytes,
-            isIn: isIn, isControl: false)
-    }
-
-    private func allocate(_ count: Int, bytes: [UInt8]?) -> GuestAddress {
-        let buffer = machine.memory.allocate(count, alignment: random.pick([1, 4, 64]))
-        if let bytes {
-            machine.memory.write(bytes, at: buffer)
-        } else {
-            machine.memory.fill(ModelTransfer.filler, at: buffer, count: count)
-        }
-        return buffer
     }
 }

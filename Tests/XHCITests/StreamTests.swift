@@ -270,6 +270,34 @@ struct StreamTests {
         #expect(rest.map(\.length) == [0, 0, 0])
     }
 
+    /// Goal: a stream goes on where it was stopped, although another one has halted the endpoint since.
+    @Test func `a stall leaves what another stream has moved moved`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        device.onTransfer = { $0.endpoint == .control ? nil : .hold }
+        device.transferredWhenCancelled = 10
+        streams.submit(1, [normal])
+        let second = streams.submit(2, [normal])
+        guest.machine.turn()
+        #expect(try streams.stop().code == .success)
+        #expect(driver.takeAll(after: .zero).map(\.length) == [54, 54])
+
+        device.onTransfer = { $0.endpoint == .control ? nil : .end(.stalled, transferred: 0) }
+        streams.ringDoorbell(1)
+        #expect(try streams.event().code == .stall)
+        #expect(try streams.reset().code == .success)
+        #expect(try streams.setDequeuePointer(1).code == .success)
+        var asked: [Int] = []
+        device.onTransfer = { transfer in
+            asked.append(transfer.buffer.count)
+            return .give(Array(repeating: 7, count: 54))
+        }
+        streams.ringDoorbell(2)
+        let event = try streams.event()
+        #expect(event.code == .success)
+        #expect(event.pointer == second[0])
+        #expect(asked == [54])
+    }
+
     @Test func `Set TR Dequeue Pointer is for streams that are there, of their type`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         streams.submit(1, [])

@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import USB
+package import USB
 
 /// What a configuration of a device holds, as far as passing it through needs to know.
 ///
 /// The bytes are the device's own, and it may lie: about lengths, counts and numbers. So nothing is
 /// counted on; descriptors are walked one by one, and the walk ends where one leaves its bounds.
-struct ConfigurationOutline: Equatable {
-    struct Interface: Equatable {
-        let number: UInt8
+package struct ConfigurationOutline: Equatable {
+    package struct Interface: Equatable {
+        package let number: UInt8
         /// That of its first setting.
-        let usbClass: USBClass
+        package let usbClass: USBClass
     }
 
     /// The kernel's own bound for one configuration (`USB_MAXINTERFACES`).
-    static let mostInterfaces = 32
+    package static let mostInterfaces = 32
     /// The kernel's own bound for one device (`USB_MAXCONFIG`).
-    static let mostConfigurations = 8
+    package static let mostConfigurations = 8
 
-    let value: UInt8
+    package let value: UInt8
     /// Each number once, in the order of the device.
-    fileprivate(set) var interfaces: [Interface] = []
+    package fileprivate(set) var interfaces: [Interface] = []
 
     /// The configurations in a device's descriptors, as they stand one after the other in the
     /// kernel's file.
-    static func all(in bytes: [UInt8]) -> [ConfigurationOutline] {
+    package static func all(in bytes: [UInt8]) -> [ConfigurationOutline] {
         var found: [ConfigurationOutline] = []
         var rest = bytes[...]
         // Each has a length and a type.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import BackendKit
+package import BackendKit
 
 /// Which device of the host is meant: what stands behind `host:`.
-enum DeviceRule: Equatable {
+package enum DeviceRule: Equatable {
     /// The device that has this number on this bus now. It gets another one when it is replugged.
     case address(bus: UInt8, address: UInt8)
     /// Whatever is plugged in there, by the kernel's name for the place: `1-2.3` is port 3 of the
@@ -13,7 +13,7 @@ enum DeviceRule: Equatable {
     case ids(vendor: UInt16, product: UInt16, serial: String?)
 
     /// The rule that a specification states; it must state exactly one.
-    init(_ specification: DeviceSpecification) throws(BackendError) {
+    package init(_ specification: DeviceSpecification) throws(BackendError) {
         let given = Set(specification.parameters.map(\.name))
             .subtracting(DeviceSpecification.common.map(\.name))
         if given == ["bus", "address"],
@@ -92,7 +92,7 @@ enum DeviceRule: Equatable {
 
 extension DeviceRule: CustomStringConvertible {
     /// What is written behind `--device`.
-    var description: String {
+    package var description: String {
         switch self {
         case .address(let bus, let address): "host:bus=\(bus),address=\(address)"
         case .port(let port): "host:port=\(port)"

@@ -18,6 +18,6 @@ public final class EventDescriptor {
     /// Wakes whoever waits. A counter that is full has woken them already.
     public func signal() {
         var one: UInt64 = 1
-        unsafe _ = write(descriptor.rawValue, &one, MemoryLayout<UInt64>.size)
+        _ = try? systemCall { unsafe write(descriptor.rawValue, &one, MemoryLayout<UInt64>.size) }
     }
 }

@@ -21,7 +21,7 @@ public final class Mailbox<Message: Sendable>: Sendable {
     public func post(_ message: Message) {
         messages.withLock { $0.append(message) }
         // EAGAIN means that the counter is full, which wakes the loop just as well.
-        _ = eventfd_write(event.rawValue, 1)
+        _ = try? systemCall { eventfd_write(event.rawValue, 1) }
     }
 
     /// Calls `body` on the loop for each message, in the order in which they were posted.

@@ -60,10 +60,16 @@ public final class ControlServer {
             connect(socket)
         } catch {
             logger.error("cannot take a control client: \(error); pausing \(Self.acceptPause)")
-            watch = loop.schedule(at: loop.now + Self.acceptPause) { [unowned self] in
-                do throws(Errno) { try listen() } catch {
-                    logger.critical("no more control clients can be taken: \(error)")
-                }
+            listenLater()
+        }
+    }
+
+    private func listenLater() {
+        watch = loop.schedule(at: loop.now + Self.acceptPause) { [unowned self] in
+            do throws(Errno) { try listen() } catch {
+                logger.error(
+                    "cannot wait for control clients: \(error); pausing \(Self.acceptPause)")
+                listenLater()
             }
         }
     }

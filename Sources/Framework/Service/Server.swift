@@ -102,9 +102,7 @@ public final class Server {
             try connect(socket)
         } catch {
             logger.error("cannot take a client: \(error); trying again in \(Self.acceptPause)")
-            listenerWatch = loop.schedule(at: loop.now + Self.acceptPause) { [unowned self] in
-                resumeListening()
-            }
+            resumeListeningLater()
         }
     }
 
@@ -135,8 +133,14 @@ public final class Server {
         do throws(Errno) {
             try watchListener()
         } catch {
-            logger.critical("cannot listen any more: \(error)")
-            stop()
+            logger.error("cannot wait for clients: \(error); trying again in \(Self.acceptPause)")
+            resumeListeningLater()
+        }
+    }
+
+    private func resumeListeningLater() {
+        listenerWatch = loop.schedule(at: loop.now + Self.acceptPause) { [unowned self] in
+            resumeListening()
         }
     }
 }

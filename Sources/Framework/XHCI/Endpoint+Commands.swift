@@ -71,10 +71,12 @@ extension Endpoint {
     ///
     /// - Parameter preservingTransfer: TSP: the transfer goes on where it failed.
     mutating func reset(preservingTransfer: Bool, _ owner: SlotIdentity, _ bus: SystemBus) {
-        if !preservingTransfer {
-            forEachQueue { $0.queue.progress = .nothing }
-            owner.connection?.device?.resetEndpoint(address)
+        forEachQueue { endpoint in
+            // What other streams have moved is moved, and the guest was told of it.
+            if endpoint.queue.hasFailed, !preservingTransfer { endpoint.queue.progress = .nothing }
+            endpoint.queue.hasFailed = false
         }
+        if !preservingTransfer { owner.connection?.device?.resetEndpoint(address) }
         setState(.stopped, bus)
     }
 
@@ -90,6 +92,7 @@ extension Endpoint {
         }
         queue.ring = command.dequeuePointer
         queue.progress = .nothing
+        queue.hasFailed = false
         storeStream(bus)
         select(nil)
         if streams == nil || state != .stopped { setState(.stopped, bus) }

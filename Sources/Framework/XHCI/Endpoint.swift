@@ -349,6 +349,7 @@ struct Endpoint {
             finishOtherStreams(owner, &bus)
             giveBack(owner)
             standWhere(walk, descriptor)
+            queue.hasFailed = true
             setState(code == .trbError ? .error : .halted, bus)
         }
         post(&walk, descriptor, owner, &bus)

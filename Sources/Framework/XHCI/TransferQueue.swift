@@ -8,6 +8,8 @@ struct TransferQueue {
     var ring: RingPosition
     /// What was done of the TRB there already.
     var progress = PartialTransfer.nothing
+    /// The transfer there has halted the endpoint.
+    var hasFailed = false
     /// What was read and has not had its events, in order.
     private(set) var inFlight = DescriptorQueue()
     /// Nothing before this place is with the device.

@@ -6,8 +6,9 @@ public import USB
 /// A device that misbehaves by the dice: the same seed gives the same device.
 ///
 /// It answers at once or later on the loop's clock, in parts of what was asked, wrongly, twice or
-/// never. What it gives is what ``pattern(at:)`` says, counted through all IN transfers of an
-/// endpoint, so that an oracle knows every byte.
+/// never. What it gives is what ``pattern(endpoint:stream:at:)`` says, counted through all IN transfers
+/// of an endpoint or stream, so that an oracle knows every byte. Streams of an endpoint do not wait for
+/// each other, and halt together.
 public final class FaultyDevice: USBDevice {
     /// How often things happen: once in so many transfers; zero is never.
     public struct Faults: Sendable {
@@ -47,6 +48,25 @@ public final class FaultyDevice: USBDevice {
         }
     }
 
+    /// What has an order of its own: an endpoint, or a stream of one.
+    private struct Lane: Hashable {
+        let number: UInt8
+        let stream: UInt16
+        let direction: Direction
+
+        init(_ endpoint: EndpointAddress, _ stream: UInt16) {
+            number = endpoint.number
+            self.stream = stream
+            direction = endpoint.direction
+        }
+
+        init(_ transfer: Transfer) {
+            number = transfer.endpoint.number
+            direction = transfer.direction
+            if case .bulk(let stream) = transfer.kind { self.stream = stream } else { stream = 0 }
+        }
+    }
+
     public let speed: USBSpeed
     public var summary: String { "faulty device" }
     public var faults: Faults
@@ -59,9 +79,12 @@ public final class FaultyDevice: USBDevice {
     private var random: SplitMix64
     private var waiting: [(transfer: Transfer, watch: Watch?)] = []
     private var restarts: [Watch] = []
-    private var given: [UInt64]
-    /// Bytes taken by OUT transfers, by endpoint number.
-    public private(set) var taken: [[UInt8]]
+    /// Bytes given by IN transfers.
+    private var given: [Lane: UInt64] = [:]
+    /// Bytes taken by OUT transfers.
+    private var taken: [Lane: [UInt8]] = [:]
+    /// How many streams the controller said that it uses.
+    public private(set) var streamCounts: [EndpointAddress: Int] = [:]
     /// Endpoints that failed and do nothing until ``clearHalt(_:)``.
     private var halted: [EndpointAddress] = []
 
@@ -70,20 +93,31 @@ public final class FaultyDevice: USBDevice {
         self.faults = faults
         self.loop = loop
         random = SplitMix64(seed: seed)
-        given = Array(repeating: 0, count: 16)
-        taken = Array(repeating: [], count: 16)
     }
 
-    /// The byte at a place of what an IN endpoint gives.
-    public static func pattern(endpoint: UInt8, at place: UInt64) -> UInt8 {
-        UInt8(truncatingIfNeeded: place &* 7 &+ place >> 8 &+ UInt64(endpoint) &* 31)
+    /// The byte at a place of what an IN endpoint, or a stream of it, gives.
+    public static func pattern(endpoint: UInt8, stream: UInt16 = 0, at place: UInt64) -> UInt8 {
+        UInt8(
+            truncatingIfNeeded: place &* 7 &+ place >> 8 &+ UInt64(endpoint) &* 31
+                &+ UInt64(stream) &* 53)
     }
 
     /// The number of transfers without an answer.
     public var waitingCount: Int { waiting.count }
 
     /// Bytes given by IN transfers of an endpoint so far.
-    public func givenCount(_ endpoint: UInt8) -> UInt64 { given[Int(endpoint)] }
+    public func givenCount(_ endpoint: UInt8, stream: UInt16 = 0) -> UInt64 {
+        given[Lane(EndpointAddress(endpoint, .in), stream)] ?? 0
+    }
+
+    /// Bytes taken by OUT transfers of an endpoint so far.
+    public func taken(_ endpoint: UInt8, stream: UInt16 = 0) -> [UInt8] {
+        taken[Lane(EndpointAddress(endpoint, .out), stream)] ?? []
+    }
+
+    public func setStreams(_ count: Int, for endpoint: EndpointAddress) {
+        streamCounts[endpoint] = count
+    }
 
     /// What a driver does with CLEAR_FEATURE(ENDPOINT_HALT).
     public func clearHalt(_ endpoint: EndpointAddress) { halted.removeAll { $0 == endpoint } }
@@ -116,39 +150,48 @@ public final class FaultyDevice: USBDevice {
             waiting.append((transfer, nil))
             return
         }
-        let isBehind = waiting.contains { $0.transfer.endpoint == transfer.endpoint }
+        let lane = Lane(transfer)
+        let isBehind = waiting.contains { Lane($0.transfer) == lane }
         guard isBehind || chance(faults.later) else {
             finish(transfer)
             return
         }
-        // Transfers of one endpoint end in their order: nothing overtakes.
+        // Transfers of one lane end in their order: nothing overtakes.
         guard !isBehind else {
             waiting.append((transfer, nil))
             return
         }
-        waiting.append((transfer, later(transfer.endpoint)))
+        waiting.append((transfer, later(lane)))
     }
 
-    private func later(_ endpoint: EndpointAddress) -> Watch {
+    private func later(_ lane: Lane) -> Watch {
         let delay = Duration.microseconds(Int64(random.number(1...2000)))
-        return loop.schedule(at: loop.now + delay) { [weak self] in self?.finishNext(endpoint) }
+        return loop.schedule(at: loop.now + delay) { [weak self] in self?.finishNext(lane) }
     }
 
-    private func finishNext(_ endpoint: EndpointAddress) {
-        guard let place = waiting.firstIndex(where: { $0.transfer.endpoint == endpoint }) else {
-            return
-        }
+    private func finishNext(_ lane: Lane) {
+        guard let place = waiting.firstIndex(where: { Lane($0.transfer) == lane }) else { return }
         let transfer = waiting.remove(at: place).transfer
         finish(transfer)
-        startNext(endpoint)
+        startNext(lane)
     }
 
-    /// The next transfer of the endpoint comes to its turn.
-    private func startNext(_ endpoint: EndpointAddress) {
-        guard let place = waiting.firstIndex(where: { $0.transfer.endpoint == endpoint }),
-            waiting[place].watch == nil, !halted.contains(endpoint), !chance(faults.silence)
+    /// The next transfer of the lane comes to its turn.
+    private func startNext(_ lane: Lane) {
+        guard let place = waiting.firstIndex(where: { Lane($0.transfer) == lane }),
+            waiting[place].watch == nil, !halted.contains(waiting[place].transfer.endpoint),
+            !chance(faults.silence)
         else { return }
-        waiting[place].watch = later(endpoint)
+        waiting[place].watch = later(lane)
+    }
+
+    /// An endpoint that halts moves nothing any more, on no stream.
+    private func halt(_ endpoint: EndpointAddress) {
+        halted.append(endpoint)
+        for place in waiting.indices where waiting[place].transfer.endpoint == endpoint {
+            waiting[place].watch?.cancel()
+            waiting[place].watch = nil
+        }
     }
 
     public func cancel(_ id: Transfer.ID) {
@@ -160,10 +203,10 @@ public final class FaultyDevice: USBDevice {
         let moved = entry.watch != nil && random.oneIn(2) ? random.number(0...count) : 0
         move(entry.transfer, moved)
         answer(entry.transfer.completion(.cancelled, transferred: moved))
-        let endpoint = entry.transfer.endpoint
+        let lane = Lane(entry.transfer)
         restarts.append(
             loop.schedule(at: loop.now + .microseconds(1)) { [weak self] in
-                self?.startNext(endpoint)
+                self?.startNext(lane)
             })
         if restarts.count > 64 { restarts.removeFirst(32) }
     }
@@ -191,7 +234,7 @@ public final class FaultyDevice: USBDevice {
         if status != .completed {
             moved = random.number(0...count)
             // The default control endpoint recovers by itself with the next request.
-            if transfer.endpoint != .control { halted.append(transfer.endpoint) }
+            if transfer.endpoint != .control { halt(transfer.endpoint) }
         }
         move(transfer, moved)
         if chance(faults.impossibleLength) {
@@ -211,17 +254,18 @@ public final class FaultyDevice: USBDevice {
     }
 
     private func move(_ transfer: Transfer, _ count: Int) {
-        let number = transfer.endpoint.number
+        let lane = Lane(transfer)
         switch transfer.direction {
         case .in:
-            let start = given[Int(number)]
+            let start = given[lane] ?? 0
             let bytes = (0..<count).map {
-                Self.pattern(endpoint: number, at: start + UInt64($0))
+                Self.pattern(
+                    endpoint: lane.number, stream: lane.stream, at: start + UInt64($0))
             }
             transfer.buffer.copy(from: bytes)
-            given[Int(number)] += UInt64(count)
+            given[lane] = start + UInt64(count)
         case .out:
-            taken[Int(number)] += transfer.buffer.bytes(count: count)
+            taken[lane, default: []] += transfer.buffer.bytes(count: count)
         }
     }
 }

@@ -3,19 +3,23 @@
 public import DMA
 public import USB
 
-/// An endpoint with its transfer ring.
+/// An endpoint, or a stream of one, with its transfer ring.
 public final class GuestEndpoint {
     public let driver: GuestDriver
     public let slot: Int
     /// The Device Context Index, which is also the doorbell target.
     public let contextIndex: Int
     public let direction: Direction
+    /// 0 for an endpoint without streams.
+    public let stream: Int
+    /// SCT of the stream's context.
+    private let streamType: UInt64
     public private(set) var ring: GuestRing
     private let deviceContext: GuestAddress
 
     public init(
         _ driver: GuestDriver, slot: Int, contextIndex: Int, ring: GuestRing,
-        direction: Direction, deviceContext: GuestAddress
+        direction: Direction, deviceContext: GuestAddress, stream: Int = 0, streamType: UInt64 = 0
     ) {
         self.driver = driver
         self.slot = slot
@@ -23,6 +27,8 @@ public final class GuestEndpoint {
         self.ring = ring
         self.direction = direction
         self.deviceContext = deviceContext
+        self.stream = stream
+        self.streamType = streamType
     }
 
     private var memory: GuestRAM { driver.memory }
@@ -34,8 +40,8 @@ public final class GuestEndpoint {
             words: (0..<5).map { memory.load(UInt32.self, at: start + $0 * 4) })
     }
 
-    public func ringDoorbell(stream: Int = 0) {
-        driver.ringDoorbell(slot: slot, target: contextIndex, stream: stream)
+    public func ringDoorbell(stream: Int? = nil) {
+        driver.ringDoorbell(slot: slot, target: contextIndex, stream: stream ?? self.stream)
     }
 
     /// Puts TRBs on the ring and rings the doorbell.
@@ -86,7 +92,7 @@ public final class GuestEndpoint {
         try driver.command(
             .setDequeuePointer(
                 slot: slot, endpoint: contextIndex, pointer ?? ring.enqueuePointer,
-                cycle: cycle ?? ring.enqueueCycle))
+                cycle: cycle ?? ring.enqueueCycle, stream: stream, streamType: streamType))
     }
 
     /// Uses another ring from now on; the controller must be told by ``setDequeuePointer(_:cycle:)``.

@@ -117,6 +117,16 @@ public final class GuestStick {
     /// SYNCHRONIZE CACHE (10).
     public func synchronize() throws { try perform([0x35] + zeroes(9), nil, count: 0) }
 
+    /// UNMAP: the blocks read as zeroes afterwards.
+    public func discard(block: Int, count: Int) throws {
+        let extent =
+            zeroes(4) + bigEndian(UInt32(block)) + bigEndian(UInt32(count)) + zeroes(4)
+        let list = [0, UInt8(6 + extent.count), 0, UInt8(extent.count)] + zeroes(4) + extent
+        memory.write(list, at: data)
+        try perform(
+            [0x42] + zeroes(6) + [0, UInt8(list.count), 0], output, count: list.count)
+    }
+
     /// READ (10) or WRITE (10).
     static func transferCommand(_ code: UInt8, _ block: Int, _ count: Int) -> [UInt8] {
         [code, 0] + (0..<4).map { UInt8(truncatingIfNeeded: block >> (24 - $0 * 8)) }
@@ -185,6 +195,8 @@ public final class GuestStick {
 }
 
 private func zeroes(_ count: Int) -> [UInt8] { Array(repeating: 0, count: count) }
+
+private func bigEndian(_ value: UInt32) -> [UInt8] { littleEndian(value).reversed() }
 
 private func littleEndian(_ value: UInt32) -> [UInt8] {
     (0..<4).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) }

@@ -19,22 +19,28 @@ public final class GuestStreams {
     public let array: GuestAddress
     /// By Stream ID.
     public private(set) var rings: [Int: GuestRing] = [:]
-    private var contexts: [Int: GuestAddress] = [:]
+    private var contexts: [Int: (address: GuestAddress, type: UInt64)] = [:]
+    private let direction: Direction
+    private let segments: [Int]
     private let deviceContext: GuestAddress
 
     private var memory: GuestRAM { driver.memory }
 
     /// Writes the arrays and configures the endpoint.
     ///
-    /// - Parameter maxPrimaryStreams: the primary array has 2^(n+1) entries.
+    /// - Parameters:
+    ///   - maxPrimaryStreams: the primary array has 2^(n+1) entries.
+    ///   - segments: TRBs of each segment of the rings.
     public init(
         _ guestSlot: GuestSlot, _ address: EndpointAddress, maxPrimaryStreams: Int,
-        layout: Layout = .linear
+        layout: Layout = .linear, segments: [Int] = [16]
     ) throws {
         driver = guestSlot.driver
         slot = guestSlot.number
         contextIndex = address.contextIndex
         deviceContext = guestSlot.deviceContext
+        direction = address.direction
+        self.segments = segments
         let count = 2 << maxPrimaryStreams
         array = driver.memory.allocate(count * 16, alignment: 64)
         for primary in 1..<count {
@@ -54,10 +60,10 @@ public final class GuestStreams {
     }
 
     private func addRing(_ id: Int, at context: GuestAddress, type: UInt64) {
-        let ring = GuestRing(memory, segmentSizes: [16])
+        let ring = GuestRing(memory, segmentSizes: segments)
         memory.store(ring.start.rawValue | type << 1 | 1, at: context)
         rings[id] = ring
-        contexts[id] = context
+        contexts[id] = (context, type)
     }
 
     private func configure(
@@ -90,7 +96,15 @@ public final class GuestStreams {
 
     /// The dequeue pointer in a Stream Context, its type and cycle state in the low bits.
     public func pointer(of stream: Int) -> UInt64 {
-        contexts[stream].map { memory.load(UInt64.self, at: $0) } ?? 0
+        contexts[stream].map { memory.load(UInt64.self, at: $0.address) } ?? 0
+    }
+
+    /// A stream by itself; `nil` if there is none of this number.
+    public func endpoint(_ stream: Int) -> GuestEndpoint? {
+        guard let ring = rings[stream], let context = contexts[stream] else { return nil }
+        return GuestEndpoint(
+            driver, slot: slot, contextIndex: contextIndex, ring: ring, direction: direction,
+            deviceContext: deviceContext, stream: stream, streamType: context.type)
     }
 
     public func ringDoorbell(_ stream: Int) {

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Foundation
+import Platform
+import VMKit
+
+/// A system call that is to fail, once in each thread.
+struct CallFault: CustomStringConvertible, Sendable {
+    let call: String
+    let error: String
+    /// The first call is 1.
+    let number: Int
+
+    var description: String { "\(call):error=\(error):when=\(number)" }
+}
+
+/// The built program with strace at its side, which makes system calls fail or writes them down.
+///
+/// The tracer is the program's child, not the other way round: signals, exit status and `/proc` are the
+/// program's own.
+struct TracedServer {
+    /// Whether a program may be traced here; containers often forbid it.
+    static let isPossible: Bool = {
+        guard let folder = try? TemporaryFolder(),
+            let child = try? ChildProcess(
+                ["strace", "-D", "-f", "--seccomp-bpf", "-o", folder.file("trace"), "true"],
+                output: folder.file("log")),
+            (try? child.waitForExit(within: .seconds(10))) == 0
+        else { return false }
+        return child.output.isEmpty
+    }()
+
+    let server: RunningServer
+    private let trace: String
+
+    /// Starts the program.
+    ///
+    /// - Parameter fault: `nil` writes down all calls of the names instead.
+    init(
+        calls: [String], fault: CallFault?, _ arguments: [String], folder: TemporaryFolder
+    ) throws {
+        let name = UUID().uuidString.prefix(8)
+        trace = folder.file("trace-\(name)")
+        var command = [
+            "strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", trace,
+            "-e", "trace=" + calls.joined(separator: ","), "-e", "signal=none",
+        ]
+        if let fault { command += ["-e", "inject=\(fault)"] }
+        server = RunningServer(
+            try ChildProcess(
+                command + [Server.binary] + arguments, output: folder.file("log-\(name)")))
+    }
+
+    /// A call that was written down.
+    struct Call {
+        let thread: Int
+        let name: String
+        let text: String
+        /// The how manieth of its name in its thread.
+        let number: Int
+    }
+
+    /// The calls so far.
+    func calls() throws -> [Call] {
+        var counts: [String: Int] = [:]
+        return try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
+            .compactMap { line in
+                let parts = line.split(separator: " ", maxSplits: 1)
+                guard parts.count == 2, let thread = Int(parts[0]),
+                    let end = parts[1].firstIndex(of: "("), !parts[1].hasPrefix("<")
+                else { return nil }
+                let name = String(parts[1][..<end])
+                let number = counts["\(thread) \(name)", default: 0] + 1
+                counts["\(thread) \(name)"] = number
+                return Call(thread: thread, name: name, text: String(parts[1]), number: number)
+            }
+    }
+}
+
+extension RunningServer {
+    /// Waits until it sleeps and uses no time: one that spins never does.
+    func waitUntilAsleep() throws {
+        var before: [Substring] = []
+        var same = 0
+        try Deadline(.seconds(10)).wait(for: "the server to sleep") {
+            () -> Bool? in
+            let stat = try String(
+                contentsOfFile: "/proc/\(process.processID)/stat", encoding: .utf8)
+            let fields = stat.split(separator: ")").last?.split(separator: " ") ?? []
+            guard fields.count > 12 else { return nil }
+            // Its state, and its time in user and kernel mode.
+            let now = [fields[0], fields[11], fields[12]]
+            same = now == before && now[0] == "S" ? same + 1 : 0
+            before = now
+            return same == 3 ? true : nil
+        }
+    }
+}
