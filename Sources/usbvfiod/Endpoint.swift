@@ -92,7 +92,7 @@ enum Endpoint {
         case .inUse: "another server listens at '\(path)': end it, or choose another path"
         case .notASocket: "'\(path)' exists and is not a socket: remove it, or choose another path"
         case .failed(.fileNameTooLong): "'\(path)' is too long for a socket: 107 bytes at most"
-        case .failed(let error): "cannot listen at '\(path)': \(error)"
+        case .failed(let error): "cannot listen at '\(path)': \(error)\(remedy(error))"
         }
     }
 }

@@ -115,7 +115,9 @@ struct Usbvfiod: ParsableCommand {
         } catch let error as ControlError {
             throw Failure(description: error.reason)
         } catch let error as Errno {
-            throw Failure(description: "the system refused: \(error)")
+            throw Failure(
+                description:
+                    "cannot wait for clients and signals: \(error)\(remedyForEvents(error))")
         }
     }
 

@@ -21,9 +21,9 @@ final class SweptScene {
     private var image: String { folder.file("stick.img") }
     private var socket: String { folder.file("socket") }
     private var control: String { folder.file("control") }
-    /// Descriptors that a server has which has served a client.
-    private var openDescriptors = 0
     private var sessions: UInt64 = 0
+    /// Whether one of the system calls that were to fail has failed.
+    private(set) var hasMetFault = false
 
     init() throws {
         folder = try TemporaryFolder()
@@ -48,7 +48,6 @@ final class SweptScene {
         try traced.server.waitForLog("control requests at")
         try session()
         try traced.server.waitUntilAsleep()
-        openDescriptors = try traced.server.openDescriptors().count
         guard try traced.server.terminate() == 0 else {
             throw Violation("it did not end well: \(traced.server.log)")
         }
@@ -57,9 +56,14 @@ final class SweptScene {
 
     /// The same while a system call fails.
     func play(_ fault: CallFault) throws {
-        let server = try start(calls: [fault.call], fault: fault).server
-        defer { server.process.kill() }
+        let traced = try start(calls: [fault.call], fault: fault)
+        let server = traced.server
+        defer {
+            server.process.kill()
+            if (try? traced.hasMetFault()) == true { hasMetFault = true }
+        }
         guard try hasStarted(server) else { return try checkRefusal(server) }
+        let before = try server.openDescriptors()
         // One call fails in each of two threads, so the third client meets none.
         for attempt in 1...3 {
             do {
@@ -76,7 +80,9 @@ final class SweptScene {
         }
         try server.waitUntilAsleep()
         let open = try server.openDescriptors()
-        if open.count > openDescriptors { throw Violation("descriptors are left: \(open)") }
+        if open.count > before.count {
+            throw Violation("descriptors are left: \(open), and there were \(before)")
+        }
         let status = try server.terminate()
         if status != 0 { throw Violation("it ended with status \(status): \(server.log)") }
         try checkFile()
@@ -113,6 +119,10 @@ final class SweptScene {
         sessions += 1
         let wire = try WireClient(path: socket)
         wire.patience = .seconds(5)
+        defer {
+            wire.whileWaiting = nil
+            wire.close()
+        }
         let memory = try GuestRAM(size: 4 << 20)
         let machine = try Monitor.cloudHypervisor.start(memory: memory, wire: wire)
         wire.whileWaiting = { [unowned machine] in try Self.wait(wire, machine) }
@@ -125,7 +135,6 @@ final class SweptScene {
         if !memory.damagedCanaries().isEmpty {
             throw Violation("memory that was not handed out was written")
         }
-        wire.close()
     }
 
     private func use(_ stick: GuestStick) throws {

@@ -12,6 +12,21 @@ struct CallFault: CustomStringConvertible, Sendable {
     let number: Int
 
     var description: String { "\(call):error=\(error):when=\(number)" }
+
+    init(call: String, error: String, number: Int) {
+        self.call = call
+        self.error = error
+        self.number = number
+    }
+
+    /// What ``description`` says.
+    init?(_ text: String) {
+        let parts = text.split(separator: ":")
+        guard parts.count == 3, parts[1].hasPrefix("error="), parts[2].hasPrefix("when="),
+            let number = Int(parts[2].dropFirst(5))
+        else { return nil }
+        self.init(call: String(parts[0]), error: String(parts[1].dropFirst(6)), number: number)
+    }
 }
 
 /// The built program with strace at its side, which makes system calls fail or writes them down.
@@ -23,7 +38,7 @@ struct TracedServer {
     static let isPossible: Bool = {
         guard let folder = try? TemporaryFolder(),
             let child = try? ChildProcess(
-                ["strace", "-D", "-f", "--seccomp-bpf", "-o", folder.file("trace"), "true"],
+                ["strace", "-D", "-f", "-e", "trace=execve", "-o", folder.file("trace"), "true"],
                 output: folder.file("log")),
             (try? child.waitForExit(within: .seconds(10))) == 0
         else { return false }
@@ -51,6 +66,11 @@ struct TracedServer {
                 command + [Server.binary] + arguments, output: folder.file("log-\(name)")))
     }
 
+    /// Whether the fault has happened.
+    func hasMetFault() throws -> Bool {
+        try String(contentsOfFile: trace, encoding: .utf8).contains("(INJECTED)")
+    }
+
     /// A call that was written down.
     struct Call {
         let thread: Int
@@ -60,19 +80,24 @@ struct TracedServer {
         let number: Int
     }
 
-    /// The calls so far.
+    /// The calls of a program that has ended and whose `exit_group` was to be written down.
     func calls() throws -> [Call] {
         var counts: [String: Int] = [:]
-        return try String(contentsOfFile: trace, encoding: .utf8).split(separator: "\n")
+        let text = try Deadline(.seconds(10)).wait(for: "strace to have written all") {
+            () -> String? in
+            let text = try String(contentsOfFile: trace, encoding: .utf8)
+            return text.contains("exit_group(") ? text : nil
+        }
+        return text.split(separator: "\n")
             .compactMap { line in
                 let parts = line.split(separator: " ", maxSplits: 1)
-                guard parts.count == 2, let thread = Int(parts[0]),
-                    let end = parts[1].firstIndex(of: "("), !parts[1].hasPrefix("<")
-                else { return nil }
-                let name = String(parts[1][..<end])
+                guard parts.count == 2, let thread = Int(parts[0]) else { return nil }
+                let text = parts[1].drop { $0 == " " }
+                guard let end = text.firstIndex(of: "("), !text.hasPrefix("<") else { return nil }
+                let name = String(text[..<end])
                 let number = counts["\(thread) \(name)", default: 0] + 1
                 counts["\(thread) \(name)"] = number
-                return Call(thread: thread, name: name, text: String(parts[1]), number: number)
+                return Call(thread: thread, name: name, text: String(text), number: number)
             }
     }
 }

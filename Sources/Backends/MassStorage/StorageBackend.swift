@@ -64,7 +64,9 @@ public final class StorageBackend: DeviceBackend {
         do throws(Errno) {
             worker = try Worker(name: "storage", loop: context.loop)
         } catch {
-            throw BackendError("cannot start a thread for '\(path)': \(error)")
+            throw BackendError(
+                "cannot start a thread for '\(path)': \(error): look at the limits of threads and "
+                    + "open files (`ulimit -u`, `ulimit -n`)")
         }
         let unit = LogicalUnit(
             identity: identity, blockCount: image.byteCount / UInt64(blockSize),

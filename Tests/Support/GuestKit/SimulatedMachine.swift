@@ -135,7 +135,7 @@ public final class SimulatedMachine: Machine {
             guard let next = [wanted, loop.nextDeadline].compactMap({ $0 }).min(), next <= end
             else {
                 // A worker thread may be busy; only who waits long waits for it in real time.
-                if limit >= .seconds(1), loop.watchesDescriptors, loop.turn(wait: 1000) {
+                if limit >= .seconds(1), loop.watchesDescriptors, loop.turn(wait: 5000) {
                     continue
                 }
                 loop.advance(to: end)

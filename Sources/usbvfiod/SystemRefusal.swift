@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import SystemPackage
+
+/// What to do when the system refuses what no option of the command line asked for.
+func remedy(_ error: Errno) -> String {
+    switch error {
+    case .tooManyOpenFiles: ": allow it more of them, for example with `ulimit -n 1024`"
+    case .tooManyOpenFilesInSystem: ": raise /proc/sys/fs/file-max"
+    case .noMemory: ": free memory, or raise the limit of this process or its container"
+    default: ""
+    }
+}
+
+/// What to do when it refuses to tell of events.
+func remedyForEvents(_ error: Errno) -> String {
+    error == .noSpace ? ": raise /proc/sys/fs/epoll/max_user_watches" : remedy(error)
+}
