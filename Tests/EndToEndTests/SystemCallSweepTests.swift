@@ -102,10 +102,10 @@ struct SystemCallSweepTests {
         #expect(scene.hasMetFault)
     }
 
-    /// The first, the last, and as many between them.
+    /// All of a few; of many the first, the last, and some between them.
     private func sample(_ numbers: [Int]) -> [(offset: Int, element: Int)] {
-        let wanted = 4
-        guard numbers.count > wanted else { return Array(numbers.enumerated()) }
+        guard numbers.count > 16 else { return Array(numbers.enumerated()) }
+        let wanted = 6
         return (0..<wanted).map { place in
             (place, numbers[place * (numbers.count - 1) / (wanted - 1)])
         }
