@@ -41,7 +41,7 @@ public final class GuestHost: Shell {
             """
             for device in $(\(here)); do
                 grep -qx \(product) $device/idProduct && cat $device/busnum $device/devnum
-            done
+            done; true
             """
         ).split(separator: "\n").compactMap { Int($0) }
         guard numbers.count == 2 else {
@@ -87,7 +87,7 @@ public final class GuestHost: Shell {
             echo $! >pid
             """)
         do {
-            try wait(until: "grep -q ' 00010000 .*\(Self.serverFolder)/socket$' /proc/net/unix")
+            try wait(until: "grep -q 'listening at' \(Self.serverFolder)/log")
         } catch {
             throw VMError("usbvfiod did not come up in the outer guest", detail: try serverLog())
         }

@@ -32,11 +32,14 @@ extension Shell {
     public func wait(until condition: String, within limit: Duration = .seconds(120)) throws {
         // A little longer than the guest itself waits, so that the guest's answer comes first.
         let seconds = limit.components.seconds
+        // Nobody writes into the pipe, so reading waits as `sleep` does. That is a program, and in a
+        // guest of a guest to start one costs more than the rest.
         let loop = """
+            [[ -p /tmp/silence ]] || mkfifo /tmp/silence
             end=$((SECONDS + \(seconds)))
             until \(condition); do
                 if ((SECONDS >= end)); then exit 1; fi
-                sleep 0.05
+                read -rt 0.05 <>/tmp/silence || true
             done
             """
         guard try execute(loop, timeout: limit + .seconds(30)).status == 0 else {
@@ -54,6 +57,18 @@ extension Shell {
         let isAttached = "[[ $(dmesg | grep -F '[sda]' | tail -n 1) == *Attached* ]]"
         try wait(until: "[[ -b /dev/sda ]] && \(isAttached)", within: limit)
         return "/dev/sda"
+    }
+
+    /// Waits for the disk that a driver, such as `uas`, has made of a USB device, and returns its
+    /// device file.
+    ///
+    /// Programs take long to start in a guest of a guest, so the shell looks alone.
+    public func disk(under driver: String) throws -> String {
+        let find = "disk=(/sys/bus/usb/drivers/\(driver)/*:*/host*/target*/*/block/sd*)"
+        try wait(until: "{ \(find); [[ -b /dev/${disk##*/} ]]; }")
+        let name = try run("\(find); echo ${disk##*/}")
+        try wait(until: "[[ $(dmesg | grep -F '[\(name)]' | tail -n 1) == *Attached* ]]")
+        return "/dev/\(name)"
     }
 
     /// The SHA-256 of a file or device, or of its first `mebibytes`, as the disk has it: what the

@@ -55,8 +55,18 @@ public struct USBTestCase: Sendable, CustomStringConvertible {
         USBTestCase(29, "clear data toggles between transfers", "-c 20"),
     ]
 
+    /// The same with lengths that are packets of high-speed bulk endpoints, or of SuperSpeed, for
+    /// devices that send nothing shorter.
+    public var inPackets: USBTestCase {
+        USBTestCase(number, summary, options.replacing("-v 421", with: "-v 512"))
+    }
+
     /// A case by its number, which is one of 0 to 29.
     public static func number(_ number: Int) -> USBTestCase { all[number] }
+
+    fileprivate func command(for device: USBTestDevice) -> String {
+        "/usr/lib/bed/testusb -D \(device.path) -t \(number) \(options)"
+    }
 
     /// What became of a case.
     public enum Outcome: Equatable, Sendable {
@@ -83,9 +93,10 @@ public struct USBTestDevice: Sendable {
 extension Shell {
     /// Loads `usbtest` and waits until it has taken so many devices.
     ///
-    /// It is told to use alternate setting 1, in which a device has endpoints of each kind.
-    public func usbTestDevices(count: Int) throws -> [USBTestDevice] {
-        try run("modprobe usbtest alt=1")
+    /// It is told to use alternate setting 1, in which the test device has endpoints of each kind; with
+    /// `nil` it takes the first setting that has any.
+    public func usbTestDevices(count: Int, setting: Int? = 1) throws -> [USBTestDevice] {
+        try run("modprobe usbtest" + (setting.map { " alt=\($0)" } ?? ""))
         let bound = "/sys/bus/usb/drivers/usbtest/*:*"
         try wait(until: "[[ $(ls -d \(bound) 2>/dev/null | wc -l) == \(count) ]]")
         return try run(
@@ -110,15 +121,36 @@ extension Shell {
     public func run(
         _ test: USBTestCase, on device: USBTestDevice
     ) throws -> USBTestCase.Outcome {
-        let command = "/usr/lib/bed/testusb -D \(device.path) -t \(test.number) \(test.options)"
         let result: CommandResult
         do {
-            result = try execute(command, timeout: .seconds(90))
+            result = try execute(test.command(for: device), timeout: .seconds(90))
         } catch {
             throw VMError(
                 "\(test) at \(device.speed) Mb/s: \(error)",
                 detail: "its kernel's last words:\n\(logTail)")
         }
+        return try outcome(of: test, on: device, result)
+    }
+
+    /// Runs several cases in one command, for guests to which each command is a long way.
+    public func run(
+        _ tests: [USBTestCase], on device: USBTestDevice
+    ) throws -> [(test: USBTestCase, outcome: USBTestCase.Outcome)] {
+        let commands = tests.map { "\($0.command(for: device)); echo status $?" }
+        let output = try run(commands.joined(separator: "\n"), timeout: .seconds(300))
+        let results = output.split(separator: #/^status /#.anchorsMatchLineEndings())
+        guard results.count == tests.count + 1 else { throw VMError("\(tests): \(output)") }
+        return try tests.indices.map { index in
+            // Each piece begins with the status of the case before it.
+            let status = Int32(results[index + 1].prefix { $0.isNumber }) ?? -1
+            let result = CommandResult(status: status, output: String(results[index]))
+            return (tests[index], try outcome(of: tests[index], on: device, result))
+        }
+    }
+
+    private func outcome(
+        of test: USBTestCase, on device: USBTestDevice, _ result: CommandResult
+    ) throws -> USBTestCase.Outcome {
         // It says whom it asks, and then one line, or none if the case was not run.
         let lines = result.output.split(separator: "\n")
         guard result.status == 0, lines.contains(where: { $0.contains("speed\t\(device.path)") })
