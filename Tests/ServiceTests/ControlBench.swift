@@ -114,6 +114,7 @@ final class FakeBackend: ReconfigurableBackend {
         Parameter("file", value: "PATH", summary: "nothing"),
         Parameter("speed", value: "high|super", summary: "of the device"),
         Parameter("portless", value: nil, summary: "no device yet"),
+        Parameter("late", value: nil, summary: "is plugged in when the test says so"),
         Parameter("slow", value: nil, summary: "answers when the test says so"),
         Parameter("broken", value: nil, summary: "cannot be opened"),
     ]
@@ -125,11 +126,15 @@ final class FakeBackend: ReconfigurableBackend {
     /// What waits for the test, with what went wrong.
     private(set) var waiting: [(BackendError?) -> Void] = []
     private let isSlow: Bool
+    private let isLate: Bool
+    let isServing: Bool
     private let hasPort: Bool
     private weak var bus: (any USBBus)?
 
     init(_ specification: DeviceSpecification, context: BackendContext) throws(BackendError) {
         if try specification.flag("broken") == true { throw BackendError("it is broken") }
+        isLate = try specification.flag("late") ?? false
+        isServing = context.isServing
         isSlow = try specification.flag("slow") ?? false
         hasPort = try specification.flag("portless") != true
         device = TestDevice(try specification.value(of: "speed") == "super" ? .superSpeed : .high)
@@ -143,6 +148,14 @@ final class FakeBackend: ReconfigurableBackend {
             throw BackendError("no port: \(error)")
         }
         self.bus = bus
+    }
+
+    func start(on bus: any USBBus, whenDone done: @escaping (BackendError?) -> Void) {
+        func start() -> BackendError? {
+            do throws(BackendError) { try self.start(on: bus) } catch { return error }
+            return nil
+        }
+        if isLate { waiting.append { done($0 ?? start()) } } else { done(start()) }
     }
 
     func stop() {

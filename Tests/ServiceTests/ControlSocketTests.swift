@@ -103,6 +103,35 @@ struct ControlSocketTests {
         #expect(try client.answer().devices == [])
     }
 
+    @Test func `a device that takes time to come is there, and others go on meanwhile`() throws {
+        let (one, two) = (try bench.client(), try bench.client())
+        try one.send(#"{"request":"attach","spec":"fake:late","id":"x"}"#)
+        #expect(try bench.bench.turn { !bench.backends.isEmpty })
+        let backend = try #require(bench.backends.first)
+        #expect(backend.isServing)
+        #expect(try two.list().map(\.id) == ["x"])
+        #expect(try two.list().map(\.state) == [.waiting])
+        #expect(try two.ask(#"{"request":"attach","spec":"fake","id":"x"}"#).code == .idTaken)
+        #expect(try two.ask(#"{"request":"detach","id":"x"}"#).code == .busy)
+        backend.finish()
+        #expect(try one.answer().device?.port == 1)
+        #expect(try two.list().map(\.state) == [.attached])
+        #expect(try two.ask(#"{"request":"detach","id":"x"}"#).isGood)
+    }
+
+    @Test func `a device that cannot come after all is gone, and its name is free`() throws {
+        let client = try bench.client()
+        try client.send(#"{"request":"attach","spec":"fake:late","id":"x"}"#)
+        #expect(try bench.bench.turn { !bench.backends.isEmpty })
+        try #require(bench.backends.first).finish(BackendError("it is held"))
+        let answer = try client.answer()
+        #expect(answer.code == .refused)
+        #expect(answer.error == "it is held")
+        #expect(try client.list().isEmpty)
+        #expect(bench.backends.isEmpty)
+        #expect(try client.ask(#"{"request":"attach","spec":"fake","id":"x"}"#).isGood)
+    }
+
     @Test func `a client that has said all hears the answers`() throws {
         let client = try bench.client()
         try client.send("\(Self.list)\n\(Self.list)")

@@ -25,6 +25,11 @@ public protocol DeviceBackend: AnyObject {
     /// Attaches the devices.
     func start(on bus: any USBBus) throws(BackendError)
 
+    /// The same while the program serves somebody: what takes time is done elsewhere than on the loop.
+    /// `done` is called once, on the loop, at once or later. Nothing else is asked of the backend before
+    /// but ``stop()``; after an error nothing is.
+    func start(on bus: any USBBus, whenDone done: @escaping (BackendError?) -> Void)
+
     /// Detaches the devices and gives back what was opened; data that was accepted is written. The
     /// program ends, so it may wait for that, with the loop standing still.
     func stop()
@@ -40,6 +45,17 @@ public protocol DeviceBackend: AnyObject {
 }
 
 extension DeviceBackend {
+    public func start(
+        on bus: any USBBus, whenDone done: @escaping (BackendError?) -> Void
+    ) {
+        do throws(BackendError) {
+            try start(on: bus)
+            done(nil)
+        } catch {
+            done(error)
+        }
+    }
+
     public func stop(whenDone done: @escaping (BackendError?) -> Void) {
         stop()
         done(nil)
@@ -57,11 +73,18 @@ public struct BackendContext {
     /// What the specification names, opened by whoever asked for the device. A backend that can use
     /// it takes it and opens nothing itself.
     public let descriptor: PassedDescriptor?
+    /// The loop serves somebody: a backend is made without waiting for anything, and is started by
+    /// ``DeviceBackend/start(on:whenDone:)``.
+    public let isServing: Bool
 
-    public init(loop: any EventLoop, logger: Logger, descriptor: PassedDescriptor? = nil) {
+    public init(
+        loop: any EventLoop, logger: Logger, descriptor: PassedDescriptor? = nil,
+        isServing: Bool = false
+    ) {
         self.loop = loop
         self.logger = logger
         self.descriptor = descriptor
+        self.isServing = isServing
     }
 }
 

@@ -110,11 +110,18 @@ public final class ControlServer {
             switch request {
             case .list: answer(list())
             case .attach(let specification, let id):
-                let device = try devices.attach(specification, id: id, descriptor: descriptor)
-                logger.notice("'\(device.id)' attached: \(device.summary ?? specification)")
-                var good = ControlAnswer()
-                good.device = device
-                answer(good)
+                try devices.attach(specification, id: id, descriptor: descriptor) {
+                    [logger] result in
+                    do throws(ControlError) {
+                        let device = try result.get()
+                        logger.notice("'\(device.id)' attached: \(device.summary ?? specification)")
+                        var good = ControlAnswer()
+                        good.device = device
+                        answer(good)
+                    } catch {
+                        answer(ControlAnswer(error))
+                    }
+                }
             case .detach(let id):
                 try devices.detach(id) { [logger] error in
                     logger.notice("'\(id)' detached\(error.map { ": \($0)" } ?? "")")

@@ -49,22 +49,30 @@ public final class DeviceTable {
 
     // MARK: - Coming
 
-    /// Opens a device and plugs it in.
+    /// Opens a device and plugs it in, without making the loop wait. `done` is called on the loop, at
+    /// once or later; until then it is a device that is waited for.
     ///
     /// - Parameters:
     ///   - id: what it is to be called, if that does not stand in the specification.
     ///   - descriptor: what the specification names, if it has been opened already.
-    public func attach(
-        _ text: String, id: String? = nil, descriptor: PassedDescriptor? = nil
-    ) throws(ControlError) -> ControlDevice {
-        let entry = try prepare(text, id: id, descriptor: descriptor)
-        try plugIn(entry)
-        return describe(entry)
+    func attach(
+        _ text: String, id: String? = nil, descriptor: PassedDescriptor? = nil,
+        whenDone done: @escaping (Result<ControlDevice, ControlError>) -> Void
+    ) throws(ControlError) {
+        let entry = try prepare(text, id: id, descriptor: descriptor, isServing: true)
+        entry.isBusy = true
+        entries.append(entry)
+        entry.backend.start(on: entry.bus) { [self] error in
+            entry.isBusy = false
+            guard let error else { return done(.success(describe(entry))) }
+            entries.removeAll { $0 === entry }
+            drop(entry) { done(.failure(ControlError(.refused, error.reason))) }
+        }
     }
 
     /// Opens a device and no more; ``plugInOpened()`` follows.
     public func open(_ text: String) throws(ControlError) {
-        opened.append(try prepare(text, id: nil, descriptor: nil))
+        opened.append(try prepare(text, id: nil, descriptor: nil, isServing: false))
     }
 
     /// Plugs in what was opened, in that order.
@@ -73,7 +81,7 @@ public final class DeviceTable {
     }
 
     private func prepare(
-        _ text: String, id: String?, descriptor: PassedDescriptor?
+        _ text: String, id: String?, descriptor: PassedDescriptor?, isServing: Bool
     ) throws(ControlError) -> Entry {
         guard text.utf8.count <= Limits.specification else {
             throw ControlError(
@@ -88,7 +96,8 @@ public final class DeviceTable {
             try catalog.resolve(text)
         }
         let name = try name(id, specification, type)
-        let context = BackendContext(loop: loop, logger: logger, descriptor: descriptor)
+        let context = BackendContext(
+            loop: loop, logger: logger, descriptor: descriptor, isServing: isServing)
         let backend = try refusing { () throws(BackendError) in
             try type.init(specification, context: context)
         }
@@ -178,13 +187,19 @@ public final class DeviceTable {
         entry.isDetaching = true
         entry.backend.stop { [self] error in
             entries.removeAll { $0 === entry }
-            // The backend must not end in the midst of what it does.
-            var last: Entry? = entry
-            followUp {
-                last = nil
-                _ = last
+            drop(entry) {
                 done(error.map { ControlError(.failed, "'\(id)' is detached, but \($0.reason)") })
             }
+        }
+    }
+
+    /// Lets go of a backend, which must not end in the midst of what it does, and goes on after that.
+    private func drop(_ entry: Entry, then body: @escaping () -> Void) {
+        var last: Entry? = entry
+        followUp {
+            last = nil
+            _ = last
+            body()
         }
     }
 
