@@ -31,6 +31,9 @@ final class ScriptedHandle: HostHandle {
 
     func cancel(_ id: Transfer.ID) { cancelled.append(id.rawValue) }
 
+    private(set) var reaps = 0
+    func reap() { reaps += 1 }
+
     func perform(
         _ operation: DeviceOperation, then completion: @escaping (DeviceOperation.Outcome) -> Void
     ) {

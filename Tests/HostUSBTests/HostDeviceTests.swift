@@ -41,6 +41,16 @@ struct HostDeviceTests {
 
     // MARK: - Transfers
 
+    @Test func `what was cancelled is fetched before an unplugging or a reset is over`() {
+        bulk(1, Self.bulkIn)
+        device.reset()
+        #expect(handle.reaps == 1)
+        bulk(2, Self.bulkIn)
+        device.detached()
+        #expect(handle.reaps == 2)
+        #expect(handle.cancelled == [1])
+    }
+
     @Test func `several transfers of an endpoint are in flight and end in order`() {
         for id in 1...5 as ClosedRange<UInt64> { bulk(id, Self.bulkIn) }
         #expect(handle.inFlightIDs == [1, 2, 3, 4, 5])
@@ -436,6 +446,34 @@ struct HostDeviceTests {
         handle.endOperation(.done)
         #expect(port.take() == [])
         #expect(handle.inFlightIDs == [])
+    }
+
+    // MARK: - Streams
+
+    @Test func `descriptors offer the streams that the host has`() throws {
+        device.streams = StreamLimit(granted: 7, of: 16)
+        let whole = StreamLimitTests.disk()
+        let offered = StreamLimitTests.disk(exponent: 2)
+        func answer(_ id: UInt64, _ setup: SetupPacket) -> [UInt8] {
+            let bytes = Bytes(whole)
+            device.submit(
+                Transfer(
+                    id: .init(rawValue: id), endpoint: .control, kind: .control(setup),
+                    buffer: bytes.buffer))
+            handle.end(id, transferred: whole.count)
+            return bytes.content
+        }
+        func get(_ type: UInt8, _ value: UInt16) -> SetupPacket {
+            SetupPacket(requestType: type, request: 6, value: value, index: 0, length: 255)
+        }
+        #expect(answer(1, get(0x80, 0x200)) == offered)
+        #expect(answer(2, get(0x80, 0x201)) == offered)
+        // What others ask for in words like these means something else.
+        #expect(answer(3, get(0x80, 0x300)) == whole)
+        #expect(answer(4, get(0xc0, 0x200)) == whole)
+        #expect(answer(5, get(0x81, 0x200)) == whole)
+        device.streams = nil
+        #expect(answer(6, get(0x80, 0x200)) == whole)
     }
 
     // MARK: - Memory of the kernel

@@ -27,20 +27,42 @@ final class RealDevice: USBBus, USBPort {
     private var nextID: UInt64 = 1
 
     /// Passes through the device whose ids these are, as it is found under /sys.
-    init(vendor: String, product: String) throws {
+    ///
+    /// - Parameter isServing: as while the program serves others: nothing is waited for but in turns of
+    ///   the loop.
+    init(
+        vendor: String, product: String, serial: String? = nil, isServing: Bool = false
+    ) throws {
         loop = try EpollLoop()
         let (logger, lines) = LogRecorder.make()
         log = lines
-        let path = try #require(Self.path(vendor: vendor, product: product))
+        let path = try #require(Self.path(vendor: vendor, product: product, serial: serial))
         let bus = try #require(Self.line("\(path)/busnum"))
         let address = try #require(Self.line("\(path)/devnum"))
         backend = try BackendCatalog(HostBackend.self).makeBackend(
             "host:bus=\(bus),address=\(address)",
-            context: BackendContext(loop: loop, logger: logger))
-        try backend.start(on: self)
+            context: BackendContext(loop: loop, logger: logger, isServing: isServing))
+        if isServing {
+            try finish { backend.start(on: self, whenDone: $0) }
+        } else {
+            try backend.start(on: self)
+        }
     }
 
     func stop() { backend.stop() }
+
+    /// The same while the loop turns.
+    func stopLater() throws { try finish { backend.stop(whenDone: $0) } }
+
+    /// Begins something that does not wait, and turns the loop until it has ended.
+    private func finish(_ begin: (@escaping (BackendError?) -> Void) -> Void) throws {
+        var ends: [BackendError?] = []
+        begin { ends.append($0) }
+        #expect(ends.isEmpty, "it has waited")
+        try turn { !ends.isEmpty }
+        #expect(ends.count == 1)
+        if let error = ends.first ?? nil { throw error }
+    }
 
     var device: any USBDevice {
         get throws { try #require(plugged) }
@@ -143,11 +165,12 @@ final class RealDevice: USBBus, USBPort {
         return link.map { ($0 as NSString).lastPathComponent }
     }
 
-    static func path(vendor: String, product: String) -> String? {
+    static func path(vendor: String, product: String, serial: String? = nil) -> String? {
         let root = "/sys/bus/usb/devices"
         let names = (try? FileManager.default.contentsOfDirectory(atPath: root)) ?? []
         return names.sorted().map { "\(root)/\($0)" }.first {
             line("\($0)/idVendor") == vendor && line("\($0)/idProduct") == product
+                && (serial == nil || line("\($0)/serial") == serial)
         }
     }
 
@@ -171,8 +194,9 @@ struct Stick {
     let inNumber: UInt8
     let outNumber: UInt8
 
-    init() throws {
-        device = try RealDevice(vendor: Self.ids.vendor, product: Self.ids.product)
+    init(isServing: Bool = false) throws {
+        device = try RealDevice(
+            vendor: Self.ids.vendor, product: Self.ids.product, isServing: isServing)
         (inNumber, outNumber) = try device.bulkEndpoints(ofConfigurationAt: 0)
         let set = try device.control(.setConfiguration(1))
         #expect(set.completion.status == .completed)

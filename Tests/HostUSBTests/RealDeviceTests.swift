@@ -61,31 +61,6 @@ struct RealDeviceTests {
         stick.device.stop()
     }
 
-    @Test func `the host's driver is taken away and comes back`() throws {
-        let ids = Stick.ids
-        #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
-        let stick = try Stick()
-        #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usbfs")
-        stick.device.stop()
-        #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
-        #expect(stick.device.log.all == [])
-    }
-
-    @Test func `a device in use is refused and its user is named`() throws {
-        let stick = try Stick()
-        do {
-            _ = try RealDevice(vendor: Stick.ids.vendor, product: Stick.ids.product)
-            Issue.record("opened twice")
-        } catch {
-            #expect("\(error)".contains("interface 0 cannot be claimed"))
-            #expect("\(error)".contains("held by 'usbfs'"))
-        }
-        // The refused one has left the device alone.
-        try stick.command([0, 0, 0, 0, 0, 0], dataIn: false, count: 0)
-        _ = try stick.status()
-        stick.device.stop()
-    }
-
     @Test func `what the device does not know is a stall, and the next request works`() throws {
         let stick = try Stick()
         let device = stick.device
@@ -189,15 +164,6 @@ struct RealDeviceTests {
         #expect(device.disconnections == 0)
         device.stop()
         #expect(RealDevice.driver(vendor: "0627", product: "0001") == "usbhid")
-    }
-
-    @Test func `a device that is stopped with transfers in flight goes back to its driver`() throws
-    {
-        let keyboard = try Keyboard()
-        for _ in 0..<8 { _ = try keyboard.listen() }
-        keyboard.device.stop()
-        #expect(RealDevice.driver(vendor: "0627", product: "0001") == "usbhid")
-        #expect(keyboard.device.log.all == [])
     }
 
     // MARK: - The memory limit of usbfs
@@ -347,7 +313,7 @@ struct RealDeviceTests {
 }
 
 /// A keyboard that nobody types on: its transfers wait.
-private struct Keyboard {
+struct Keyboard {
     let device: RealDevice
 
     init() throws {

@@ -22,7 +22,13 @@ extension VMTests {
         /// needs a stick, a keyboard and gadget zero, and that has its devices pulled out at the end.
         @Test func `transfers, halts, resets, limits and departures of real devices`() throws {
             let host = try lab.bootHost(
-                .newest, devices: [.controller, .stick(lab.image(mebibytes: 16)), .keyboard])
+                .newest,
+                devices: [
+                    .controller, .stick(lab.image(mebibytes: 16)), .keyboard,
+                    .uasDisk("STREAMS", at: "usb"),
+                    .qemu("-device", "qemu-xhci,id=plain,streams=off"),
+                    .uasDisk("PLAIN", at: "plain"),
+                ])
             let stick = try host.address(vendor: "46f4", product: "0001")
             let refusal = try host.execute(
                 """
@@ -107,15 +113,23 @@ extension VMTests {
     }
 }
 
+extension Machine.Device {
+    /// A SuperSpeed disk without a medium, which is all that its descriptors need.
+    fileprivate static func uasDisk(_ serial: String, at controller: String) -> Machine.Device {
+        .qemu("-device", "usb-uas,bus=\(controller).0,serial=\(serial)")
+    }
+}
+
 extension GuestHost {
     /// Plugs in Linux's own test device: configuration 3 is a source and a sink, 2 a loop.
-    fileprivate func makeGadgetZero() throws {
+    func makeGadgetZero() throws {
         try run(
             """
             modprobe --all dummy_hcd libcomposite
             mountpoint -q /sys/kernel/config || mount -t configfs config /sys/kernel/config
             mkdir /sys/kernel/config/usb_gadget/zero; cd /sys/kernel/config/usb_gadget/zero
             echo 0x0525 >idVendor; echo 0xa4a0 >idProduct
+            mkdir strings/0x409; echo zero >strings/0x409/serialnumber
             mkdir functions/SourceSink.0 functions/Loopback.0 configs/source.3 configs/loop.2
             ln -s functions/SourceSink.0 configs/source.3/
             ln -s functions/Loopback.0 configs/loop.2/

@@ -26,16 +26,12 @@ package struct ConfigurationOutline: Equatable {
     /// kernel's file.
     package static func all(in bytes: [UInt8]) -> [ConfigurationOutline] {
         var found: [ConfigurationOutline] = []
-        var rest = bytes[...]
-        // Each has a length and a type.
-        while let length = rest.first.map(Int.init), length >= 2, length <= rest.count {
-            let descriptor = Array(rest.prefix(length))
-            rest = rest.dropFirst(length)
+        for (_, descriptor) in DescriptorWalk(bytes) {
             switch DescriptorType(rawValue: descriptor[1]) {
-            case .configuration where length >= 9:
+            case .configuration where descriptor.count >= 9:
                 if found.count == mostConfigurations { return found }
                 found.append(ConfigurationOutline(value: descriptor[5]))
-            case .interface where length >= 9:
+            case .interface where descriptor.count >= 9:
                 guard let last = found.indices.last else { continue }
                 found[last].note(
                     Interface(
@@ -54,5 +50,28 @@ package struct ConfigurationOutline: Equatable {
             !interfaces.contains(where: { $0.number == interface.number })
         else { return }
         interfaces.append(interface)
+    }
+}
+
+/// Descriptors that stand one after the other, as far as each has a length and a type; with where
+/// they begin.
+struct DescriptorWalk: Sequence, IteratorProtocol {
+    private let bytes: [UInt8]
+    private let takesCutOff: Bool
+    private var place = 0
+
+    /// - Parameter takesCutOff: the last one may be longer than what there is of it.
+    init(_ bytes: [UInt8], takesCutOff: Bool = false) {
+        self.bytes = bytes
+        self.takesCutOff = takesCutOff
+    }
+
+    mutating func next() -> (offset: Int, bytes: [UInt8])? {
+        let offset = place
+        guard bytes.count - offset >= 2 else { return nil }
+        let length = Int(bytes[offset])
+        guard length >= 2, takesCutOff || length <= bytes.count - offset else { return nil }
+        place = Swift.min(offset + length, bytes.count)
+        return (offset, Array(bytes[offset..<place]))
     }
 }

@@ -47,12 +47,41 @@ final class DeviceControl: Sendable {
         /// One sentence for each interface that somebody else keeps.
         var problems: [String] = []
         var isGone = false
+        /// If the host has fewer streams than the device.
+        var streams: StreamLimit?
     }
 
     /// Takes all interfaces of the configuration in which the device is found.
     func begin() -> Claims {
-        state.withLock { $0.original = activeConfiguration()?.value }
-        return claimAll()
+        let active = activeConfiguration()?.value
+        state.withLock { $0.original = active }
+        var claims = claimAll()
+        let endpoint = active.flatMap {
+            StreamEndpoint.greatest(
+                in: SystemFiles.descriptors(of: portPath), configuration: $0)
+        }
+        if let endpoint, claims.claimed.contains(endpoint.interface) {
+            claims.streams = limit(of: endpoint)
+        }
+        return claims
+    }
+
+    /// Tries how many of an endpoint's streams the host has. It is the host's controller that decides,
+    /// and nothing else tells.
+    private func limit(of endpoint: StreamEndpoint) -> StreamLimit? {
+        func choose(_ setting: UInt8) -> Bool {
+            unsafe libusb_set_interface_alt_setting(
+                pointer.raw, CInt(endpoint.interface), CInt(setting)) == 0
+        }
+        // Endpoints are there in their setting only; a driver of the host's would do the same.
+        if endpoint.setting != 0 && !choose(endpoint.setting) { return nil }
+        var address = endpoint.address
+        let granted = unsafe libusb_alloc_streams(
+            pointer.raw, UInt32(endpoint.offered), &address, 1)
+        if granted >= 0 { _ = unsafe libusb_free_streams(pointer.raw, &address, 1) }
+        if endpoint.setting != 0 { _ = choose(0) }
+        if LibUSBError(rawValue: granted) == .noDevice { return nil }
+        return StreamLimit(granted: Int(granted), of: endpoint.offered)
     }
 
     private func claimAll() -> Claims {
@@ -151,13 +180,11 @@ final class DeviceControl: Sendable {
                 unsafe libusb_alloc_streams(pointer.raw, UInt32(clamping: count), &address, 1)
             }
             state.withLock { $0.streamed.append(address) }
-            guard Int(granted) < count else { return .init(result: .done) }
+            // The guest's controller asks for as many as fit into the guest's array, which is of a power
+            // of two. What the guest was offered is there (``StreamLimit``).
             return .init(
-                result: .done,
-                warnings: [
-                    "the host has \(granted) streams for endpoint \(endpoint.number); "
-                        + "the guest wants \(count)"
-                ])
+                result: granted > 0 ? .done : .refused,
+                notes: ["endpoint \(endpoint.number) has \(granted) streams; asked for \(count)"])
         } catch {
             return .init(
                 result: error == .noDevice ? .disconnected : .refused,

@@ -56,6 +56,18 @@ enum Diagnosis {
         }
     }
 
+    static func cannotOpen(_ name: HostDeviceName, _ error: OpeningError) -> BackendError {
+        switch error {
+        case .refused(let error): return cannotOpen(name, error)
+        case .taken(let programs):
+            let who =
+                programs.isEmpty
+                ? "another --device of this server" : programs.joined(separator: ", ")
+            return BackendError(
+                "\(name.specification) (\(name.identity)) is passed on already, by \(who)")
+        }
+    }
+
     static func nothingClaimed(_ name: HostDeviceName, problems: [String]) -> BackendError {
         BackendError("\(name.node) (\(name.identity)): \(problems.joined(separator: "; "))")
     }

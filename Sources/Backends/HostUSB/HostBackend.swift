@@ -46,10 +46,18 @@ public final class HostBackend: DeviceBackend {
     /// Devices that have left, until libusb has noticed and the kernel has given all back.
     private var leaving: [PassedDevice] = []
 
+    /// The lookout is at work for this.
     private var isLooking = false
     private var looksAgain = false
     private var attempts = 0
     private var retry: Watch?
+
+    /// Nothing may be waited for: what is named is opened when the backend starts.
+    private let isServing: Bool
+    /// What came along, until then.
+    private var passed: PassedDescriptor?
+    /// Who waits to hear whether the start succeeded.
+    private var starting: ((BackendError?) -> Void)?
 
     public init(
         _ specification: DeviceSpecification, context environment: BackendContext
@@ -67,6 +75,11 @@ public final class HostBackend: DeviceBackend {
         } catch {
             throw Diagnosis.noUSB(error)
         }
+        isServing = environment.isServing
+        if isServing {
+            passed = environment.descriptor
+            return
+        }
         if let passed = environment.descriptor?.take() {
             current = try adopt(passed)
             return
@@ -75,12 +88,7 @@ public final class HostBackend: DeviceBackend {
         let meant = present.filter { rule.means($0.name) }
         if meant.count > 1 { throw Diagnosis.ambiguous(rule, candidates: meant.map(\.name)) }
         if let (node, name) = meant.first {
-            do throws(PassedDevice.Refusal) {
-                current = try PassedDevice(
-                    node, name: name, context: context, loop: loop, logger: logger)
-            } catch {
-                throw error.error
-            }
+            current = try pass(node, name, open(node, name))
         } else if case .address(let bus, let address) = rule {
             throw Diagnosis.noDevice(
                 bus: bus, address: address,
@@ -88,44 +96,92 @@ public final class HostBackend: DeviceBackend {
         }
     }
 
+    private func open(
+        _ node: LibUSBDevice, _ name: HostDeviceName
+    ) throws(BackendError) -> LibUSBHandle.Opened {
+        do throws(OpeningError) {
+            return try PassedDevice.open(node.opener, name: name)
+        } catch {
+            throw Diagnosis.cannotOpen(name, error)
+        }
+    }
+
+    private func pass(
+        _ node: LibUSBDevice, _ name: HostDeviceName, _ opened: LibUSBHandle.Opened,
+        _ passed: PassedDescriptor? = nil
+    ) throws(BackendError) -> PassedDevice {
+        try PassedDevice(
+            node, name: name, opened, passed: passed, context: context, loop: loop, logger: logger)
+    }
+
     /// Takes over a device that somebody else has opened, if it is the one that the rule means.
-    private func adopt(_ passed: consuming Descriptor) throws(BackendError) -> PassedDevice {
-        let opened: (LibUSBDevice, LibUSBHandle.Pointer)
+    private func adopt(_ descriptor: consuming Descriptor) throws(BackendError) -> PassedDevice {
+        let number = descriptor.rawValue
+        let passed = PassedDescriptor(descriptor)
+        let pointer: LibUSBHandle.Pointer
         do throws(LibUSBError) {
-            opened = try context.wrap(passed.rawValue)
+            pointer = try context.wrapper.wrap(number)
         } catch {
             throw Diagnosis.noNode(rule, error)
         }
-        let (wrapped, pointer) = opened
-        // libusb knows a device that was handed to it by its number alone. Its place, and its leaving,
-        // it tells of the same device among those that it has found itself.
-        let node =
-            context.devices().first { $0.bus == wrapped.bus && $0.address == wrapped.address }
-            ?? wrapped
-        let name = HostDeviceName(node)
-        guard rule.means(name) else {
+        guard let node = context.device(of: pointer) else {
             pointer.close()
-            throw Diagnosis.otherNode(rule, name)
+            throw Diagnosis.noNode(rule, .noDevice)
         }
-        do throws(PassedDevice.Refusal) {
-            return try PassedDevice(
-                node, name: name, opened: (pointer, PassedDescriptor(passed)), context: context,
-                loop: loop, logger: logger)
-        } catch {
-            throw error.error
-        }
+        return try adopt(node, HostDeviceName(node), pointer, number, passed)
     }
+
+    private func adopt(
+        _ node: LibUSBDevice, _ name: HostDeviceName, _ pointer: LibUSBHandle.Pointer,
+        _ number: CInt, _ passed: PassedDescriptor
+    ) throws(BackendError) -> PassedDevice {
+        do throws(BackendError) {
+            guard rule.means(name) else { throw Diagnosis.otherNode(rule, name) }
+            do throws(OpeningError) { try NodeMark.keep(number, of: name.node) } catch {
+                throw Diagnosis.cannotOpen(name, error)
+            }
+        } catch {
+            pointer.close()
+            throw error
+        }
+        return try pass(node, name, LibUSBHandle.Opened(pointer: pointer), passed)
+    }
+
+    // MARK: - The start
 
     public func start(on bus: any USBBus) throws(BackendError) {
         if let current {
             do throws(BackendError) {
                 try attach(current, to: bus, problems: current.claim())
             } catch {
-                giveBack(current)
+                _ = current.giveBack()
                 self.current = nil
                 throw error
             }
         }
+        follow(on: bus)
+        if rule.isLasting && current == nil {
+            sayWaiting()
+            look()
+        }
+    }
+
+    public func start(on bus: any USBBus, whenDone done: @escaping (BackendError?) -> Void) {
+        guard isServing else {
+            do throws(BackendError) {
+                try start(on: bus)
+                done(nil)
+            } catch {
+                done(error)
+            }
+            return
+        }
+        starting = done
+        follow(on: bus)
+        if let descriptor = passed?.take() { adoptLater(descriptor) } else { look() }
+    }
+
+    private func follow(on bus: any USBBus) {
         self.bus = bus
         context.whenDeparted = { [weak self] in self?.departed($0) }
         guard rule.isLasting else { return }
@@ -134,34 +190,96 @@ public final class HostBackend: DeviceBackend {
             self?.look()
         }
         if !SystemFiles.hasUdev { logger.warning("\(rule): \(Diagnosis.noHotplug)") }
-        if current == nil {
-            logger.notice("\(rule) is not here yet: waiting for it to be plugged in")
-            look()
+    }
+
+    private func sayWaiting() {
+        logger.notice("\(rule) is not here yet: waiting for it to be plugged in")
+    }
+
+    private func started() { starting.take()?(nil) }
+
+    /// Ends a start that has failed, or says what has gone wrong later.
+    private func fail(_ error: BackendError) {
+        guard let done = starting.take() else {
+            logger.error("\(rule): \(error)")
+            return
+        }
+        unfollow()
+        done(error)
+    }
+
+    /// A start finds no device that the rule means.
+    private func findNothing() {
+        guard starting != nil else { return }
+        if case .address(let bus, let address) = rule {
+            fail(
+                Diagnosis.noDevice(
+                    bus: bus, address: address,
+                    of: context.devices().filter { !$0.isHub }.map { HostDeviceName(bare: $0) }))
+        } else {
+            sayWaiting()
+            started()
         }
     }
 
-    public func stop() {
+    // MARK: - The end
+
+    private func unfollow() {
         retry = nil
         context.whenArrived = nil
         context.whenDeparted = nil
         if let current, isAttached { bus?.detach(current.device) }
+        isAttached = false
         bus = nil
-        let last = [current].compactMap(\.self) + leaving
+        if let current { leaving.append(current) }
         current = nil
+    }
+
+    public func stop() {
+        unfollow()
+        // What it opens belongs to libusb's context.
+        if isLooking { lookout.waitUntilIdle() }
+        for device in leaving where !device.giveBack() { logger.warning("\(late([device]))") }
         leaving = []
-        for device in last { giveBack(device) }
     }
 
-    /// For a backend that was opened and never started.
-    deinit {
-        if let current { giveBack(current) }
-    }
-
-    private func giveBack(_ device: PassedDevice) {
-        if !device.giveBack() {
-            logger.warning(
-                "\(device.name.identity) did not answer in time; the host's drivers may be missing")
+    public func stop(whenDone done: @escaping (BackendError?) -> Void) {
+        unfollow()
+        var missing: [PassedDevice] = []
+        var count = leaving.count + 1
+        // Each of them holds on to this backend.
+        let end = { [self] in
+            count -= 1
+            guard count == 0 else { return }
+            leaving = []
+            done(missing.isEmpty ? nil : late(missing))
         }
+        for device in leaving {
+            device.giveBack { isDone in
+                if !isDone { missing.append(device) }
+                end()
+            }
+        }
+        if isLooking {
+            lookout.perform {
+            } then: {
+                end()
+            }
+        } else {
+            end()
+        }
+    }
+
+    private func late(_ devices: [PassedDevice]) -> BackendError {
+        let names = devices.map(\.name.identity).joined(separator: ", ")
+        return BackendError(
+            "\(names) did not answer in time; the host's drivers may be missing")
+    }
+
+    /// For a backend that was opened and never started, or whose start failed.
+    deinit {
+        if isLooking { lookout.waitUntilIdle() }
+        if let current, !current.giveBack() { logger.warning("\(late([current]))") }
     }
 
     // MARK: - Coming
@@ -177,7 +295,7 @@ public final class HostBackend: DeviceBackend {
             return
         }
         let names = candidates().map { HostDeviceName(bare: $0) }
-        guard !names.isEmpty else { return }
+        guard !names.isEmpty else { return findNothing() }
         isLooking = true
         lookout.perform {
             names.map { name in
@@ -198,51 +316,125 @@ public final class HostBackend: DeviceBackend {
 
     private func found(_ names: [HostDeviceName]) {
         isLooking = false
+        guard bus != nil else { return }
         let meant = names.filter { rule.means($0) }
         // It may have left meanwhile, or another one have come.
         let present = candidates().compactMap { node in
             meant.first { $0.bus == node.bus && $0.address == node.address }.map { (node, $0) }
         }
-        if let (node, name) = present.first {
+        if meant.count > 1 && starting != nil {
+            fail(Diagnosis.ambiguous(rule, candidates: meant))
+        } else if let (node, name) = present.first {
             if meant.count > 1 {
                 logger.notice("\(rule) means \(meant.count) devices; taking \(name.portRule)")
             }
             take(node, name)
+        } else {
+            findNothing()
         }
-        if looksAgain {
-            looksAgain = false
-            look()
-        }
+        lookAgain()
+    }
+
+    private func lookAgain() {
+        guard looksAgain, !isLooking else { return }
+        looksAgain = false
+        look()
     }
 
     private func take(_ node: LibUSBDevice, _ name: HostDeviceName) {
-        let device: PassedDevice
-        do throws(PassedDevice.Refusal) {
-            device = try PassedDevice(
-                node, name: name, context: context, loop: loop, logger: logger)
+        isLooking = true
+        let opener = node.opener
+        lookout.perform {
+            Result { () throws(OpeningError) in try PassedDevice.open(opener, name: name) }
+        } then: { [weak self] result in
+            // The device's reference must outlive its opening.
+            _ = node
+            guard let self else { return }
+            isLooking = false
+            opened(node, name, result)
+            lookAgain()
+        }
+    }
+
+    private func opened(
+        _ node: LibUSBDevice, _ name: HostDeviceName,
+        _ result: Result<LibUSBHandle.Opened, OpeningError>
+    ) {
+        do throws(OpeningError) {
+            let opened = try result.get()
+            guard bus != nil, current == nil else { return opened.pointer.close() }
+            do throws(BackendError) { claim(try pass(node, name, opened)) } catch { fail(error) }
         } catch {
+            guard bus != nil else { return }
             attempts += 1
-            if case .permission = error, attempts < Self.patience {
+            if error == .refused(.access), starting == nil, attempts < Self.patience {
                 retry = loop.schedule(at: loop.now + Self.patienceStep) { [weak self] in
                     self?.look()
                 }
             } else {
-                logger.error("\(rule): \(error.error)")
+                fail(Diagnosis.cannotOpen(name, error))
             }
-            return
         }
+    }
+
+    /// Takes over, without waiting, what somebody else has opened.
+    private func adoptLater(_ descriptor: consuming Descriptor) {
+        isLooking = true
+        let number = descriptor.rawValue
+        let passed = PassedDescriptor(descriptor)
+        let wrapper = context.wrapper
+        lookout.perform {
+            Result { () throws(LibUSBError) in try wrapper.wrap(number) }
+        } then: { [weak self] result in
+            guard let self else { return }
+            do throws(LibUSBError) {
+                let pointer = try result.get()
+                guard let node = context.device(of: pointer) else {
+                    pointer.close()
+                    throw .noDevice
+                }
+                name(node, pointer, number, passed)
+            } catch {
+                isLooking = false
+                fail(Diagnosis.noNode(rule, error))
+            }
+        }
+    }
+
+    private func name(
+        _ node: LibUSBDevice, _ pointer: LibUSBHandle.Pointer, _ number: CInt,
+        _ passed: PassedDescriptor
+    ) {
+        let bare = HostDeviceName(bare: node)
+        lookout.perform {
+            bare.withWords()
+        } then: { [weak self] name in
+            guard let self else { return }
+            isLooking = false
+            guard bus != nil else { return pointer.close() }
+            do throws(BackendError) {
+                claim(try adopt(node, name, pointer, number, passed))
+            } catch {
+                fail(error)
+            }
+        }
+    }
+
+    private func claim(_ device: PassedDevice) {
         current = device
         device.claim { [weak self] result in
             guard let self, current === device else { return }
             do throws(BackendError) {
                 guard let bus else { return }
                 try attach(device, to: bus, problems: result.get())
-                logger.notice("\(rule): \(name.specification) (\(name.identity)) is plugged in")
+                logger.notice(
+                    "\(rule): \(device.name.specification) (\(device.name.identity)) is plugged in")
+                started()
             } catch {
-                logger.error("\(rule): \(error)")
                 current = nil
                 device.giveBackUnused()
                 leaving.append(device)
+                fail(error)
             }
         }
     }
@@ -253,6 +445,9 @@ public final class HostBackend: DeviceBackend {
     ) throws(BackendError) {
         for problem in problems {
             logger.warning("\(device.name.specification): \(problem); the guest cannot use it")
+        }
+        if let streams = device.device.streams {
+            logger.warning("\(device.name.specification): \(streams.words)")
         }
         device.device.whenLost = { [weak self, weak device] in
             if let self, let device { left(device) }
@@ -290,11 +485,13 @@ public final class HostBackend: DeviceBackend {
         device.closeWhenIdle()
         let name = "\(device.name.specification) (\(device.name.identity))"
         guard rule.isLasting else {
+            if starting != nil { return fail(BackendError("\(name) is gone")) }
             logger.warning("\(name) is gone")
             return
         }
         logger.warning("\(name) is gone; \(rule) waits for it to come back")
         // Its successor may be here already.
         retry = loop.schedule(at: loop.now) { [weak self] in self?.look() }
+        started()
     }
 }

@@ -51,6 +51,9 @@ final class HostDevice: USBDevice, HostHandleObserver {
     /// Called once when the device has left the host.
     var whenLost: (() -> Void)?
 
+    /// What the guest must not be offered; set before the device is plugged in.
+    var streams: StreamLimit?
+
     private let handle: any HostHandle
     private let loop: any EventLoop
     private let logger: Logger
@@ -98,6 +101,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
             pipes[place].waiting = []
         }
         cancelInFlight()
+        // The guest is told right away, and may then use the memory for something else.
+        handle.reap()
     }
 
     func submit(_ transfer: Transfer) {
@@ -139,6 +144,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         endRequest(as: .cancelled)
         endWaiting(as: .cancelled)
         cancelInFlight()
+        handle.reap()
         // Enumeration resets twice and only reads in between; the second is one too many.
         guard isTouched, !isLost else { return }
         streamChanges = []
@@ -274,6 +280,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
             return
         }
         let entry = pipes[place].inFlight.remove(at: index)
+        limitStreams(in: transfer, completion)
         if transfer.buffer.count > Self.negligibleBytes { starvation?.since = loop.now }
         var status = completion.status
         var isIsochronous = false
@@ -303,6 +310,18 @@ final class HostDevice: USBDevice, HostHandleObserver {
         }
         if running != nil || wantsReset || !streamChanges.isEmpty { advance() }
         startWaiting()
+    }
+
+    /// Changes descriptors of a configuration that the guest has asked for, before it is told that they
+    /// are there.
+    private func limitStreams(in transfer: Transfer, _ completion: Transfer.Completion) {
+        guard let streams, case .control(let setup) = transfer.kind, setup.isHarmless,
+            setup.getsConfiguration, completion.transferred > 0
+        else { return }
+        let bytes = transfer.buffer.bytes(count: completion.transferred)
+        for (offset, value) in streams.changes(to: bytes) {
+            transfer.buffer.copy(from: [value], at: offset)
+        }
     }
 
     func noted(_ problem: String) { logger.warning("\(summary): \(problem)") }
@@ -384,6 +403,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         guard let ended = running else { return }
         running = nil
         for warning in outcome.warnings { logger.warning("\(summary): \(warning)") }
+        for note in outcome.notes { logger.debug("\(summary): \(note)") }
         switch outcome.result {
         case .disconnected:
             if let request = ended.request { port?.complete(request.completion(.disconnected)) }

@@ -17,6 +17,10 @@ protocol HostHandle: AnyObject {
     /// Asks for an early end; a transfer that has ended already is no error.
     func cancel(_ id: Transfer.ID)
 
+    /// Takes back what has ended by now, cancelled transfers above all: after this the kernel writes
+    /// nothing more into their memory. Their ends are told as always, before this returns.
+    func reap()
+
     /// Makes a call that may block, after all earlier ones.
     func perform(
         _ operation: DeviceOperation, then completion: @escaping (DeviceOperation.Outcome) -> Void)
@@ -70,5 +74,7 @@ package enum DeviceOperation: Equatable, Sendable {
 
         var result: Result
         var warnings: [String] = []
+        /// What only whoever looks closely wants to know.
+        var notes: [String] = []
     }
 }

@@ -5,6 +5,7 @@ internal import Glibc
 internal import Platform
 
 /// libusb as a guest of the event loop: it is told when its descriptors are ready and never waits.
+/// Devices are opened on workers, which changes what there is to watch.
 ///
 /// Its callbacks run inside ``handleEvents(waiting:)``. They only note what happened; the notes are
 /// acted on after libusb has returned, so that nothing calls into libusb from within it.
@@ -15,11 +16,15 @@ final class LibUSBContext {
     private let raw: OpaquePointer
     private let loop: any EventLoop
     private var watches: [(descriptor: CInt, watch: Watch)] = []
+    /// libusb has more descriptors than before.
+    private let additions: Mailbox<Void>
+    private var delivery: Watch?
     /// Transfers whose callback has run, and the array that they are swapped with to be worked off.
     private var ended: [any TransferCarrier] = []
     private var endedSpare: [any TransferCarrier] = []
     private var departed: [LibUSBDevice.Identity] = []
     private var hasArrivals = false
+    private var isHandlingEvents = false
 
     /// Called with each device that leaves the host.
     var whenDeparted: ((LibUSBDevice.Identity) -> Void)?
@@ -32,6 +37,22 @@ final class LibUSBContext {
         guard let context = unsafe context else { throw .notFound }
         unsafe raw = context
         self.loop = loop
+        do {
+            additions = try Mailbox()
+            delivery = try additions.deliver(on: loop) { [unowned self] in watchDescriptors() }
+        } catch {
+            unsafe libusb_exit(context)
+            throw .noMemory
+        }
+        unsafe libusb_set_pollfd_notifiers(
+            raw,
+            { _, _, context in unsafe LibUSBContext.from(context)?.additions.post(()) },
+            // Whatever is closed, and whatever fails, does so on the loop.
+            { descriptor, context in
+                unsafe LibUSBContext.from(context)?.watches.removeAll {
+                    $0.descriptor == descriptor
+                }
+            }, Unmanaged.passUnretained(self).toOpaque())
         watchDescriptors()
         watchDevices()
     }
@@ -39,6 +60,7 @@ final class LibUSBContext {
     deinit {
         unsafe libusb_set_pollfd_notifiers(raw, nil, nil, nil)
         watches = []
+        delivery = nil
         unsafe libusb_exit(raw)
     }
 
@@ -59,15 +81,31 @@ final class LibUSBContext {
         return devices.sorted { ($0.bus, $0.address) < ($1.bus, $1.address) }
     }
 
-    /// Takes over a device that somebody else has opened. The descriptor must stay open until the
-    /// handle is closed.
-    func wrap(_ descriptor: CInt) throws(LibUSBError) -> (LibUSBDevice, LibUSBHandle.Pointer) {
-        var handle: OpaquePointer?
-        try libusb { unsafe libusb_wrap_sys_device(raw, Int(descriptor), &handle) }
-        guard let handle = unsafe handle, let device = unsafe libusb_get_device(handle) else {
-            throw .noDevice
+    /// What takes over opened devices, on any thread, for as long as there is the context.
+    var wrapper: Wrapper { unsafe Wrapper(raw: raw) }
+
+    @safe
+    struct Wrapper: @unchecked Sendable {
+        fileprivate let raw: OpaquePointer
+
+        /// Takes over a device that somebody else has opened. The descriptor must stay open until the
+        /// handle is closed. The device is asked for its configuration, which it may leave unanswered
+        /// for a second.
+        func wrap(_ descriptor: CInt) throws(LibUSBError) -> LibUSBHandle.Pointer {
+            var handle: OpaquePointer?
+            try libusb { unsafe libusb_wrap_sys_device(raw, Int(descriptor), &handle) }
+            guard let handle = unsafe handle else { throw .noDevice }
+            return unsafe LibUSBHandle.Pointer(raw: handle)
         }
-        return unsafe (LibUSBDevice(device, of: self), LibUSBHandle.Pointer(raw: handle))
+    }
+
+    /// The device that a handle is of. libusb knows one that was handed to it by its number alone. Its
+    /// place, and its leaving, it tells of the same device among those that it has found itself.
+    func device(of pointer: LibUSBHandle.Pointer) -> LibUSBDevice? {
+        guard let raw = unsafe libusb_get_device(pointer.raw) else { return nil }
+        let wrapped = unsafe LibUSBDevice(raw, of: self)
+        return devices().first { $0.bus == wrapped.bus && $0.address == wrapped.address }
+            ?? wrapped
     }
 
     // MARK: - Events
@@ -77,6 +115,9 @@ final class LibUSBContext {
     /// - Parameter limit: how long to wait for the first event; only the end of the program, when
     ///   the loop no longer turns, waits at all.
     func handleEvents(waiting limit: Duration = .zero) {
+        guard !isHandlingEvents else { return }
+        isHandlingEvents = true
+        defer { isHandlingEvents = false }
         var time = timeval(tv_sec: 0, tv_usec: suseconds_t(limit.nanoseconds / 1000))
         _ = unsafe libusb_handle_events_timeout_completed(raw, &time, nil)
         swap(&ended, &endedSpare)
@@ -93,27 +134,18 @@ final class LibUSBContext {
     /// From a transfer's callback: it is to be finished once libusb has returned.
     func note(ended slot: any TransferCarrier) { ended.append(slot) }
 
+    /// Watches what libusb has and is not watched yet.
     private func watchDescriptors() {
-        let context = unsafe Unmanaged.passUnretained(self).toOpaque()
-        // The notifiers tell of changes only, so what is there already is asked for.
-        if let descriptors = unsafe libusb_get_pollfds(raw) {
-            var index = 0
-            while let descriptor = unsafe descriptors[index] {
-                unsafe watch(descriptor.pointee.fd, events: descriptor.pointee.events)
-                index += 1
+        guard let descriptors = unsafe libusb_get_pollfds(raw) else { return }
+        var index = 0
+        while let descriptor = unsafe descriptors[index] {
+            let number = unsafe descriptor.pointee.fd
+            if !watches.contains(where: { $0.descriptor == number }) {
+                unsafe watch(number, events: descriptor.pointee.events)
             }
-            unsafe libusb_free_pollfds(descriptors)
+            index += 1
         }
-        unsafe libusb_set_pollfd_notifiers(
-            raw,
-            { descriptor, events, context in
-                unsafe LibUSBContext.from(context)?.watch(descriptor, events: events)
-            },
-            { descriptor, context in
-                unsafe LibUSBContext.from(context)?.watches.removeAll {
-                    $0.descriptor == descriptor
-                }
-            }, context)
+        unsafe libusb_free_pollfds(descriptors)
     }
 
     private func watch(_ number: CInt, events: CShort) {

@@ -62,11 +62,19 @@ final class LibUSBDevice {
 
     var isHub: Bool { UInt32(deviceClass) == LIBUSB_CLASS_HUB.rawValue }
 
-    /// Opens the device node.
-    func open() throws(LibUSBError) -> LibUSBHandle.Pointer {
-        var handle: OpaquePointer?
-        try libusb { unsafe libusb_open(raw, &handle) }
-        guard let handle = unsafe handle else { throw .noDevice }
-        return unsafe LibUSBHandle.Pointer(raw: handle)
+    /// What opens the device, on any thread, for as long as there is a reference on the device.
+    var opener: Opener { unsafe Opener(raw: raw) }
+
+    @safe
+    struct Opener: @unchecked Sendable {
+        fileprivate let raw: OpaquePointer
+
+        /// Opens the device node. The kernel may wake the device up first, or wait for a driver.
+        func open() throws(LibUSBError) -> LibUSBHandle.Pointer {
+            var handle: OpaquePointer?
+            try libusb { unsafe libusb_open(raw, &handle) }
+            guard let handle = unsafe handle else { throw .noDevice }
+            return unsafe LibUSBHandle.Pointer(raw: handle)
+        }
     }
 }

@@ -15,6 +15,13 @@ final class LibUSBHandle: HostHandle {
         func close() { unsafe libusb_close(raw) }
     }
 
+    /// A device that is open and kept.
+    struct Opened: Sendable {
+        let pointer: Pointer
+        /// Missing where somebody else has opened the node: the lock is on that opening.
+        var mark: NodeMark?
+    }
+
     weak var observer: (any HostHandleObserver)?
 
     private let pointer: Pointer
@@ -22,6 +29,8 @@ final class LibUSBHandle: HostHandle {
     private let control: DeviceControl
     /// The open device node, if somebody else opened it; otherwise libusb has it.
     private let node: PassedDescriptor?
+    /// What keeps others away; given up with the device.
+    private var mark: NodeMark?
     private let worker: Worker
     private let loop: any EventLoop
     private var active: [TransferSlot] = []
@@ -35,14 +44,21 @@ final class LibUSBHandle: HostHandle {
     private var closesWhenIdle = false
     private(set) var isClosed = false
     private var isAbandoned = false
+    private var isGivingBack = false
+    /// Who waits for the end, and until when.
+    private var whenShutDown: ((Bool) -> Void)?
+    private var overdue: Watch?
 
-    /// Takes over an opened device, which is closed by ``shutDown(by:)`` or ``closeWhenIdle()``.
+    /// Takes over an opened device, which is closed by one of ``shutDown(by:then:)``,
+    /// ``shutDown(by:)`` and ``closeWhenIdle()``.
     init(
-        _ pointer: Pointer, node: PassedDescriptor? = nil, control: DeviceControl,
+        _ opened: Opened, node: PassedDescriptor?, control: DeviceControl,
         context: LibUSBContext, worker: Worker, loop: any EventLoop
     ) {
+        let pointer = opened.pointer
         self.pointer = pointer
         self.node = node
+        mark = opened.mark
         self.control = control
         self.context = context
         self.worker = worker
@@ -93,6 +109,10 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
+    /// The kernel's way of cancelling waits until the transfer has ended, and it copies data when it is
+    /// asked for what has ended. So this is all that can still come of cancelled transfers.
+    func reap() { context.handleEvents() }
+
     /// Says once of each kind why isochronous transfers are not taken.
     private func note(_ error: LibUSBError, bytes: Int) {
         guard error != .noDevice, refusals.insert(error).inserted else { return }
@@ -142,6 +162,41 @@ final class LibUSBHandle: HostHandle {
         closeIfIdle()
     }
 
+    /// Ends all transfers, gives the device back to the host's drivers and closes it, while the loop
+    /// goes on.
+    ///
+    /// - Parameter done: called once on the loop, with whether all of that was done by `deadline`. What
+    ///   was not goes on, and ends when the kernel and the device let it.
+    func shutDown(by deadline: Duration, then done: @escaping (Bool) -> Void) {
+        guard !isClosed && !isAbandoned else { return done(true) }
+        whenShutDown = done
+        overdue = loop.schedule(at: deadline) { [weak self] in self?.reportShutDown(false) }
+        isClosing = true
+        closesWhenIdle = true
+        cancelAll()
+        reap()
+        giveBack()
+    }
+
+    private func reportShutDown(_ isDone: Bool) {
+        overdue = nil
+        whenShutDown.take()?(isDone)
+    }
+
+    /// Has the worker give the device back, once, after all that it has been told before.
+    private func giveBack() {
+        guard !isGivingBack else { return }
+        isGivingBack = true
+        let control = control
+        let isUsed = isUsed
+        // What is waited for must not go away meanwhile.
+        worker.perform {
+            control.giveBack(resetting: isUsed)
+        } then: { [self] _ in
+            closeIfIdle()
+        }
+    }
+
     /// Ends all transfers, gives the device back to the host's drivers and closes it, with the loop
     /// standing still.
     ///
@@ -149,18 +204,15 @@ final class LibUSBHandle: HostHandle {
     ///   kernel may still write to memory of ours, and cleans up when the process ends.
     func shutDown(by deadline: Duration) -> Bool {
         guard !isClosed && !isAbandoned else { return true }
+        whenShutDown = nil
+        overdue = nil
         isClosing = true
         closesWhenIdle = false
         cancelAll()
         while !isIdle && loop.now < deadline {
             context.handleEvents(waiting: .milliseconds(10))
         }
-        let control = control
-        let isUsed = isUsed
-        worker.perform {
-            control.giveBack(resetting: isUsed)
-        } then: { _ in
-        }
+        giveBack()
         while !control.isGivenBack && loop.now < deadline {
             context.handleEvents(waiting: .milliseconds(10))
         }
@@ -191,5 +243,7 @@ final class LibUSBHandle: HostHandle {
         isochronous.close()
         control.close()
         _ = node?.take()
+        mark = nil
+        reportShutDown(true)
     }
 }

@@ -23,50 +23,59 @@ final class PassedDevice {
     /// How long the end of the program waits for the kernel and the device.
     private static let shutDownTime = Duration.seconds(4)
 
-    /// Opens a device; no interface of it is taken yet.
+    /// Takes over an opened device, which is closed if this throws; no interface of it is taken yet.
     ///
-    /// - Parameter opened: the device as somebody else opened it, with the descriptor of its node.
+    /// - Parameter passed: its node, if somebody else has opened it.
     init(
-        _ node: LibUSBDevice, name: HostDeviceName,
-        opened: (pointer: LibUSBHandle.Pointer, node: PassedDescriptor)? = nil,
-        context: LibUSBContext, loop: any EventLoop, logger: Logger
-    ) throws(Refusal) {
+        _ node: LibUSBDevice, name: HostDeviceName, _ opened: LibUSBHandle.Opened,
+        passed: PassedDescriptor?, context: LibUSBContext, loop: any EventLoop, logger: Logger
+    ) throws(BackendError) {
         self.node = node
         self.name = name
         self.loop = loop
-        if node.isHub { throw .final(Diagnosis.hub(name)) }
-        guard let speed = node.speed else { throw .final(Diagnosis.unknownSpeed(name)) }
-        do {
-            worker = try Worker(name: "host \(name.bus):\(name.address)", loop: loop)
+        let speed: USBSpeed
+        do throws(BackendError) {
+            if node.isHub { throw Diagnosis.hub(name) }
+            guard let known = node.speed else { throw Diagnosis.unknownSpeed(name) }
+            speed = known
+            do {
+                worker = try Worker(name: "host \(name.bus):\(name.address)", loop: loop)
+            } catch {
+                throw BackendError("cannot start a thread for \(name.identity): \(error)")
+            }
         } catch {
-            throw .final(BackendError("cannot start a thread for \(name.identity): \(error)"))
+            opened.pointer.close()
+            throw error
         }
-        let pointer: LibUSBHandle.Pointer
-        do throws(LibUSBError) {
-            pointer = if let opened { opened.pointer } else { try node.open() }
-        } catch {
-            let words = Diagnosis.cannotOpen(name, error)
-            throw error == .access ? .permission(words) : .final(words)
-        }
-        control = DeviceControl(pointer, portPath: node.portPath, node: name.node)
+        control = DeviceControl(opened.pointer, portPath: node.portPath, node: name.node)
         handle = LibUSBHandle(
-            pointer, node: opened?.node, control: control, context: context, worker: worker,
+            opened, node: passed, control: control, context: context, worker: worker,
             loop: loop)
         device = HostDevice(
             handle, speed: speed, summary: "host \(name.bus):\(name.address) \(name.identity)",
             loop: loop, logger: logger)
     }
 
-    /// Why a device cannot be opened.
-    enum Refusal: Error {
-        /// Not allowed, which on a device that was just plugged in may change in a moment.
-        case permission(BackendError)
-        case final(BackendError)
+    /// Opens a device and keeps it from others; on any thread, for as long as there is a reference on
+    /// the device.
+    static func open(
+        _ opener: LibUSBDevice.Opener, name: HostDeviceName
+    ) throws(OpeningError) -> LibUSBHandle.Opened {
+        let mark = try NodeMark.keep(name.node)
+        do throws(LibUSBError) {
+            return LibUSBHandle.Opened(pointer: try opener.open(), mark: mark)
+        } catch {
+            throw .refused(error)
+        }
+    }
 
-        var error: BackendError {
-            switch self {
-            case .permission(let error), .final(let error): error
-            }
+    /// Takes over what somebody else has opened, and keeps it from others; on any thread, for as long
+    /// as there is the context.
+    static func open(
+        _ wrapper: LibUSBContext.Wrapper, _ descriptor: CInt
+    ) throws(OpeningError) -> LibUSBHandle.Pointer {
+        do throws(LibUSBError) { return try wrapper.wrap(descriptor) } catch {
+            throw .refused(error)
         }
     }
 
@@ -89,6 +98,7 @@ final class PassedDevice {
     }
 
     private func judge(_ claims: DeviceControl.Claims) throws(BackendError) -> [String] {
+        device.streams = claims.streams
         if claims.isGone { throw Diagnosis.cannotOpen(name, .noDevice) }
         if claims.claimed.isEmpty && !claims.problems.isEmpty {
             throw Diagnosis.nothingClaimed(name, problems: claims.problems)
@@ -112,6 +122,13 @@ final class PassedDevice {
         } then: { [self] _ in
             handle.closeWhenIdle()
         }
+    }
+
+    /// Gives the device back to the host's drivers and closes it, without waiting.
+    ///
+    /// - Parameter done: called once on the loop, with whether that was done in time.
+    func giveBack(then done: @escaping (Bool) -> Void) {
+        handle.shutDown(by: loop.now + Self.shutDownTime, then: done)
     }
 
     /// Gives the device back to the host's drivers and closes it, waiting for it.

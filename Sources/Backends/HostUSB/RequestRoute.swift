@@ -70,6 +70,7 @@ private struct StandardRequest: RawRepresentable, Equatable {
     static let clearFeature = StandardRequest(rawValue: 1)
     static let setFeature = StandardRequest(rawValue: 3)
     static let setAddress = StandardRequest(rawValue: 5)
+    static let getDescriptor = StandardRequest(rawValue: 6)
     static let setConfiguration = StandardRequest(rawValue: 9)
     static let setInterface = StandardRequest(rawValue: 11)
     static let setSystemExitLatency = StandardRequest(rawValue: 48)
@@ -96,4 +97,11 @@ extension SetupPacket {
 
     /// Whether the device is left as it was: a standard request that only reads.
     var isHarmless: Bool { kind == .standard && direction == .in }
+
+    /// Whether it asks for the descriptors of a configuration.
+    var getsConfiguration: Bool {
+        kind == .standard && recipient == .device
+            && StandardRequest(rawValue: request) == .getDescriptor
+            && value >> 8 == UInt16(DescriptorType.configuration.rawValue)
+    }
 }

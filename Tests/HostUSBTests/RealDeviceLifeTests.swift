@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Platform
+import Testing
+import USB
+
+@testable import HostUSB
+
+/// How real devices are taken and given back, and what they offer. The suite's other tests pull
+/// devices out, so they come later: tests run in the order of files and lines.
+extension RealDeviceTests {
+    @Test func `the host's driver is taken away and comes back`() throws {
+        let ids = Stick.ids
+        #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
+        let stick = try Stick()
+        #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usbfs")
+        stick.device.stop()
+        #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
+        #expect(stick.device.log.all == [])
+    }
+
+    @Test func `the same while the loop turns, and nothing waits`() throws {
+        let ids = Stick.ids
+        for _ in 0..<3 {
+            #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
+            let stick = try Stick(isServing: true)
+            #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usbfs")
+            try stick.command(Stick.readBlocks(0, count: 8), dataIn: true, count: 4096)
+            _ = try stick.device.start(
+                EndpointAddress(stick.inNumber, .in), .bulk(stream: 0),
+                Bytes([UInt8](repeating: 0, count: 4096)).buffer)
+            try stick.device.stopLater()
+            #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
+            #expect(stick.device.log.all.filter { !$0.hasSuffix("is plugged in") } == [])
+        }
+    }
+
+    @Test(arguments: [false, true])
+    func `a second rule for a device is refused, and told why`(isServing: Bool) throws {
+        let stick = try Stick()
+        do {
+            _ = try RealDevice(
+                vendor: Stick.ids.vendor, product: Stick.ids.product, isServing: isServing)
+            Issue.record("opened twice")
+        } catch {
+            #expect(
+                "\(error)".hasSuffix("is passed on already, by another --device of this server"))
+        }
+        // The refused one has left the device alone.
+        try stick.command([0, 0, 0, 0, 0, 0], dataIn: false, count: 0)
+        _ = try stick.status()
+        stick.device.stop()
+        try Stick(isServing: isServing).device.stop()
+    }
+
+    /// Most programs know nothing of marks.
+    @Test func `a device in use is refused and its user is named`() throws {
+        let context = try LibUSBContext(loop: EpollLoop())
+        let node = try #require(
+            context.devices().first { $0.vendor == 0x46f4 && $0.product == 1 })
+        let user = DeviceControl(try node.opener.open(), portPath: node.portPath, node: "")
+        #expect(user.begin().claimed == [0])
+        do {
+            _ = try RealDevice(vendor: Stick.ids.vendor, product: Stick.ids.product)
+            Issue.record("opened twice")
+        } catch {
+            #expect("\(error)".contains("interface 0 cannot be claimed"))
+            #expect("\(error)".contains("held by 'usbfs'"))
+        }
+        user.giveBack(resetting: false)
+        user.close()
+        try Stick().device.stop()
+    }
+
+    @Test func `a device that is stopped with transfers in flight goes back to its driver`() throws
+    {
+        let keyboard = try Keyboard()
+        for _ in 0..<8 { _ = try keyboard.listen() }
+        keyboard.device.stop()
+        #expect(RealDevice.driver(vendor: "0627", product: "0001") == "usbhid")
+        #expect(keyboard.device.log.all == [])
+    }
+
+    @Test func `the same while the loop turns`() throws {
+        let keyboard = try Keyboard()
+        for _ in 0..<8 { _ = try keyboard.listen() }
+        try keyboard.device.stopLater()
+        #expect(RealDevice.driver(vendor: "0627", product: "0001") == "usbhid")
+        #expect(keyboard.device.log.all == [])
+    }
+
+    /// The guest is told of both at once, and may then use the memory for something else.
+    @Test func `nothing holds the guest's memory after an unplugging, nor after a reset`() throws {
+        let keyboard = try Keyboard()
+        let device = try keyboard.device.device
+        for end in [device.reset, device.detached] {
+            #expect(
+                try keyboard.device.control(.setConfiguration(1)).completion.status == .completed)
+            weak var memory: Bytes?
+            do {
+                let bytes = Bytes([UInt8](repeating: 0, count: 8))
+                memory = bytes
+                _ = try keyboard.device.start(EndpointAddress(1, .in), .interrupt, bytes.buffer)
+            }
+            #expect(memory != nil)
+            end()
+            #expect(memory == nil)
+        }
+        keyboard.device.stop()
+    }
+
+    @Test(arguments: [("STREAMS", UInt8(4)), ("PLAIN", 0)])
+    func `a guest is offered the streams that the host's controller has`(
+        serial: String, exponent: UInt8
+    ) throws {
+        let disk = try RealDevice(vendor: "46f4", product: "0003", serial: serial)
+        let (completion, bytes) = try disk.control(
+            SetupPacket(requestType: 0x80, request: 6, value: 0x200, index: 0, length: 255))
+        #expect(completion.status == .completed)
+        let offer = StreamEndpoint.greatest(in: bytes, configuration: 1)
+        #expect(offer?.exponent ?? 0 == exponent)
+        let classes = DescriptorWalk(bytes).filter { $0.bytes[1] == 4 }.map { $0.bytes[5] }
+        #expect(classes == [exponent == 0 ? 0xff : 8])
+        #expect(
+            disk.log.all.contains { $0.contains("the guest is not offered any") }
+                == (exponent == 0))
+        disk.stop()
+    }
+}
