@@ -138,9 +138,8 @@ extension VMTests {
             // It has no isochronous and no interrupt endpoints: its controller is a program of the
             // outer kernel's that knows none of the former.
             let missing = [15, 16, 22, 23, 25, 26]
-            // It sends whole packets only, whatever is asked for.
-            let tests = USBTestCase.all.map { [4, 8].contains($0.number) ? $0.inPackets : $0 }
-            for (test, outcome) in try inner.run(tests, on: device) {
+            let options = "-c 10 -s 4096 -v 512 -g 16"
+            for (test, outcome) in try inner.runAll(on: device, options: options) {
                 #expect(
                     outcome == (missing.contains(test.number) ? .skipped : .passed),
                     "\(test)\n\(inner.usbTestLog)")

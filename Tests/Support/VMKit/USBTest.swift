@@ -55,18 +55,8 @@ public struct USBTestCase: Sendable, CustomStringConvertible {
         USBTestCase(29, "clear data toggles between transfers", "-c 20"),
     ]
 
-    /// The same with lengths that are packets of high-speed bulk endpoints, or of SuperSpeed, for
-    /// devices that send nothing shorter.
-    public var inPackets: USBTestCase {
-        USBTestCase(number, summary, options.replacing("-v 421", with: "-v 512"))
-    }
-
     /// A case by its number, which is one of 0 to 29.
     public static func number(_ number: Int) -> USBTestCase { all[number] }
-
-    fileprivate func command(for device: USBTestDevice) -> String {
-        "/usr/lib/bed/testusb -D \(device.path) -t \(number) \(options)"
-    }
 
     /// What became of a case.
     public enum Outcome: Equatable, Sendable {
@@ -121,45 +111,48 @@ extension Shell {
     public func run(
         _ test: USBTestCase, on device: USBTestDevice
     ) throws -> USBTestCase.Outcome {
-        let result: CommandResult
-        do {
-            result = try execute(test.command(for: device), timeout: .seconds(90))
-        } catch {
-            throw VMError(
-                "\(test) at \(device.speed) Mb/s: \(error)",
-                detail: "its kernel's last words:\n\(logTail)")
-        }
-        return try outcome(of: test, on: device, result)
+        let lines = try testusb("-t \(test.number) \(test.options)", device, "\(test)")
+        return try outcome(of: test, on: device, lines)
     }
 
-    /// Runs several cases in one command, for guests to which each command is a long way.
-    public func run(
-        _ tests: [USBTestCase], on device: USBTestDevice
+    /// Runs all cases in one go, for guests in which each program takes long to start.
+    ///
+    /// - Parameter options: those of each case, for which lengths, and by how much they vary, should be
+    ///   packets: there are devices that send nothing shorter.
+    public func runAll(
+        on device: USBTestDevice, options: String
     ) throws -> [(test: USBTestCase, outcome: USBTestCase.Outcome)] {
-        let commands = tests.map { "\($0.command(for: device)); echo status $?" }
-        let output = try run(commands.joined(separator: "\n"), timeout: .seconds(300))
-        let results = output.split(separator: #/^status /#.anchorsMatchLineEndings())
-        guard results.count == tests.count + 1 else { throw VMError("\(tests): \(output)") }
-        return try tests.indices.map { index in
-            // Each piece begins with the status of the case before it.
-            let status = Int32(results[index + 1].prefix { $0.isNumber }) ?? -1
-            let result = CommandResult(status: status, output: String(results[index]))
-            return (tests[index], try outcome(of: tests[index], on: device, result))
+        let lines = try testusb(options, device, "all cases")
+        return try USBTestCase.all.map { ($0, try outcome(of: $0, on: device, lines)) }
+    }
+
+    private func testusb(
+        _ options: String, _ device: USBTestDevice, _ what: String
+    ) throws -> [Substring] {
+        let result: CommandResult
+        do {
+            result = try execute(
+                "/usr/lib/bed/testusb -D \(device.path) \(options)", timeout: .seconds(180))
+        } catch {
+            throw VMError(
+                "\(what) at \(device.speed) Mb/s: \(error)",
+                detail: "its kernel's last words:\n\(logTail)")
         }
+        // It says whom it asks, and then one line a case, or none if the case was not run.
+        let lines = result.output.split(separator: "\n")
+        guard result.status == 0, lines.contains(where: { $0.contains("speed\t\(device.path)") })
+        else { throw VMError("\(what) at \(device.speed) Mb/s: \(result.output)") }
+        return lines
     }
 
     private func outcome(
-        of test: USBTestCase, on device: USBTestDevice, _ result: CommandResult
+        of test: USBTestCase, on device: USBTestDevice, _ lines: [Substring]
     ) throws -> USBTestCase.Outcome {
-        // It says whom it asks, and then one line, or none if the case was not run.
-        let lines = result.output.split(separator: "\n")
-        guard result.status == 0, lines.contains(where: { $0.contains("speed\t\(device.path)") })
-        else { throw VMError("\(test) at \(device.speed) Mb/s: \(result.output)") }
         let prefix = "\(device.path) test \(test.number)"
-        guard let line = lines.first(where: { $0.hasPrefix(prefix) }) else { return .skipped }
-        if line.hasPrefix("\(prefix), ") { return .passed }
+        if lines.contains(where: { $0.hasPrefix("\(prefix), ") }) { return .passed }
+        guard let line = lines.first(where: { $0.hasPrefix("\(prefix) ") }) else { return .skipped }
         guard let match = line.firstMatch(of: #/ --> (\d+) /#), let code = Int32(match.1) else {
-            throw VMError("\(test) at \(device.speed) Mb/s: \(result.output)")
+            throw VMError("\(test) at \(device.speed) Mb/s: \(line)")
         }
         return .failed(code)
     }
