@@ -58,7 +58,7 @@ extension VMTests {
         /// Goal: devices of every kind work in the inner guest, those named by rules come back
         /// whenever they do, and one that is not there at first is waited for.
         @Test
-        func `sound, serial lines, a tablet that comes late, a stick that goes ten times`()
+        func `sound, lines, a network, a tablet that comes late, a stick that goes ten times`()
             throws
         {
             let image = try lab.image(mebibytes: 16)
@@ -79,11 +79,12 @@ extension VMTests {
             try host.wait(
                 until: "grep -q 'waiting for it to be plugged in' \(GuestHost.serverFolder)/log")
             let inner = try host.bootInner(.newest)
-            try inner.run("modprobe --all snd-usb-audio ftdi_sio cdc_acm")
+            try inner.run("modprobe --all snd-usb-audio ftdi_sio cdc_acm cdc_ncm")
 
             try expectBytes(
                 between: "/dev/ttyUSB0", "/dev/$(/usr/lib/bed/port serial)", inner, host)
             try expectBytes(between: "/dev/ttyACM0", "/dev/ttyGS0", inner, host)
+            try expectNetwork(inner, host)
             try host.qmp.execute(
                 "device_add", ["driver": "usb-tablet", "bus": "usb.0", "id": "tablet"])
             try expectPointer(inner, at: host)
@@ -211,6 +212,23 @@ extension VMTests {
             try host.wait(until: "grep -qx 'and up' /tmp/received")
         }
 
+        /// Large packets go to the other end of the modem's network and come back.
+        private func expectNetwork(_ inner: InnerGuest, _ host: GuestHost) throws {
+            try host.run(
+                """
+                card=$(</sys/kernel/config/usb_gadget/modem/functions/ncm.0/ifname)
+                busybox ip address add 10.7.0.1/24 dev $card && busybox ip link set $card up
+                """)
+            let find = "card=(/sys/bus/usb/drivers/cdc_ncm/*:*/net/*)"
+            try inner.wait(until: "{ \(find); [[ -e $card ]]; }")
+            try inner.run(
+                """
+                \(find); card=${card##*/}
+                busybox ip address add 10.7.0.2/24 dev $card && busybox ip link set $card up
+                busybox ping -c 3 -w 60 -s 20000 10.7.0.1
+                """)
+        }
+
         /// What the inner guest plays is what the sound card hears: each sample is one louder than
         /// that before it.
         private func expectSound(from inner: InnerGuest, in file: URL) throws {
@@ -301,18 +319,20 @@ extension Machine.Device {
 }
 
 extension GuestHost {
-    /// Plugs in a modem made of Linux's own device stack, with names that only a rogue would have.
+    /// Plugs in a modem made of Linux's own device stack, with a serial line, a network and names that
+    /// only a rogue would have.
     fileprivate func makeModem() throws {
         try run(
             """
-            modprobe --all dummy_hcd libcomposite usb_f_acm
+            modprobe --all dummy_hcd libcomposite usb_f_acm usb_f_ncm
             mountpoint -q /sys/kernel/config || mount -t configfs config /sys/kernel/config
             mkdir /sys/kernel/config/usb_gadget/modem; cd /sys/kernel/config/usb_gadget/modem
             echo 0x0525 >idVendor; echo 0xa4a7 >idProduct; echo 2 >bDeviceClass
-            mkdir strings/0x409 functions/acm.0 configs/modem.1
+            mkdir strings/0x409 functions/acm.0 functions/ncm.0 configs/modem.1
             printf '\\033[31m"quoted\\\\" \\\\ \\303\\251' >strings/0x409/manufacturer
             echo Modem >strings/0x409/product; echo A,B >strings/0x409/serialnumber
             ln -s functions/acm.0 configs/modem.1/
+            ln -s functions/ncm.0 configs/modem.1/
             ls /sys/class/udc >UDC
             """)
         _ = try address(vendor: "0525", product: "a4a7")

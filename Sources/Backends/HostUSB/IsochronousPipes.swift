@@ -52,6 +52,9 @@ final class IsochronousPipes {
 
     var isIdle: Bool { pipes.allSatisfy { $0.waiting.isEmpty && $0.batches.isEmpty } }
 
+    /// How many batches the kernel has.
+    var batchCount: Int { pipes.reduce(0) { $0 + $1.batches.count } }
+
     func start(_ transfer: Transfer) {
         pipes[place(of: transfer.endpoint)].waiting.append(Waiting(transfer: transfer))
         scheduleFlush()

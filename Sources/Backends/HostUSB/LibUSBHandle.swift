@@ -101,6 +101,9 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
+    /// The kernel takes a transfer out of the controller's queue and waits until that has let go of it
+    /// (`usb_kill_urb`), which depends on no device. So it is done here, and not on the worker: the
+    /// sooner it has ended, the sooner the guest may have its memory back.
     func cancel(_ id: Transfer.ID) {
         if let slot = active.first(where: { $0.transfer?.id == id }) {
             slot.cancel()
@@ -109,9 +112,15 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
-    /// The kernel's way of cancelling waits until the transfer has ended, and it copies data when it is
-    /// asked for what has ended. So this is all that can still come of cancelled transfers.
-    func reap() { context.handleEvents() }
+    /// The kernel copies data when it is asked for what has ended, so this is all that can still come of
+    /// cancelled transfers. libusb takes some at a time.
+    func reap() {
+        var before: Int
+        repeat {
+            before = inFlightCount
+            context.handleEvents()
+        } while inFlightCount > 0 && inFlightCount < before
+    }
 
     /// Says once of each kind why isochronous transfers are not taken.
     private func note(_ error: LibUSBError, bytes: Int) {
@@ -225,6 +234,8 @@ final class LibUSBHandle: HostHandle {
         close()
         return true
     }
+
+    private var inFlightCount: Int { active.count + isochronous.batchCount }
 
     private var isIdle: Bool { active.isEmpty && isochronous.isIdle }
 

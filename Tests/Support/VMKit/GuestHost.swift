@@ -171,6 +171,11 @@ public final class InnerGuest: Shell {
                 """
                 tail -n 20 /run/inner/*.log \(GuestHost.serverFolder)/log; dmesg | tail -n 10
                 head /proc/$(<\(GuestHost.serverFolder)/pid)/task/*/wchan
+                head /proc/$(</run/inner/pid)/task/*/{wchan,stat}
+                registers='"human-monitor-command","arguments":{"command-line":"info registers"}'
+                { echo '{"execute":"qmp_capabilities"}'
+                  for _ in 1 2 3; do echo "{\"execute\":$registers}"; sleep 0.3; done
+                } | timeout 10 socat -t 2 - UNIX-CONNECT:/run/inner/qmp | tr -s '\\' '\n'
                 """)
             throw VMError("\(error)", detail: said ?? "the outer guest does not answer either")
         }
