@@ -69,16 +69,6 @@ final class PassedDevice {
         }
     }
 
-    /// Takes over what somebody else has opened, and keeps it from others; on any thread, for as long
-    /// as there is the context.
-    static func open(
-        _ wrapper: LibUSBContext.Wrapper, _ descriptor: CInt
-    ) throws(OpeningError) -> LibUSBHandle.Pointer {
-        do throws(LibUSBError) { return try wrapper.wrap(descriptor) } catch {
-            throw .refused(error)
-        }
-    }
-
     var isClosed: Bool { handle.isClosed }
 
     /// Takes the interfaces, waiting for it.

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BackendKit
+internal import Logging
+internal import Platform
+internal import USB
+
+/// How a rule follows devices that come and go.
+extension HostBackend {
+    // MARK: - Coming
+
+    /// Looks whether a device is there that the rule means, unless it has one.
+    ///
+    /// The kernel may still be busy with a device that just came, so names are read and nodes are
+    /// opened first on the worker.
+    func look() {
+        guard bus != nil, current == nil else { return }
+        if isLooking {
+            looksAgain = true
+            return
+        }
+        let names = candidates().map { HostDeviceName(bare: $0) }
+        guard !names.isEmpty else { return findNothing() }
+        isLooking = true
+        lookout.perform {
+            names.map { name in
+                SystemFiles.settle(name.node)
+                return name.withWords()
+            }
+        } then: { [weak self] names in
+            self?.found(names)
+        }
+    }
+
+    private func candidates() -> [LibUSBDevice] {
+        context.devices().filter { device in
+            !device.isHub && rule.mayMean(HostDeviceName(bare: device))
+                && !leaving.contains { $0.node.identity == device.identity }
+        }
+    }
+
+    private func found(_ names: [HostDeviceName]) {
+        isLooking = false
+        guard bus != nil else { return }
+        let meant = names.filter { rule.means($0) }
+        // It may have left meanwhile, or another one have come.
+        let present = candidates().compactMap { node in
+            meant.first { $0.bus == node.bus && $0.address == node.address }.map { (node, $0) }
+        }
+        if meant.count > 1 && starting != nil {
+            fail(Diagnosis.ambiguous(rule, candidates: meant))
+        } else if let (node, name) = present.first {
+            if meant.count > 1 {
+                logger.notice("\(rule) means \(meant.count) devices; taking \(name.portRule)")
+            }
+            take(node, name)
+        } else {
+            findNothing()
+        }
+        lookAgain()
+    }
+
+    private func lookAgain() {
+        guard looksAgain, !isLooking else { return }
+        looksAgain = false
+        look()
+    }
+
+    private func take(_ node: LibUSBDevice, _ name: HostDeviceName) {
+        isLooking = true
+        let opener = node.opener
+        lookout.perform {
+            Result { () throws(OpeningError) in try PassedDevice.open(opener, name: name) }
+        } then: { [weak self] result in
+            // The device's reference must outlive its opening.
+            _ = node
+            guard let self else { return }
+            isLooking = false
+            opened(node, name, result)
+            lookAgain()
+        }
+    }
+
+    private func opened(
+        _ node: LibUSBDevice, _ name: HostDeviceName,
+        _ result: Result<LibUSBHandle.Opened, OpeningError>
+    ) {
+        do throws(OpeningError) {
+            let opened = try result.get()
+            guard bus != nil, current == nil else { return opened.pointer.close() }
+            do throws(BackendError) { claim(try pass(node, name, opened)) } catch { fail(error) }
+        } catch {
+            guard bus != nil else { return }
+            attempts += 1
+            if error == .refused(.access), starting == nil, attempts < Self.patience {
+                retry = loop.schedule(at: loop.now + Self.patienceStep) { [weak self] in
+                    self?.look()
+                }
+            } else {
+                fail(Diagnosis.cannotOpen(name, error))
+            }
+        }
+    }
+
+    /// Takes over, without waiting, what somebody else has opened.
+    func adoptLater(_ descriptor: consuming Descriptor) {
+        isLooking = true
+        let number = descriptor.rawValue
+        let passed = PassedDescriptor(descriptor)
+        let wrapper = context.wrapper
+        lookout.perform {
+            Result { () throws(LibUSBError) in try wrapper.wrap(number) }
+        } then: { [weak self] result in
+            guard let self else { return }
+            do throws(LibUSBError) {
+                let pointer = try result.get()
+                guard let node = context.device(of: pointer) else {
+                    pointer.close()
+                    throw .noDevice
+                }
+                name(node, pointer, number, passed)
+            } catch {
+                isLooking = false
+                fail(Diagnosis.noNode(rule, error))
+            }
+        }
+    }
+
+    private func name(
+        _ node: LibUSBDevice, _ pointer: LibUSBHandle.Pointer, _ number: CInt,
+        _ passed: PassedDescriptor
+    ) {
+        let bare = HostDeviceName(bare: node)
+        lookout.perform {
+            bare.withWords()
+        } then: { [weak self] name in
+            guard let self else { return }
+            isLooking = false
+            guard bus != nil else { return pointer.close() }
+            do throws(BackendError) {
+                claim(try adopt(node, name, pointer, number, passed))
+            } catch {
+                fail(error)
+            }
+        }
+    }
+
+    private func claim(_ device: PassedDevice) {
+        current = device
+        device.claim { [weak self] result in
+            guard let self, current === device else { return }
+            do throws(BackendError) {
+                guard let bus else { return }
+                try attach(device, to: bus, problems: result.get())
+                logger.notice(
+                    "\(rule): \(device.name.specification) (\(device.name.identity)) is plugged in")
+                started()
+            } catch {
+                current = nil
+                device.giveBackUnused()
+                leaving.append(device)
+                fail(error)
+            }
+        }
+    }
+
+    /// Plugs a device in whose interfaces are ours, all but those that have problems.
+    func attach(
+        _ device: PassedDevice, to bus: any USBBus, problems: [String]
+    ) throws(BackendError) {
+        for problem in problems {
+            logger.warning("\(device.name.specification): \(problem); the guest cannot use it")
+        }
+        if let streams = device.device.streams {
+            logger.warning("\(device.name.specification): \(streams.words)")
+        }
+        device.device.whenLost = { [weak self, weak device] in
+            if let self, let device { left(device) }
+        }
+        do throws(AttachError) {
+            try bus.attach(device.device)
+        } catch {
+            throw BackendError("\(device.name.specification) cannot be plugged in: \(error)")
+        }
+        isAttached = true
+    }
+
+    // MARK: - Going
+
+    /// libusb has noticed that a device is not there any more.
+    func departed(_ identity: LibUSBDevice.Identity) {
+        for device in leaving where device.node.identity == identity { device.hasDeparted = true }
+        if let current, current.node.identity == identity {
+            current.hasDeparted = true
+            if isAttached {
+                current.device.deviceLeft()
+            } else {
+                left(current)
+            }
+        }
+        leaving.removeAll { $0.hasDeparted && $0.isClosed }
+    }
+
+    /// The device that the rule followed is not there any more.
+    private func left(_ device: PassedDevice) {
+        guard device === current else { return }
+        current = nil
+        isAttached = false
+        leaving.append(device)
+        device.closeWhenIdle()
+        let name = "\(device.name.specification) (\(device.name.identity))"
+        guard rule.isLasting else {
+            if starting != nil { return fail(BackendError("\(name) is gone")) }
+            logger.warning("\(name) is gone")
+            return
+        }
+        logger.warning("\(name) is gone; \(rule) waits for it to come back")
+        // Its successor may be here already.
+        retry = loop.schedule(at: loop.now) { [weak self] in self?.look() }
+        started()
+    }
+}

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import Testing
+import USB
+
+@testable import HostUSB
+
+/// What changes a device as a whole, and what waits for it.
+extension HostDeviceTests {
+    // MARK: - Streams
+
+    @Test func `a stream's transfers are handed over`() {
+        device.submit(
+            Transfer(
+                id: .init(rawValue: 1), endpoint: Self.bulkIn, kind: .bulk(stream: 7),
+                buffer: Bytes([0]).buffer))
+        #expect(handle.inFlightIDs == [1])
+    }
+
+    @Test func `an endpoint's transfers wait until it has its streams`() {
+        device.setStreams(16, for: Self.bulkIn)
+        #expect(handle.operations == [.allocateStreams(Self.bulkIn, count: 16)])
+        bulk(1, Self.bulkIn)
+        bulk(2, Self.bulkOut)
+        #expect(handle.inFlightIDs == [2])
+        handle.endOperation(.done)
+        #expect(handle.inFlightIDs == [2, 1])
+        device.setStreams(0, for: Self.bulkIn)
+        #expect(handle.operations.last == .freeStreams(Self.bulkIn))
+        handle.endOperation(.done)
+        #expect(port.take() == [])
+    }
+
+    @Test func `streams of several endpoints change one after the other`() {
+        device.setStreams(16, for: Self.bulkIn)
+        device.setStreams(16, for: Self.bulkOut)
+        device.setStreams(8, for: Self.bulkOut)
+        bulk(1, Self.bulkOut)
+        handle.endOperation(.refused, warnings: ["none"])
+        #expect(
+            handle.operations == [
+                .allocateStreams(Self.bulkIn, count: 16), .allocateStreams(Self.bulkOut, count: 8),
+            ])
+        #expect(handle.inFlightIDs == [])
+        handle.endOperation(.done)
+        #expect(handle.inFlightIDs == [1])
+        #expect(log.all == ["warning: host 1:4: none"])
+    }
+
+    @Test func `descriptors offer the streams that the host has`() throws {
+        device.streams = StreamLimit(granted: 7, of: 16)
+        let whole = StreamLimitTests.disk()
+        let offered = StreamLimitTests.disk(exponent: 2)
+        func answer(_ id: UInt64, _ setup: SetupPacket) -> [UInt8] {
+            let bytes = Bytes(whole)
+            device.submit(
+                Transfer(
+                    id: .init(rawValue: id), endpoint: .control, kind: .control(setup),
+                    buffer: bytes.buffer))
+            handle.end(id, transferred: whole.count)
+            return bytes.content
+        }
+        func get(_ type: UInt8, _ value: UInt16) -> SetupPacket {
+            SetupPacket(requestType: type, request: 6, value: value, index: 0, length: 255)
+        }
+        #expect(answer(1, get(0x80, 0x200)) == offered)
+        #expect(answer(2, get(0x80, 0x201)) == offered)
+        // What others ask for in words like these means something else.
+        #expect(answer(3, get(0x80, 0x300)) == whole)
+        #expect(answer(4, get(0xc0, 0x200)) == whole)
+        #expect(answer(5, get(0x81, 0x200)) == whole)
+        device.streams = nil
+        #expect(answer(6, get(0x80, 0x200)) == whole)
+    }
+
+    // MARK: - Operations
+
+    @Test func `a configuration is set by the kernel while all transfers wait`() {
+        control(1, .setConfiguration(1))
+        #expect(handle.operations == [.setConfiguration(1)])
+        control(2, .getDeviceDescriptor)
+        bulk(3, Self.bulkIn)
+        bulk(4, Self.bulkIn)
+        #expect(handle.inFlightIDs == [])
+        #expect(port.take() == [])
+        handle.endOperation(.done)
+        #expect(port.take() == ["1 completed 0"])
+        #expect(handle.inFlightIDs == [2, 3, 4])
+    }
+
+    @Test func `an interface's setting is set by the kernel`() {
+        control(1, .setInterface(2, 3))
+        #expect(handle.operations == [.setInterface(2, setting: 3)])
+        handle.endOperation(.refused)
+        #expect(port.take() == ["1 stalled 0"])
+    }
+
+    @Test func `clearing a halt holds that endpoint and the control endpoint only`() {
+        control(1, .clearHalt(0x81))
+        #expect(handle.operations == [.clearHalt(Self.bulkIn)])
+        bulk(2, Self.bulkIn)
+        bulk(3, Self.bulkOut)
+        control(4, .getDeviceDescriptor)
+        #expect(handle.inFlightIDs == [3])
+        handle.endOperation(.done)
+        #expect(port.take() == ["1 completed 0"])
+        #expect(handle.inFlightIDs == [3, 4, 2])
+    }
+
+    @Test func `a halt is not cleared before the cancelled transfers of the endpoint are back`() {
+        bulk(1, Self.bulkIn)
+        bulk(2, Self.bulkIn)
+        bulk(3, Self.bulkOut)
+        handle.end(1, .stalled)
+        control(4, .clearHalt(0x81))
+        #expect(handle.operations == [])
+        handle.end(2, .cancelled)
+        #expect(handle.operations == [.clearHalt(Self.bulkIn)])
+    }
+
+    @Test func `clearing a halt does not wait for a transfer that nobody cancelled`() {
+        bulk(1, Self.bulkIn)
+        control(2, .clearHalt(0x81))
+        #expect(handle.operations == [.clearHalt(Self.bulkIn)])
+    }
+
+    @Test func `a second operation follows the first`() {
+        control(1, .setConfiguration(1))
+        control(2, .setInterface(0, 1))
+        control(3, .getDeviceDescriptor)
+        #expect(handle.operations == [.setConfiguration(1)])
+        handle.endOperation(.done)
+        #expect(handle.operations == [.setConfiguration(1), .setInterface(0, setting: 1)])
+        #expect(handle.inFlightIDs == [])
+        handle.endOperation(.done)
+        #expect(handle.inFlightIDs == [3])
+        #expect(port.take() == ["1 completed 0", "2 completed 0"])
+    }
+
+    @Test func `warnings of an operation are logged and the guest goes on`() {
+        control(1, .setConfiguration(1))
+        handle.endOperation(.done, warnings: ["interface 1 cannot be claimed: busy"])
+        #expect(port.take() == ["1 completed 0"])
+        #expect(log.all == ["warning: host 1:4: interface 1 cannot be claimed: busy"])
+    }
+
+    @Test func `the address is never set on the device`() {
+        control(1, .setAddress(5))
+        #expect(port.take() == ["1 completed 0"])
+        #expect(handle.inFlightIDs == [])
+        #expect(handle.operations == [])
+    }
+
+    @Test func `a cancelled request ends at once and later transfers wait for its operation`() {
+        control(1, .setConfiguration(1))
+        control(2, .getDeviceDescriptor)
+        device.cancel(.init(rawValue: 1))
+        #expect(port.take() == ["1 cancelled 0"])
+        #expect(handle.inFlightIDs == [])
+        handle.endOperation(.done)
+        #expect(port.take() == [])
+        #expect(handle.inFlightIDs == [2])
+    }
+
+    @Test func `a cancelled request that still waits for the kernel is forgotten`() {
+        bulk(1, Self.bulkIn)
+        device.cancel(.init(rawValue: 1))
+        control(2, .clearHalt(0x81))
+        bulk(3, Self.bulkIn)
+        #expect(handle.operations == [])
+        device.cancel(.init(rawValue: 2))
+        #expect(port.take() == ["2 cancelled 0"])
+        #expect(handle.inFlightIDs == [1, 3])
+        handle.end(1, .cancelled)
+        #expect(handle.operations == [])
+    }
+
+    @Test func `a waiting transfer that is cancelled ends at once`() {
+        control(1, .setConfiguration(1))
+        bulk(2, Self.bulkIn)
+        bulk(3, Self.bulkIn)
+        device.cancel(.init(rawValue: 2))
+        #expect(port.take() == ["2 cancelled 0"])
+        handle.endOperation(.done)
+        #expect(handle.inFlightIDs == [3])
+    }
+
+    // MARK: - Reset
+
+    @Test func `a reset ends what is in flight, then resets, then lets later transfers go`() {
+        bulk(1, Self.bulkIn)
+        device.reset()
+        #expect(handle.cancelled == [1])
+        control(2, .getDeviceDescriptor)
+        #expect(handle.operations == [])
+        handle.end(1, .cancelled)
+        #expect(port.take() == ["1 cancelled 0"])
+        #expect(handle.operations == [.reset])
+        #expect(handle.inFlightIDs == [])
+        handle.endOperation(.done)
+        #expect(handle.inFlightIDs == [2])
+    }
+
+    @Test func `a reset ends what waits`() {
+        control(1, .setConfiguration(1))
+        bulk(2, Self.bulkIn)
+        device.reset()
+        #expect(port.take() == ["1 cancelled 0", "2 cancelled 0"])
+        #expect(handle.operations == [.setConfiguration(1)])
+        control(3, .getDeviceDescriptor)
+        handle.endOperation(.done)
+        #expect(handle.operations == [.setConfiguration(1), .reset])
+        #expect(handle.inFlightIDs == [])
+        handle.endOperation(.done)
+        #expect(handle.inFlightIDs == [3])
+        #expect(port.take() == [])
+    }
+
+    @Test func `a second reset is spared while the device was only read`() {
+        device.reset()
+        handle.endOperation(.done)
+        control(1, .getDeviceDescriptor)
+        handle.end(1, transferred: 18)
+        device.reset()
+        #expect(handle.operations == [.reset])
+        control(2, .setAddress(1))
+        device.reset()
+        #expect(handle.operations == [.reset])
+    }
+
+    @Test(arguments: [
+        SetupPacket.setConfiguration(1),
+        SetupPacket(requestType: 0x21, request: 0xff, value: 0, index: 0, length: 0),
+        SetupPacket(requestType: 0xc0, request: 1, value: 0, index: 0, length: 4),
+    ])
+    func `a device that was changed is reset again`(setup: SetupPacket) {
+        device.reset()
+        handle.endOperation(.done)
+        control(1, setup)
+        if handle.operations.count > 1 { handle.endOperation(.done) }
+        handle.end(1)
+        device.reset()
+        #expect(handle.operations.last == .reset)
+        #expect(handle.operations.filter { $0 == .reset }.count == 2)
+    }
+
+    @Test func `a device that cannot be reset stays`() {
+        device.reset()
+        handle.endOperation(.refused, warnings: ["reset failed: Other error"])
+        #expect(port.disconnections == 0)
+        #expect(log.all == ["warning: host 1:4: reset failed: Other error"])
+        device.reset()
+        #expect(handle.operations == [.reset, .reset])
+    }
+
+    // MARK: - Departure
+
+    @Test func `a device that is another after its reset is unplugged`() {
+        device.reset()
+        control(1, .getDeviceDescriptor)
+        handle.endOperation(.disconnected)
+        #expect(port.take() == ["1 disconnected 0"])
+        #expect(port.disconnections == 1)
+    }
+
+    @Test func `a departure ends everything and is told once`() {
+        var departures = 0
+        device.whenLost = { departures += 1 }
+        bulk(1, Self.bulkIn)
+        bulk(2, Self.bulkIn)
+        control(3, .setConfiguration(1))
+        bulk(4, Self.bulkOut)
+        handle.end(1, .disconnected)
+        device.deviceLeft()
+        handle.end(2, .cancelled)
+        handle.endOperation(.disconnected)
+        bulk(5, Self.bulkOut)
+        #expect(
+            port.take() == [
+                "1 disconnected 0", "3 disconnected 0", "4 disconnected 0", "2 disconnected 0",
+                "5 disconnected 0",
+            ])
+        #expect(port.disconnections == 1)
+        #expect(departures == 1)
+        #expect(handle.inFlightIDs == [])
+    }
+
+    @Test func `a departure that shows at submission is told`() {
+        handle.answers = [.disconnected]
+        bulk(1, Self.bulkIn)
+        #expect(port.take() == ["1 disconnected 0"])
+        #expect(port.disconnections == 1)
+        device.reset()
+        #expect(handle.operations == [])
+    }
+
+    @Test func `a departure while waiting transfers start ends them all`() {
+        control(1, .setConfiguration(1))
+        bulk(2, Self.bulkIn)
+        bulk(3, Self.bulkIn)
+        handle.answers = [.disconnected]
+        handle.endOperation(.done)
+        #expect(port.take().sorted() == ["1 completed 0", "2 disconnected 0", "3 disconnected 0"])
+        #expect(port.disconnections == 1)
+    }
+
+    @Test func `a detached device cancels its transfers and says no more`() {
+        bulk(1, Self.bulkIn)
+        control(2, .setConfiguration(1))
+        bulk(3, Self.bulkIn)
+        device.detached()
+        #expect(handle.cancelled == [1])
+        handle.end(1, .cancelled)
+        handle.endOperation(.done)
+        #expect(port.take() == [])
+        #expect(handle.inFlightIDs == [])
+    }
+}
