@@ -45,6 +45,8 @@ final class ControlConnection {
     private var farewell: Watch?
 
     private var input: [UInt8] = []
+    /// Bytes of `input` that were taken as lines in this turn; dropped at its end, all at once.
+    private var taken = 0
     /// Bytes of `input` that are known to hold no end of a line.
     private var scanned = 0
     private var arrivals: [Arrival] = []
@@ -76,9 +78,8 @@ final class ControlConnection {
         timer = nil
         continuation = nil
         socket = nil
-        input = []
+        forgetInput()
         output = []
-        arrivals = []
         farewell = loop.schedule(at: loop.now) { [self] in
             farewell = nil
             let body = ended
@@ -99,6 +100,7 @@ final class ControlConnection {
             count += 1
             carryOut(line)
         }
+        dropTaken()
         guard socket != nil else { return }
         if count == Limits.requestsPerTurn {
             continuation = loop.schedule(at: loop.now) { [weak self] in self?.goOn() }
@@ -201,13 +203,19 @@ final class ControlConnection {
             scanned = input.count
             return nil
         }
-        let line = Array(input[..<end])
-        input.removeFirst(end + 1)
-        scanned = 0
+        let line = Array(input[taken..<end])
+        taken = end + 1
+        scanned = taken
         var arrival: Arrival?
         if let first = arrivals.first, first.place <= end { arrival = arrivals.removeFirst() }
-        for later in arrivals { later.place -= end + 1 }
         return (line, arrival)
+    }
+
+    private func dropTaken() {
+        input.removeFirst(taken)
+        scanned -= taken
+        for arrival in arrivals { arrival.place -= taken }
+        taken = 0
     }
 
     // MARK: - Requests
@@ -248,11 +256,16 @@ final class ControlConnection {
 
     /// What has come makes no line, so nothing behind it can be understood.
     private func refuseRest(_ reason: String) {
-        input = []
-        scanned = 0
-        arrivals = []
+        forgetInput()
         endsWhenSent = true
         send(ControlAnswer(ControlError(.badRequest, reason)))
+    }
+
+    private func forgetInput() {
+        input = []
+        taken = 0
+        scanned = 0
+        arrivals = []
     }
 
     // MARK: - Sending
