@@ -316,7 +316,7 @@ import USB
         #expect(host.bytes(again) == pattern)
     }
 
-    @Test func `an unplugged stick says nothing more and can be plugged in again`() {
+    @Test func `an unplugged stick only lets go of memory, and can be plugged in again`() {
         image.set { $0.impatience = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
@@ -324,13 +324,15 @@ import USB
         let waiting = host.submitIn(13)
         let before = host.port.order.count
         host.device.detached()
+        #expect(host.device.transferInUse == data)
         let port = FakePort()
         host.device.attach(to: port)
         image.openGate()
         host.settle()
-        #expect(host.port.order.count == before)
+        #expect(host.device.transferInUse == nil)
+        #expect(host.port.order.count == before + 1)
         #expect(port.order.isEmpty)
-        #expect(!host.isDone(data) && !host.isDone(waiting))
+        #expect(host.isDone(data) && !host.isDone(waiting))
         host.device.detached()
         host.device.attach(to: host.port)
         host.setConfiguration(1)

@@ -74,4 +74,71 @@ struct AbandonedTransferTests {
         try driver.start()
         #expect(guest.answersCommands)
     }
+
+    @Test func `a transfer of an unplugged device ends when its memory is no longer used`() throws {
+        input.submit(.normal(guest.memory.allocate(512), 512, .interruptOnCompletion))
+        guest.machine.pass(.milliseconds(1))
+        let port = try #require(device.port)
+        try #require(device.pending.count == 2)
+        let (id, next) = (device.pending[0].id, device.pending[1].id)
+        device.transferInUse = id
+        guest.machine.detach(device)
+        #expect(ends() == [])
+        // What else it says is not heard.
+        port.disconnect()
+        port.complete(Transfer.Completion(id: next, status: .completed, transferred: 0))
+        #expect(ends() == [])
+        port.complete(Transfer.Completion(id: id, status: .cancelled, transferred: 0))
+        #expect(ends() == [.usbTransactionError])
+        #expect(guest.answersCommands)
+    }
+
+    private func ends() -> [GuestEvent.Code] {
+        driver.takeAll(after: .milliseconds(5)).filter { $0.trb.kind == .transferEvent }.map(\.code)
+    }
+
+    @Test func `what ended together with another is not waited for`() throws {
+        for _ in 0..<3 {
+            input.submit(.normal(guest.memory.allocate(512), 512, .interruptOnCompletion))
+        }
+        guest.machine.pass(.milliseconds(1))
+        device.cancelsAtOnce = true
+        device.cancelsAllAtOnce = true
+        device.answerNext(.end(.stalled, transferred: 0))
+        #expect(ends() == [.stall])
+        // No command is held up by memory that nobody uses.
+        driver.commandRing.push(
+            .command(.resetEndpoint, slot: slot.number, endpoint: input.contextIndex))
+        driver.ringDoorbell(slot: 0, target: 0)
+        #expect(driver.takeAll(after: .milliseconds(1)).map(\.code) == [.success])
+    }
+}
+
+/// Endpoints take turns, however busy some are.
+struct FairnessTests {
+    @Test func `a device that is always ready does not keep others waiting`() throws {
+        let guest = try Guest()
+        var served: [UInt8] = []
+        let busy = TestDevice { $0.endpoint.number == 0 ? nil : .give([]) }
+        let other = TestDevice { $0.endpoint.number == 0 ? nil : .give([]) }
+        let greedy = try guest.plug(busy).configure(
+            .bulkIn(1, segments: [512]), .bulkIn(2, segments: [512]),
+            .bulkIn(3, segments: [512]))
+        let modest = try guest.plug(other, .bulkIn(1))
+        busy.onTransfer = { transfer in
+            served.append(transfer.endpoint.number)
+            return .give([])
+        }
+        other.onTransfer = { _ in
+            served.append(100)
+            return .give([])
+        }
+        let buffer = guest.memory.allocate(512)
+        for endpoint in greedy { endpoint.submit((0..<400).map { _ in .normal(buffer, 512) }) }
+        modest.submit(.normal(buffer, 512, .interruptOnCompletion))
+        _ = try modest.event()
+        let place = try #require(served.firstIndex(of: 100))
+        #expect(place < 400)
+        #expect(Set(served[..<place]).count == 3, "each of the others had its turn")
+    }
 }

@@ -28,6 +28,8 @@ final class StorageDevice: USBDevice {
     var command: Command?
     /// The worker moves bytes or works for a command.
     var isBusy = false
+    /// The transfer whose memory the worker reads or writes.
+    private(set) var transferInUse: Transfer.ID?
     /// Ends the job that the worker has, if it is a long one.
     var cancellation: Cancellation?
     /// The operator changes the medium; see ``changeMedium(to:force:then:)``.
@@ -38,8 +40,6 @@ final class StorageDevice: USBDevice {
     var hasToldOfErrors = false
     /// Counts resets of the transport: what was begun before the last one has no say any more.
     var era: UInt64 = 0
-    /// Counts the times it was plugged in or out.
-    var attachment: UInt64 = 0
     /// Whether the file system can tell that a read or a write would wait.
     var canTryReading = true
     var canTryWriting = true
@@ -77,13 +77,11 @@ final class StorageDevice: USBDevice {
 
     func attach(to port: any USBPort) {
         self.port = port
-        attachment += 1
         restart()
     }
 
     func detached() {
         port = nil
-        attachment += 1
         _ = pipes.removeAll()
         restart()
     }
@@ -279,16 +277,19 @@ final class StorageDevice: USBDevice {
         then: @escaping (Result) -> Void
     ) {
         isBusy = true
+        transferInUse = transfer?.id
         let era = era
-        let attachment = attachment
+        let port = port
         // Holding `self` and the transfer keeps the guest's memory until the worker is done.
         worker.perform(job) { [self] result in
             isBusy = false
+            transferInUse = nil
             if era == self.era {
                 then(result)
                 if isChangingMedium { abandonCommand() }
-            } else if let transfer, attachment == self.attachment {
-                complete(transfer.id, .cancelled, 0)
+            } else if let transfer {
+                // Of a port that it has left as well: the guest waits for its memory.
+                port?.complete(transfer.completion(.cancelled))
             }
             advance()
         }

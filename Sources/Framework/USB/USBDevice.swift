@@ -21,8 +21,13 @@ public protocol USBDevice: AnyObject {
     /// The device is plugged in. It keeps the port, weakly or until ``detached()``.
     func attach(to port: any USBPort)
 
-    /// The device is unplugged: its transfers are forgotten and the port must not be used again.
+    /// The device is unplugged: its transfers are forgotten and the port must not be used again, but
+    /// for the end of ``transferInUse``.
     func detached()
+
+    /// After ``detached()``: a transfer whose memory the device cannot let go of at once, because a
+    /// system call fills it. The guest hears that it has failed when the device completes it.
+    var transferInUse: Transfer.ID? { get }
 
     /// Starts a transfer, which ends with exactly one ``USBPort/complete(_:)``.
     ///
@@ -51,6 +56,7 @@ public protocol USBDevice: AnyObject {
 
 extension USBDevice {
     public var keepsIsochronousTime: Bool { false }
+    public var transferInUse: Transfer.ID? { nil }
     public func resetEndpoint(_ endpoint: EndpointAddress) {}
     public func setStreams(_ count: Int, for endpoint: EndpointAddress) {}
     public func setSuspended(_ suspended: Bool) {}

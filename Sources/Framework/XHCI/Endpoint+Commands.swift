@@ -12,7 +12,8 @@ extension Endpoint {
     mutating func beginStop(_ owner: SlotIdentity) {
         isStopping = true
         forEachQueue { endpoint in
-            for descriptor in endpoint.queue.inFlight where descriptor.outcome == nil {
+            // The last first: a device must not begin with the next because one has been cancelled.
+            for descriptor in endpoint.queue.inFlight.reversed() where descriptor.outcome == nil {
                 owner.connection?.device?.cancel(descriptor.id)
             }
         }
@@ -111,10 +112,14 @@ extension Endpoint {
     }
 
     /// The device is gone: everything in flight fails.
-    mutating func loseDevice() {
+    ///
+    /// - Parameter last: but for this one, in whose memory it is still at work.
+    mutating func loseDevice(except last: Transfer.ID?) {
         forEachQueue { endpoint in
             for place in endpoint.queue.inFlight.indices
-            where endpoint.queue.inFlight[place].outcome == nil {
+            where endpoint.queue.inFlight[place].outcome == nil
+                && endpoint.queue.inFlight[place].id != last
+            {
                 endpoint.queue.setOutcome(
                     .failed(.usbTransactionError, transferred: 0), at: place)
             }
@@ -127,7 +132,7 @@ extension Endpoint {
         touching start: GuestAddress, count: UInt64, _ owner: SlotIdentity
     ) {
         forEachQueue { endpoint in
-            for descriptor in endpoint.queue.inFlight
+            for descriptor in endpoint.queue.inFlight.reversed()
             where descriptor.outcome == nil && descriptor.touches(start, count: count) {
                 owner.connection?.device?.cancel(descriptor.id)
             }

@@ -404,7 +404,7 @@ struct Endpoint {
     mutating func giveBackQueue(_ owner: SlotIdentity) {
         // What is not due yet stands behind what the device has.
         if let position = schedule?.clear() { queue.ring = position }
-        for descriptor in queue.rewind() {
+        for descriptor in queue.rewind().reversed() {
             load.remove(descriptor)
             guard descriptor.outcome == nil else { continue }
             owner.connection?.abandon(descriptor.id, isCancelled: isStopping)

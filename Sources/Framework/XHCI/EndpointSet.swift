@@ -39,7 +39,28 @@ struct EndpointSet {
 
     /// Takes all endpoints of the first slot that has any, one bit for each.
     mutating func popFirst() -> (slot: Int, endpoints: UInt32)? {
-        guard let slot = firstSlot else { return nil }
+        firstSlot.map { pop($0) }
+    }
+
+    /// Takes the endpoints of the first slot that has any, one bit for each, as they come in a round
+    /// that begins with a certain endpoint: of its slot only those from it on.
+    mutating func popFirst(
+        from start: (slot: Int, endpoint: Int)
+    ) -> (slot: Int, endpoints: UInt32)? {
+        guard let slot = firstSlot(from: start.slot) else { return popFirst() }
+        guard slot == start.slot, start.endpoint > 0 else { return pop(slot) }
+        let result = endpoints[slot] & (~0 << UInt32(start.endpoint))
+        guard result != 0 else { return popFirst(from: (slot + 1, 0)) }
+        let rest = endpoints[slot] & ~result
+        remove(slot: slot)
+        if rest != 0 {
+            endpoints[slot] = rest
+            withWord(of: slot) { $0[bit: slot & 63] = true }
+        }
+        return (slot, result)
+    }
+
+    private mutating func pop(_ slot: Int) -> (slot: Int, endpoints: UInt32) {
         let result = endpoints[slot]
         remove(slot: slot)
         return (slot, result)
@@ -58,6 +79,25 @@ struct EndpointSet {
         if slots.2 != 0 { return 128 + slots.2.trailingZeroBitCount }
         if slots.3 != 0 { return 192 + slots.3.trailingZeroBitCount }
         return nil
+    }
+
+    private func firstSlot(from start: Int) -> Int? {
+        if start <= 0 { return firstSlot }
+        for index in min(start >> 6, 4)..<4 {
+            var word = self.word(index)
+            if index == start >> 6 { word &= ~0 << UInt64(start & 63) }
+            if word != 0 { return index << 6 + word.trailingZeroBitCount }
+        }
+        return nil
+    }
+
+    private func word(_ index: Int) -> UInt64 {
+        switch index {
+        case 0: slots.0
+        case 1: slots.1
+        case 2: slots.2
+        default: slots.3
+        }
     }
 
     private mutating func withWord(of slot: Int, _ body: (inout UInt64) -> Void) {

@@ -21,10 +21,10 @@ struct Engine {
     private var isRunning = false
     /// A port has changes that the guest has had no event for.
     private var hasPortEvents = false
-    /// Endpoints to visit now, those to visit when all of them have been, and those whose events
-    /// have no room.
+    /// Endpoints to visit, and those whose events have no room.
     private var ready: EndpointSet
-    private var later: EndpointSet
+    /// Whose turn it is: the endpoint after the one that was visited last.
+    private var turn = (slot: 0, endpoint: 0)
     private var blocked: EndpointSet
     /// Isochronous endpoints that are on the schedule.
     private var scheduled: EndpointSet
@@ -45,7 +45,6 @@ struct Engine {
         let count = registers.capabilities.slots
         slots = (0...count).map(Slot.init(number:))
         ready = EndpointSet(slots: count)
-        later = EndpointSet(slots: count)
         blocked = EndpointSet(slots: count)
         scheduled = EndpointSet(slots: count)
     }
@@ -56,7 +55,6 @@ struct Engine {
         slots = (0...count).map(Slot.init(number:))
         commands = CommandRing()
         ready = EndpointSet(slots: count)
-        later = EndpointSet(slots: count)
         blocked = EndpointSet(slots: count)
         scheduled = EndpointSet(slots: count)
         isRunning = false
@@ -137,7 +135,7 @@ struct Engine {
         answerDoorbells()
         let hasMoreCommands = !registers.streamDoorbells.isEmpty || serviceCommands(now: now)
         visitEndpoints(budget: &budget, now: now)
-        return hasMoreCommands || !ready.isEmpty || !later.isEmpty || !inbox.isEmpty
+        return hasMoreCommands || !ready.isEmpty || !inbox.isEmpty
             || registers.hasWork
     }
 
@@ -221,7 +219,7 @@ struct Engine {
     private mutating func loseDevice(_ connection: PortConnection) {
         for slot in slots.indices where slots[slot].connection === connection {
             for endpoint in slots[slot].endpoints.indices {
-                slots[slot].endpoints[endpoint]?.loseDevice()
+                slots[slot].endpoints[endpoint]?.loseDevice(except: connection.lastTransfer)
                 ready.insert(slot: slot, endpoint: endpoint)
             }
         }
@@ -299,18 +297,20 @@ struct Engine {
 
     private mutating func visitEndpoints(budget: inout Int, now: Duration) {
         let microframe = registers.microframes.count(now: now)
-        while let (slot, endpoints) = ready.popFirst() {
+        while budget > 0, let (slot, endpoints) = ready.popFirst(from: turn) {
+            turn = (slot + 1, 0)
             guard slots[slot].state != nil else { continue }
             let owner = slots[slot].identity
             for endpoint in endpoints.setBits {
                 guard budget > 0 else {
+                    if turn.slot > slot { turn = (slot, endpoint) }
                     ready.insert(slot: slot, endpoint: endpoint)
                     continue
                 }
                 switch slots[slot].endpoints[endpoint]?.visit(
                     owner, &bus, &sequence, budget: &budget, microframe: microframe)
                 {
-                case .more: later.insert(slot: slot, endpoint: endpoint)
+                case .more: ready.insert(slot: slot, endpoint: endpoint)
                 case .blocked:
                     // Time does not help it.
                     scheduled.remove(slot: slot, endpoint: endpoint)
@@ -321,9 +321,7 @@ struct Engine {
                     }
                 }
             }
-            if budget <= 0 { return }
         }
-        swap(&ready, &later)
     }
 
     /// Gives up transfers whose data lie in a range that is taken away.

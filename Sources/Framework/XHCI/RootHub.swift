@@ -21,6 +21,14 @@ final class DeviceInbox {
     func append(_ message: Message) { messages.append(message) }
 
     func next() -> Message? { messages.popFirst() }
+
+    /// Whether the device has answered a transfer that the engine has not heard of.
+    func holdsCompletion(of id: Transfer.ID) -> Bool {
+        messages.contains { message in
+            if case .completed(let completion) = message { return completion.id == id }
+            return false
+        }
+    }
 }
 
 /// A device in a port of the root hub. It becomes inert when the device is unplugged.
@@ -34,6 +42,8 @@ final class PortConnection: USBPort {
     /// Transfers that were given up while the device had them. Until it gives them back, it may still
     /// write into their memory.
     private var abandoned: [Transfer.ID] = []
+    /// The transfer in whose memory an unplugged device is still at work.
+    private(set) var lastTransfer: Transfer.ID?
 
     init(port: Int, device: any USBDevice, inbox: DeviceInbox) {
         self.port = port
@@ -48,6 +58,11 @@ final class PortConnection: USBPort {
 
     func complete(_ completion: Transfer.Completion) {
         guard let inbox else { return }
+        if device == nil {
+            guard completion.id == lastTransfer else { return }
+            lastTransfer = nil
+            self.inbox = nil
+        }
         if !abandoned.isEmpty, let place = abandoned.firstIndex(of: completion.id) {
             abandoned.remove(at: place)
         }
@@ -59,16 +74,19 @@ final class PortConnection: USBPort {
     ///
     /// - Parameter isCancelled: the device was asked to end it before.
     func abandon(_ id: Transfer.ID, isCancelled: Bool) {
-        guard let device else { return }
+        guard let device, inbox?.holdsCompletion(of: id) == false else { return }
         abandoned.append(id)
         if !isCancelled { device.cancel(id) }
     }
 
     /// Whether the device has given back all that was given up.
-    var isQuiet: Bool { abandoned.isEmpty }
+    var isQuiet: Bool { abandoned.isEmpty && lastTransfer == nil }
 
     /// Waits no longer for what the device does not give back.
-    func forgetAbandoned() { abandoned = [] }
+    func forgetAbandoned() {
+        abandoned = []
+        lastTransfer = nil
+    }
 
     func disconnect() {
         if device != nil { inbox?.append(.disconnected(self)) }
@@ -78,10 +96,15 @@ final class PortConnection: USBPort {
         if device != nil { inbox?.append(.woke(self)) }
     }
 
+    /// The device is unplugged. What it says from now on is not heard, but for the end of a transfer
+    /// whose memory it cannot let go of at once.
     func close() {
-        device = nil
-        inbox = nil
+        guard let device else { return }
+        self.device = nil
         abandoned = []
+        device.detached()
+        lastTransfer = device.transferInUse
+        if lastTransfer == nil { inbox = nil }
     }
 }
 
@@ -93,6 +116,8 @@ final class RootHub {
     private let registers: RegisterFile
     private let inbox: DeviceInbox
     private var connections: [PortConnection?]
+    /// Unplugged devices that were still at work in memory.
+    private var departing: [PortConnection] = []
 
     init(registers: RegisterFile, inbox: DeviceInbox) {
         self.registers = registers
@@ -138,17 +163,20 @@ final class RootHub {
     }
 
     func unplug(_ connection: PortConnection) {
-        guard let device = connection.device else { return }
-        connection.close()
+        guard connection.isOpen else { return }
         connections[connection.port] = nil
         registers.ports[connection.port].disconnect()
         registers.notePortWork()
+        connection.close()
+        departing.removeAll(where: \.isQuiet)
+        if !connection.isQuiet { departing.append(connection) }
         inbox.append(.unplugged(connection))
-        device.detached()
     }
 
     /// Whether no device has memory of a transfer that was given up.
-    var isQuiet: Bool { connections.allSatisfy { $0?.isQuiet ?? true } }
+    var isQuiet: Bool {
+        connections.allSatisfy { $0?.isQuiet ?? true } && departing.allSatisfy(\.isQuiet)
+    }
 
     /// Resets every device, as a reset of the controller does to its ports.
     func resetDevices() {

@@ -51,7 +51,10 @@ public final class TestDevice: USBDevice {
     public private(set) var detachCount = 0
     /// Whether ``cancel(_:)`` completes the transfer at once, or leaves that to the test.
     public var cancelsAtOnce = true
+    /// Whether the end of one cancelled transfer brings that of all others, as a host's kernel does.
+    public var cancelsAllAtOnce = false
     public var keepsIsochronousTime = false
+    public var transferInUse: Transfer.ID?
     /// Bytes that a cancelled transfer is said to have moved.
     public var transferredWhenCancelled = 0
 
@@ -99,13 +102,18 @@ public final class TestDevice: USBDevice {
         port?.complete(
             transfer.completion(
                 .cancelled, transferred: min(transferredWhenCancelled, transfer.buffer.count)))
+        if cancelsAllAtOnce { endAll() }
+    }
+
+    private func endAll() {
+        let all = pending
+        pending = []
+        for transfer in all { port?.complete(transfer.completion(.cancelled)) }
     }
 
     public func reset() {
         resetCount += 1
-        let all = pending
-        pending = []
-        for transfer in all { port?.complete(transfer.completion(.cancelled)) }
+        endAll()
     }
 
     public func resetEndpoint(_ endpoint: EndpointAddress) { resetEndpoints.append(endpoint) }
