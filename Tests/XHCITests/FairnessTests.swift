@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import DMA
+import GuestKit
+import Testing
+import USB
+import XHCI
+
+/// Endpoints take turns, however busy some are.
+struct FairnessTests {
+    @Test func `a device that is always ready does not keep others waiting`() throws {
+        let guest = try Guest()
+        var served: [UInt8] = []
+        let busy = TestDevice { $0.endpoint.number == 0 ? nil : .give([]) }
+        let other = TestDevice { $0.endpoint.number == 0 ? nil : .give([]) }
+        let greedy = try guest.plug(busy).configure(
+            (1...6).map { .bulkIn($0, segments: [512]) })
+        let modest = try guest.plug(other, .bulkIn(1))
+        busy.onTransfer = { transfer in
+            served.append(transfer.endpoint.number)
+            return .give([])
+        }
+        other.onTransfer = { _ in
+            served.append(100)
+            return .give([])
+        }
+        let buffer = guest.memory.allocate(512)
+        for endpoint in greedy { endpoint.submit((0..<400).map { _ in .normal(buffer, 512) }) }
+        modest.submit(.normal(buffer, 512, .interruptOnCompletion))
+        _ = try modest.event()
+        let place = try #require(served.firstIndex(of: 100))
+        #expect(place < 400)
+        #expect(Set(served[..<place]).count == 6, "each of the others had its turn")
+    }
+}
