@@ -316,6 +316,23 @@ import USB
         #expect(host.bytes(again) == pattern)
     }
 
+    @Test func `transfers end in order when the configuration goes while the disk is slow`() {
+        image.set { $0.impatience = .wouldBlock }
+        image.shutGate()
+        _ = host.submitOut(wrapper(read8, length: 4096, .in))
+        let data = host.submitIn(4096)
+        let waiting = host.submitIn(13)
+        host.setConfiguration(0)
+        let late = host.submitIn(13)
+        #expect(!host.isDone(data) && !host.isDone(waiting) && !host.isDone(late))
+        let before = host.port.order.count
+        image.openGate()
+        host.settle()
+        #expect(Array(host.port.order[before...]) == [data, waiting, late])
+        host.setConfiguration(1)
+        expectAlive()
+    }
+
     @Test func `an unplugged stick only lets go of memory, and can be plugged in again`() {
         image.set { $0.impatience = .wouldBlock }
         image.shutGate()

@@ -169,6 +169,7 @@ final class StorageDevice: USBDevice {
         case .receive(let transfer, let count): receiveData(transfer, count: count)
         case .send(let transfer, let count): sendData(transfer, count: count)
         case .status(let transfer, let count): complete(transfer.id, .completed, count)
+        case .fail(let transfer): complete(transfer.id, .failed, 0)
         case .refuse(let transfer): complete(transfer.id, .stalled, 0)
         case .babble(let transfer): complete(transfer.id, .babbled, transfer.buffer.count)
         case .phaseError(let transfer):

@@ -22,6 +22,8 @@ struct StoragePipes {
         case send(Transfer, count: Int)
         /// The command status wrapper is in the transfer.
         case status(Transfer, count: Int)
+        /// Its endpoint does not exist, as the device is not configured.
+        case fail(Transfer)
         /// Its endpoint is halted.
         case refuse(Transfer)
         /// It contradicts the command.
@@ -35,9 +37,8 @@ struct StoragePipes {
         self.transport = transport
     }
 
-    /// Lets a transfer wait; false if it is for no bulk pipe, or these do not exist yet.
+    /// Lets a transfer wait; false if it is for no bulk pipe.
     mutating func enqueue(_ transfer: consuming Transfer) -> Bool {
-        guard control.configuration != 0 else { return false }
         if transfer.endpoint == StorageDescriptors.inEndpoint {
             inTransfers.append(transfer)
         } else if transfer.endpoint == StorageDescriptors.outEndpoint {
@@ -82,6 +83,7 @@ struct StoragePipes {
 
     private mutating func nextOut() -> Step? {
         guard !outTransfers.isEmpty else { return nil }
+        if control.configuration == 0 { return .fail(outTransfers.removeFirst()) }
         if control.isHalted(StorageDescriptors.outEndpoint) {
             return .refuse(outTransfers.removeFirst())
         }
@@ -97,6 +99,7 @@ struct StoragePipes {
 
     private mutating func nextIn() -> Step? {
         guard !inTransfers.isEmpty else { return nil }
+        if control.configuration == 0 { return .fail(inTransfers.removeFirst()) }
         if control.isHalted(StorageDescriptors.inEndpoint) {
             return .refuse(inTransfers.removeFirst())
         }
