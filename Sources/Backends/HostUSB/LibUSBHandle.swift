@@ -133,6 +133,7 @@ final class LibUSBHandle: HostHandle {
     func perform(
         _ operation: DeviceOperation, then completion: @escaping (DeviceOperation.Outcome) -> Void
     ) {
+        guard !isClosing else { return completion(.init(result: .disconnected)) }
         isUsed = true
         let control = control
         worker.perform {
@@ -181,10 +182,14 @@ final class LibUSBHandle: HostHandle {
         whenShutDown = done
         overdue = loop.schedule(at: deadline) { [weak self] in self?.reportShutDown(false) }
         isClosing = true
-        closesWhenIdle = true
         cancelAll()
         reap()
+        // It may have been about to be closed, as one that is gone.
+        guard !isClosed else { return }
+        // Not before the worker has its job: the end of the last transfer closes the device else.
         giveBack()
+        closesWhenIdle = true
+        closeIfIdle()
     }
 
     private func reportShutDown(_ isDone: Bool) {
@@ -194,7 +199,7 @@ final class LibUSBHandle: HostHandle {
 
     /// Has the worker give the device back, once, after all that it has been told before.
     private func giveBack() {
-        guard !isGivingBack else { return }
+        guard !isGivingBack && !isClosed else { return }
         isGivingBack = true
         let control = control
         let isUsed = isUsed
