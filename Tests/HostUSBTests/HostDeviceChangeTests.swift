@@ -47,6 +47,27 @@ extension HostDeviceTests {
         #expect(log.all == ["warning: host 1:4: none"])
     }
 
+    @Test func `a control request waits until streams have changed`() {
+        device.setStreams(16, for: Self.bulkIn)
+        control(1, .setInterface(0, 1))
+        #expect(handle.operations == [.allocateStreams(Self.bulkIn, count: 16)])
+        handle.endOperation(.done)
+        #expect(port.take() == [])
+        #expect(handle.operations.last == .setInterface(0, setting: 1))
+        handle.endOperation(.done)
+        #expect(port.take() == ["1 completed 0"])
+    }
+
+    @Test func `streams change when the operation before is taken back`() {
+        bulk(1, Self.bulkIn)
+        device.cancel(.init(rawValue: 1))
+        control(2, .clearHalt(0x81))
+        device.setStreams(16, for: Self.bulkOut)
+        #expect(handle.operations == [])
+        device.cancel(.init(rawValue: 2))
+        #expect(handle.operations == [.allocateStreams(Self.bulkOut, count: 16)])
+    }
+
     @Test func `descriptors offer the streams that the host has`() throws {
         device.streams = StreamLimit(granted: 7, of: 16)
         let whole = StreamLimitTests.disk()
@@ -95,16 +116,17 @@ extension HostDeviceTests {
         #expect(port.take() == ["1 stalled 0"])
     }
 
-    @Test func `clearing a halt holds that endpoint and the control endpoint only`() {
+    /// The kernel has the device locked meanwhile: a transfer would stop the loop.
+    @Test func `while a halt is cleared all transfers wait`() {
         control(1, .clearHalt(0x81))
         #expect(handle.operations == [.clearHalt(Self.bulkIn)])
         bulk(2, Self.bulkIn)
         bulk(3, Self.bulkOut)
         control(4, .getDeviceDescriptor)
-        #expect(handle.inFlightIDs == [3])
+        #expect(handle.inFlightIDs == [])
         handle.endOperation(.done)
         #expect(port.take() == ["1 completed 0"])
-        #expect(handle.inFlightIDs == [3, 4, 2])
+        #expect(handle.inFlightIDs == [4, 3, 2])
     }
 
     @Test func `a halt is not cleared before the cancelled transfers of the endpoint are back`() {

@@ -121,6 +121,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
     func cancel(_ id: Transfer.ID) {
         if running?.request?.id == id {
             endRequest(as: .cancelled)
+            // Changes of streams may have waited for it.
+            advance()
             startWaiting()
             return
         }
@@ -185,10 +187,15 @@ final class HostDevice: USBDevice, HostHandleObserver {
         }
         switch running?.operation {
         case nil: return false
-        case .clearHalt(let endpoint): return place == 0 || place == Self.place(of: endpoint)
         case .allocateStreams(let endpoint, _), .freeStreams(let endpoint):
-            return place == Self.place(of: endpoint)
-        case .setConfiguration, .setInterface, .reset: return true
+            // A control request may be an operation itself, and there is one at a time.
+            return place == 0 || place == Self.place(of: endpoint)
+        case .clearHalt, .setConfiguration, .setInterface, .reset:
+            // Also where it does not concern all endpoints, the kernel has the device locked until the
+            // device has answered, which may take seconds, and who submits waits for that lock.
+            // Cancelling waits for it as well, but must not be put off: the guest has its memory back
+            // when it is told.
+            return true
         }
     }
 
