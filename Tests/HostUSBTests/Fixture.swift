@@ -75,6 +75,10 @@ final class RecordingPort: USBPort {
 
 /// A loop whose clock is a number and whose timers run when it is moved.
 final class ManualLoop: EventLoop {
+    /// How many descriptors it has watched, and how many it would.
+    private(set) var watched = 0
+    var limit = Int.max
+
     private(set) var now: Duration = .zero
     private var timers: [(id: Int, deadline: Duration, body: () -> Void)] = []
     private var nextTimer = 0
@@ -82,7 +86,11 @@ final class ManualLoop: EventLoop {
     func watch(
         _ descriptor: borrowing Descriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
-    ) throws(Errno) -> Watch { Watch {} }
+    ) throws(Errno) -> Watch {
+        guard watched < limit else { throw .noSpace }
+        watched += 1
+        return Watch {}
+    }
 
     func schedule(at deadline: Duration, _ body: @escaping () -> Void) -> Watch {
         nextTimer += 1

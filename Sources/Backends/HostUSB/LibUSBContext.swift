@@ -32,16 +32,16 @@ final class LibUSBContext {
     var whenArrived: (() -> Void)?
 
     init(loop: any EventLoop) throws(LibUSBError) {
+        do { additions = try Mailbox() } catch { throw .noMemory }
         var context: OpaquePointer?
         try libusb { unsafe libusb_init(&context) }
         guard let context = unsafe context else { throw .notFound }
         unsafe raw = context
         self.loop = loop
+        // From here on what is thrown is followed by the `deinit`, which ends libusb.
         do {
-            additions = try Mailbox()
             delivery = try additions.deliver(on: loop) { [unowned self] in watchDescriptors() }
         } catch {
-            unsafe libusb_exit(context)
             throw .noMemory
         }
         unsafe libusb_set_pollfd_notifiers(
