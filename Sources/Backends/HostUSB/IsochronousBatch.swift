@@ -21,7 +21,7 @@ final class IsochronousBatch: TransferCarrier {
     /// libusb's context must outlive its transfers.
     private let context: LibUSBContext
     private var memory: UnsafeMutableRawBufferPointer
-    private var isCancelled = false
+    private(set) var isCancelled = false
 
     /// What is in flight, in order.
     private(set) var transfers: [Transfer] = []

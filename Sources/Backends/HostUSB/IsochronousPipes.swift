@@ -52,8 +52,8 @@ final class IsochronousPipes {
 
     var isIdle: Bool { pipes.allSatisfy { $0.waiting.isEmpty && $0.batches.isEmpty } }
 
-    /// How many batches the kernel has.
-    var batchCount: Int { pipes.reduce(0) { $0 + $1.batches.count } }
+    /// What the kernel has.
+    var batches: [IsochronousBatch] { pipes.flatMap(\.batches) }
 
     func start(_ transfer: Transfer) {
         pipes[place(of: transfer.endpoint)].waiting.append(Waiting(transfer: transfer))

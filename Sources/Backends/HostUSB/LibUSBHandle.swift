@@ -113,13 +113,30 @@ final class LibUSBHandle: HostHandle {
     }
 
     /// The kernel copies data when it is asked for what has ended, so this is all that can still come of
-    /// cancelled transfers. libusb takes some at a time.
+    /// cancelled transfers. libusb takes some requests at a time, and makes many of a large transfer.
     func reap() {
-        var before: Int
+        var rounds = requestCount / Self.requestsReaped + Self.spareRounds
         repeat {
-            before = inFlightCount
             context.handleEvents()
-        } while inFlightCount > 0 && inFlightCount < before
+            rounds -= 1
+        } while hasCancelled && rounds > 0
+    }
+
+    /// How many requests libusb takes back at a time.
+    private static let requestsReaped = 26
+    /// Times that it may be busy with something else.
+    private static let spareRounds = 4
+
+    /// How many requests libusb has made, at most, of what is in flight.
+    private var requestCount: Int {
+        let buffers =
+            active.compactMap(\.transfer?.buffer)
+            + isochronous.batches.flatMap { $0.transfers.map(\.buffer) }
+        return buffers.reduce(0) { $0 + $1.count / 0x4000 + 1 }
+    }
+
+    private var hasCancelled: Bool {
+        active.contains(where: \.isCancelled) || isochronous.batches.contains(where: \.isCancelled)
     }
 
     /// Says once of each kind why isochronous transfers are not taken.
@@ -239,8 +256,6 @@ final class LibUSBHandle: HostHandle {
         close()
         return true
     }
-
-    private var inFlightCount: Int { active.count + isochronous.batchCount }
 
     private var isIdle: Bool { active.isEmpty && isochronous.isIdle }
 

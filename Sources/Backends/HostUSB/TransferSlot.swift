@@ -29,6 +29,7 @@ final class TransferSlot: TransferCarrier {
 
     /// What is in flight.
     private(set) var transfer: Transfer?
+    private(set) var isCancelled = false
 
     /// Called on the loop when the transfer that was submitted has ended; the slot is free again.
     var whenFinished: ((TransferSlot, Transfer, Transfer.Completion) -> Void)?
@@ -60,7 +61,10 @@ final class TransferSlot: TransferCarrier {
     }
 
     /// Asks for an early end; without effect on a transfer that has just ended.
-    func cancel() { _ = unsafe libusb_cancel_transfer(raw) }
+    func cancel() {
+        isCancelled = true
+        _ = unsafe libusb_cancel_transfer(raw)
+    }
 
     /// Ends the transfer with what libusb found.
     func finish() {
@@ -119,6 +123,7 @@ final class TransferSlot: TransferCarrier {
             throw .invalidParameter
         }
         self.transfer = transfer
+        isCancelled = false
     }
 
     private func provideMemory(_ count: Int) throws(LibUSBError) {
