@@ -157,9 +157,7 @@ extension HostBackend {
                 started()
             } catch {
                 current = nil
-                device.giveBackUnused()
-                leaving.append(device)
-                fail(error)
+                fail(error, givingBack: device)
             }
         }
     }

@@ -201,13 +201,22 @@ public final class HostBackend: DeviceBackend {
     func started() { starting.take()?(nil) }
 
     /// Ends a start that has failed, or says what has gone wrong later.
-    func fail(_ error: BackendError) {
-        guard let done = starting.take() else {
+    ///
+    /// - Parameter device: what was opened for it. Who hears of the end and tries again must not find
+    ///   it taken.
+    func fail(_ error: BackendError, givingBack device: PassedDevice? = nil) {
+        let done = starting.take()
+        if done == nil {
             logger.error("\(rule): \(error)")
+        } else {
+            unfollow()
+        }
+        guard let device else {
+            done?(error)
             return
         }
-        unfollow()
-        done(error)
+        leaving.append(device)
+        device.giveBack { _ in done?(error) }
     }
 
     /// A start finds no device that the rule means.

@@ -46,7 +46,7 @@ final class LibUSBHandle: HostHandle {
     private var isAbandoned = false
     private var isGivingBack = false
     /// Who waits for the end, and until when.
-    private var whenShutDown: ((Bool) -> Void)?
+    private var whenShutDown: [(Bool) -> Void] = []
     private var overdue: Watch?
 
     /// Takes over an opened device, which is closed by one of ``shutDown(by:then:)``,
@@ -196,7 +196,7 @@ final class LibUSBHandle: HostHandle {
     ///   was not goes on, and ends when the kernel and the device let it.
     func shutDown(by deadline: Duration, then done: @escaping (Bool) -> Void) {
         guard !isClosed && !isAbandoned else { return done(true) }
-        whenShutDown = done
+        whenShutDown.append(done)
         overdue = loop.schedule(at: deadline) { [weak self] in self?.reportShutDown(false) }
         isClosing = true
         cancelAll()
@@ -211,7 +211,9 @@ final class LibUSBHandle: HostHandle {
 
     private func reportShutDown(_ isDone: Bool) {
         overdue = nil
-        whenShutDown.take()?(isDone)
+        let waiting = whenShutDown
+        whenShutDown = []
+        for done in waiting { done(isDone) }
     }
 
     /// Has the worker give the device back, once, after all that it has been told before.
@@ -235,7 +237,7 @@ final class LibUSBHandle: HostHandle {
     ///   kernel may still write to memory of ours, and cleans up when the process ends.
     func shutDown(by deadline: Duration) -> Bool {
         guard !isClosed && !isAbandoned else { return true }
-        whenShutDown = nil
+        whenShutDown = []
         overdue = nil
         isClosing = true
         closesWhenIdle = false

@@ -104,16 +104,6 @@ final class PassedDevice {
         handle.closeWhenIdle()
     }
 
-    /// Gives an unused device back to the host's drivers, without waiting.
-    func giveBackUnused() {
-        let control = control
-        worker.perform {
-            control.giveBack(resetting: false)
-        } then: { [self] _ in
-            handle.closeWhenIdle()
-        }
-    }
-
     /// Gives the device back to the host's drivers and closes it, without waiting.
     ///
     /// - Parameter done: called once on the loop, with whether that was done in time.
