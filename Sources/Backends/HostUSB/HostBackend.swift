@@ -248,10 +248,32 @@ public final class HostBackend: DeviceBackend {
 
     public func stop() {
         unfollow()
-        // What it opens belongs to libusb's context.
-        if isLooking { lookout.waitUntilIdle() }
+        endLooking()
         for device in leaving where !device.giveBack() { logger.warning("\(late([device]))") }
         leaving = []
+    }
+
+    /// Waits for the lookout, as what it opens belongs to libusb's context. What it does not end in time
+    /// is left open for good.
+    private func endLooking() {
+        guard isLooking else { return }
+        isLooking = false
+        let hasEnded = Locked(false)
+        lookout.perform {
+            hasEnded.withLock { $0 = true }
+        } then: {
+        }
+        let deadline = loop.now + PassedDevice.shutDownTime
+        while !hasEnded.withLock({ $0 }) {
+            guard loop.now < deadline else {
+                // With the lookout goes what its jobs use.
+                _ = unsafe Unmanaged.passRetained(lookout)
+                _ = unsafe Unmanaged.passRetained(context)
+                logger.warning("\(rule): a device does not answer, and is left as it is")
+                return
+            }
+            context.handleEvents(waiting: .milliseconds(10))
+        }
     }
 
     public func stop(whenDone done: @escaping (BackendError?) -> Void) {
@@ -289,7 +311,7 @@ public final class HostBackend: DeviceBackend {
 
     /// For a backend that was opened and never started, or whose start failed.
     deinit {
-        if isLooking { lookout.waitUntilIdle() }
+        endLooking()
         if let current, !current.giveBack() { logger.warning("\(late([current]))") }
     }
 }

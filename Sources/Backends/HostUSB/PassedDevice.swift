@@ -21,7 +21,7 @@ final class PassedDevice {
     var hasDeparted = false
 
     /// How long the end of the program waits for the kernel and the device.
-    private static let shutDownTime = Duration.seconds(4)
+    static let shutDownTime = Duration.seconds(4)
 
     /// Takes over an opened device, which is closed if this throws; no interface of it is taken yet.
     ///
