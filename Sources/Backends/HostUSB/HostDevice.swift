@@ -374,8 +374,11 @@ final class HostDevice: USBDevice, HostHandleObserver {
         for place in pipes.indices { cancelInFlight(in: place) }
     }
 
+    /// Cancels an endpoint's transfers, the last first: the kernel would start each one that follows
+    /// what is cancelled.
     private func cancelInFlight(in place: Int) {
-        for index in pipes[place].inFlight.indices where !pipes[place].inFlight[index].isCancelled {
+        for index in pipes[place].inFlight.indices.reversed()
+        where !pipes[place].inFlight[index].isCancelled {
             pipes[place].inFlight[index].isCancelled = true
             handle.cancel(pipes[place].inFlight[index].id)
         }

@@ -83,7 +83,7 @@ final class IsochronousPipes {
     /// Asks for the end of everything, without another turn of the loop.
     func cancelAll() {
         for place in pipes.indices {
-            for batch in pipes[place].batches { batch.cancel() }
+            for batch in pipes[place].batches.reversed() { batch.cancel() }
             for index in pipes[place].waiting.indices {
                 pipes[place].waiting[index].isCancelled = true
             }

@@ -262,7 +262,8 @@ final class LibUSBHandle: HostHandle {
     private var isIdle: Bool { active.isEmpty && isochronous.isIdle }
 
     private func cancelAll() {
-        for slot in active { slot.cancel() }
+        // The last first: the kernel would start each one that follows what is cancelled.
+        for slot in active.reversed() { slot.cancel() }
         isochronous.cancelAll()
     }
 
