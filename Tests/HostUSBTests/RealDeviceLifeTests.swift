@@ -29,6 +29,10 @@ extension RealDeviceTests {
             _ = try stick.device.start(
                 EndpointAddress(stick.inNumber, .in), .bulk(stream: 0),
                 Bytes([UInt8](repeating: 0, count: 4096)).buffer)
+            // One that waits for the turn's end does not reach the kernel, and is the last to end.
+            _ = try stick.device.start(
+                EndpointAddress(stick.inNumber, .in), .isochronous,
+                Bytes([UInt8](repeating: 0, count: 8)).buffer)
             try stick.device.stopLater()
             #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
             #expect(stick.device.log.all.filter { !$0.hasSuffix("is plugged in") } == [])
