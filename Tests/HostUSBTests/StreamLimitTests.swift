@@ -112,10 +112,12 @@ struct NodeMarkTests {
         var mark: NodeMark? = try NodeMark.keep(path)
         #expect(throws: OpeningError.taken(by: [])) { try NodeMark.keep(path) }
         let other = try SystemFiles.openNode(path)
-        #expect(throws: OpeningError.taken(by: [])) { try NodeMark.keep(other.rawValue, of: path) }
+        #expect(throws: OpeningError.taken(by: [])) {
+            try NodeMark.tryKeeping(other.rawValue, of: path).get()
+        }
         _ = mark
         mark = nil
-        try NodeMark.keep(other.rawValue, of: path)
+        try NodeMark.tryKeeping(other.rawValue, of: path).get()
         #expect(throws: OpeningError.taken(by: [])) { try NodeMark.keep(path) }
     }
 

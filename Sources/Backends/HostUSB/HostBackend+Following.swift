@@ -132,13 +132,13 @@ extension HostBackend {
     ) {
         let bare = HostDeviceName(bare: node)
         lookout.perform {
-            bare.withWords()
-        } then: { [weak self] name in
+            (bare.withWords(), NodeMark.tryKeeping(number, of: bare.node))
+        } then: { [weak self] name, mark in
             guard let self else { return }
             isLooking = false
             guard bus != nil else { return pointer.close() }
             do throws(BackendError) {
-                claim(try adopt(node, name, pointer, number, passed))
+                claim(try adopt(node, name, pointer, mark, passed))
             } catch {
                 fail(error)
             }

@@ -130,16 +130,17 @@ public final class HostBackend: DeviceBackend {
             pointer.close()
             throw Diagnosis.noNode(rule, .noDevice)
         }
-        return try adopt(node, HostDeviceName(node), pointer, number, passed)
+        let name = HostDeviceName(node)
+        return try adopt(node, name, pointer, NodeMark.tryKeeping(number, of: name.node), passed)
     }
 
     func adopt(
         _ node: LibUSBDevice, _ name: HostDeviceName, _ pointer: LibUSBHandle.Pointer,
-        _ number: CInt, _ passed: PassedDescriptor
+        _ mark: Result<Void, OpeningError>, _ passed: PassedDescriptor
     ) throws(BackendError) -> PassedDevice {
         do throws(BackendError) {
             guard rule.means(name) else { throw Diagnosis.otherNode(rule, name) }
-            do throws(OpeningError) { try NodeMark.keep(number, of: name.node) } catch {
+            do throws(OpeningError) { try mark.get() } catch {
                 throw Diagnosis.cannotOpen(name, error)
             }
         } catch {

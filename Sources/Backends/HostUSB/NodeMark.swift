@@ -23,8 +23,13 @@ final class NodeMark: Sendable {
         return NodeMark(descriptor)
     }
 
-    /// Keeps a device by a descriptor that somebody else holds.
-    static func keep(_ descriptor: CInt, of node: String) throws(OpeningError) {
+    /// Keeps a device by a descriptor that somebody else holds. Where it is kept already, all programs
+    /// are looked through for the reason, which takes time.
+    static func tryKeeping(_ descriptor: CInt, of node: String) -> Result<Void, OpeningError> {
+        Result { () throws(OpeningError) in try keep(descriptor, of: node) }
+    }
+
+    private static func keep(_ descriptor: CInt, of node: String) throws(OpeningError) {
         guard flock(descriptor, LOCK_EX | LOCK_NB) != 0, errno == EWOULDBLOCK else {
             return
         }
