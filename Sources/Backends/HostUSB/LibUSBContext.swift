@@ -13,9 +13,14 @@ internal import Platform
 /// No transfer has a timeout, so there is no deadline of libusb's to keep.
 @safe
 final class LibUSBContext {
+    /// When the loop is asked again to watch what it could not.
+    static let retryStep = Duration.milliseconds(100)
+
     private let raw: OpaquePointer
     private let loop: any EventLoop
     private var watches: [(descriptor: CInt, watch: Watch)] = []
+    /// While there is a descriptor that the loop could not watch.
+    private var retry: Watch?
     /// libusb has more descriptors than before.
     private let additions: Mailbox<Void>
     private var delivery: Watch?
@@ -60,6 +65,7 @@ final class LibUSBContext {
     deinit {
         unsafe libusb_set_pollfd_notifiers(raw, nil, nil, nil)
         watches = []
+        retry = nil
         delivery = nil
         unsafe libusb_exit(raw)
     }
@@ -158,7 +164,17 @@ final class LibUSBContext {
             handleEvents()
         }
         _ = descriptor.release()
-        if let watch { watches.append((number, watch)) }
+        if let watch {
+            watches.append((number, watch))
+        } else if retry == nil {
+            // All descriptors that the system watches count against one limit. Until there is room,
+            // libusb is asked at times, so that transfers end.
+            retry = loop.schedule(at: loop.now + Self.retryStep) { [unowned self] in
+                retry = nil
+                watchDescriptors()
+                handleEvents()
+            }
+        }
     }
 
     private func watchDevices() {
