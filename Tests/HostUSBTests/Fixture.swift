@@ -79,7 +79,13 @@ final class ManualLoop: EventLoop {
     private(set) var watched = 0
     var limit = Int.max
 
-    private(set) var now: Duration = .zero
+    /// How far the clock goes by itself whenever somebody looks at it.
+    var tick = Duration.zero
+    private var time = Duration.zero
+    var now: Duration {
+        time += tick
+        return time
+    }
     private var timers: [(id: Int, deadline: Duration, body: () -> Void)] = []
     private var nextTimer = 0
 
@@ -100,14 +106,14 @@ final class ManualLoop: EventLoop {
     }
 
     func advance(by step: Duration) {
-        let end = now + step
+        let end = time + step
         while let next = timers.filter({ $0.deadline <= end }).min(by: { $0.deadline < $1.deadline }
         ) {
             timers.removeAll { $0.id == next.id }
-            now = max(now, next.deadline)
+            time = max(time, next.deadline)
             next.body()
         }
-        now = end
+        time = end
     }
 }
 

@@ -120,6 +120,26 @@ struct HostBackendTests {
         #expect(refusal(text) == nil)
     }
 
+    @Test func `the program's end does not wait for a device that does not answer`() throws {
+        let loop = ManualLoop()
+        loop.tick = .seconds(1)
+        let (logger, lines) = LogRecorder.make()
+        let backend = try #require(
+            try catalog.makeBackend(
+                "host:port=250-1.2", context: BackendContext(loop: loop, logger: logger))
+                as? HostBackend)
+        let answer = DispatchSemaphore(value: 0)
+        backend.lookout.perform {
+            answer.wait()
+        } then: {
+        }
+        backend.isLooking = true
+        backend.stop()
+        #expect(lines.all.count == 1)
+        #expect(lines.all.first?.contains("a device does not answer") == true)
+        answer.signal()
+    }
+
     @Test func `a bus without bandwidth is told of, and other refusals are just that`() {
         func outcome(_ result: LibUSBError, _ cause: CInt) -> DeviceOperation.Outcome {
             DeviceControl.outcome(of: "setting 2 of interface 1") {
