@@ -170,16 +170,24 @@ public final class InnerGuest: Shell {
             let said = try? host.run(
                 """
                 tail -n 20 /run/inner/*.log \(GuestHost.serverFolder)/log; dmesg | tail -n 10
-                head /proc/$(<\(GuestHost.serverFolder)/pid)/task/*/wchan
+                head /proc/$(<\(GuestHost.serverFolder)/pid)/task/*/{comm,wchan}
+                ls -l /proc/$(<\(GuestHost.serverFolder)/pid)/fd
                 head /proc/$(</run/inner/pid)/task/*/{wchan,stat}
-                registers='"human-monitor-command","arguments":{"command-line":"info registers"}'
+                registers='{"execute":"human-monitor-command","arguments":{"command-line":"info registers"}}'
                 { echo '{"execute":"qmp_capabilities"}'
-                  for _ in 1 2 3; do echo "{\"execute\":$registers}"; sleep 0.3; done
-                } | timeout 10 socat -t 2 - UNIX-CONNECT:/run/inner/qmp | tr -s '\\' '\n'
+                  for _ in 1 2 3; do echo "$registers"; sleep 0.3; done
+                } | timeout 10 socat -t 2 - UNIX-CONNECT:/run/inner/qmp | fold -w 200
                 """)
-            throw VMError("\(error)", detail: said ?? "the outer guest does not answer either")
+            throw GuestStandsStill(
+                description: "\(error)\n\(said ?? "the outer guest does not answer either")")
         }
     }
+}
+
+/// A guest no longer answers.
+public struct GuestStandsStill: Error, CustomStringConvertible {
+    /// What it was asked, and whatever helps to find the cause.
+    public let description: String
 }
 
 /// A device's place on a host: its bus and its number on it.
