@@ -29,7 +29,7 @@ final class RunningServer {
     var log: String { process.output }
 
     func waitForLog(_ text: String) throws {
-        try Deadline(.seconds(20)).wait(for: "'\(text)' in the log; it says:\n\(log)") {
+        try process.wait(for: "'\(text)' in the log; it says:\n\(log)", within: .seconds(20)) {
             if log.contains(text) { return true }
             if !process.isRunning { throw VMError("the server ended", detail: log) }
             return nil

@@ -174,7 +174,7 @@ struct SocketLifeTests {
 extension RunningServer {
     /// Waits until the last client's end has been handled.
     fileprivate func settle() throws {
-        try Deadline(.seconds(10)).wait(for: "all clients to be gone") {
+        try process.wait(for: "all clients to be gone", within: .seconds(10)) {
             let came = log.components(separatedBy: "client connected").count
             return log.components(separatedBy: "client left").count == came ? true : nil
         }

@@ -47,7 +47,7 @@ final class SweptScene {
         let traced = try start(calls: calls, fault: nil)
         try traced.server.waitForLog("control requests at")
         try session()
-        try traced.server.waitUntilAsleep()
+        try traced.server.process.waitUntilAsleep()
         guard try traced.server.terminate() == 0 else {
             throw Violation("it did not end well: \(traced.server.log)")
         }
@@ -78,7 +78,7 @@ final class SweptScene {
                 if attempt == 3 { throw Violation("it serves nobody: \(error)\n\(server.log)") }
             }
         }
-        try server.waitUntilAsleep()
+        try server.process.waitUntilAsleep()
         let open = try server.openDescriptors()
         if open.count > before.count {
             throw Violation("descriptors are left: \(open), and there were \(before)")
@@ -89,7 +89,9 @@ final class SweptScene {
     }
 
     private func hasStarted(_ server: RunningServer) throws -> Bool {
-        try Deadline(.seconds(20)).wait(for: "the server to start or to say why not") {
+        try server.process.wait(
+            for: "the server to start or to say why not", within: .seconds(20)
+        ) {
             if server.log.contains("control requests at") { return true }
             return server.process.isRunning ? nil : false
         }

@@ -83,11 +83,10 @@ struct TracedServer {
     /// The calls of a program that has ended and whose `exit_group` was to be written down.
     func calls() throws -> [Call] {
         var counts: [String: Int] = [:]
-        let text = try Deadline(.seconds(10)).wait(for: "strace to have written all") {
-            () -> String? in
-            let text = try String(contentsOfFile: trace, encoding: .utf8)
-            return text.contains("exit_group(") ? text : nil
-        }
+        // The tracer ends after it.
+        try server.process.waitForEndOfOutput(within: .seconds(10))
+        let text = try String(contentsOfFile: trace, encoding: .utf8)
+        guard text.contains("exit_group(") else { throw VMError("strace has not written all") }
         return text.split(separator: "\n")
             .compactMap { line in
                 let parts = line.split(separator: " ", maxSplits: 1)
@@ -99,25 +98,5 @@ struct TracedServer {
                 counts["\(thread) \(name)"] = number
                 return Call(thread: thread, name: name, text: String(text), number: number)
             }
-    }
-}
-
-extension RunningServer {
-    /// Waits until it sleeps and uses no time: one that spins never does.
-    func waitUntilAsleep() throws {
-        var before: [Substring] = []
-        var same = 0
-        try Deadline(.seconds(10)).wait(for: "the server to sleep") {
-            () -> Bool? in
-            let stat = try String(
-                contentsOfFile: "/proc/\(process.processID)/stat", encoding: .utf8)
-            let fields = stat.split(separator: ")").last?.split(separator: " ") ?? []
-            guard fields.count > 12 else { return nil }
-            // Its state, and its time in user and kernel mode.
-            let now = [fields[0], fields[11], fields[12]]
-            same = now == before && now[0] == "S" ? same + 1 : 0
-            before = now
-            return same == 3 ? true : nil
-        }
     }
 }

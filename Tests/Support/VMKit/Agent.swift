@@ -10,9 +10,9 @@ final class Agent {
     private let path: String
     private var commands = 0
 
-    init(path: String, deadline: Deadline) throws {
+    init(path: String) throws {
         self.path = path
-        channel = try Channel(path: path, name: "the guest's agent", deadline: deadline)
+        channel = try Channel(path: path, name: "the guest's agent")
     }
 
     /// Waits until the guest's userland says that it is up, as it does once a boot.

@@ -9,10 +9,11 @@ final class Channel {
     private let name: String
     private var received: [UInt8] = []
 
-    /// Connects as soon as somebody listens at `path`.
-    init(path: String, name: String, deadline: Deadline) throws {
+    /// Connects to whoever listens at `path`.
+    init(path: String, name: String) throws {
         self.name = name
-        descriptor = try deadline.wait(for: "\(name) at \(path)") { connected(to: path) }
+        guard let socket = connected(to: path) else { throw VMError("no \(name) at \(path)") }
+        descriptor = socket
     }
 
     deinit { close(descriptor) }

@@ -11,49 +11,37 @@ import Platform
 /// ends: the test runner's threads come and go.
 public final class ChildProcess: @unchecked Sendable {
     public let name: String
-    /// Where both of the program's output streams go.
-    public let outputPath: String
     public let processID: pid_t
 
-    private let state = Locked<Int32?>(nil)
+    private let life: Life
 
+    /// - Parameter output: the file that both of the program's output streams end up in.
     public init(_ arguments: [String], environment: [String: String] = [:], output: String) throws {
         name = arguments.first.map { ($0 as NSString).lastPathComponent } ?? "nothing"
-        outputPath = output
         let command = ["/usr/bin/env", "setpriv", "--pdeathsig", "KILL", "--"] + arguments
         let variables = ProcessInfo.processInfo.environment
             .merging(environment) { $1 }
             .map { "\($0)=\($1)" }
-        let result = Keeper.shared.perform { spawn(command, variables, output: output) }
-        guard case .success(let processID) = result else {
+        let result = Keeper.shared.perform { spawn(command, variables) }
+        guard case .success(let (processID, readEnd)) = result else {
             throw VMError("could not start \(name)", detail: "\(result)")
         }
         self.processID = processID
+        life = Life(processID, output: readEnd, copy: output)
     }
 
     deinit { kill() }
 
     /// What the program wrote so far.
-    public var output: String {
-        String(decoding: FileManager.default.contents(atPath: outputPath) ?? Data(), as: UTF8.self)
-    }
+    public var output: String { life.output }
 
     public var isRunning: Bool { exitStatus == nil }
 
-    /// The status it exited with, or the negated signal that ended it; nil while it runs.
-    public var exitStatus: Int32? {
-        state.withLock { known in
-            if known != nil { return known }
-            var status: Int32 = 0
-            guard waitpid(processID, &status, WNOHANG) == processID else { return nil }
-            known = status & 0x7f == 0 ? (status >> 8) & 0xff : -(status & 0x7f)
-            return known
-        }
-    }
+    /// The status it exited with, or the negated signal that ended it; nil while it runs. All that it
+    /// has written until then is in ``output``.
+    public var exitStatus: Int32? { life.exitStatus }
 
-    public func send(signal: Int32) {
-        if isRunning { Glibc.kill(processID, signal) }
-    }
+    public func send(signal: Int32) { life.send(signal) }
 
     /// Ends it at once. It is gone when this returns.
     public func kill() {
@@ -61,9 +49,153 @@ public final class ChildProcess: @unchecked Sendable {
         _ = try? waitForExit(within: .seconds(30))
     }
 
+    // MARK: - Waiting
+
+    /// Asks whenever the program has written something or has ended, until there is an answer.
+    @discardableResult
+    public func wait<Value>(
+        for event: String, within limit: Duration, _ answer: () throws -> Value?
+    ) throws -> Value {
+        let deadline = Deadline(limit)
+        while true {
+            let seen = life.changes
+            if let value = try answer() { return value }
+            guard life.waitForChange(since: seen, before: deadline) else {
+                throw VMError("waited \(limit) in vain for \(event)")
+            }
+        }
+    }
+
     @discardableResult
     public func waitForExit(within limit: Duration) throws -> Int32 {
-        try Deadline(limit).wait(for: "\(name) to exit") { exitStatus }
+        try wait(for: "\(name) to exit", within: limit) { exitStatus }
+    }
+
+    /// Waits until nobody can write to the program's output any more: it has ended, and whatever it
+    /// has started and left behind.
+    public func waitForEndOfOutput(within limit: Duration) throws {
+        try wait(for: "the end of what \(name) writes", within: limit) {
+            life.hasOutputEnded ? true : nil
+        }
+    }
+
+    /// Lets time pass in which nothing is to happen; throws if the program ends meanwhile.
+    public func watch(for time: Duration) throws {
+        guard (try? waitForExit(within: time)) == nil else {
+            throw VMError("\(name) ended while it should have waited", detail: output)
+        }
+    }
+
+    /// Waits until it sleeps and uses no time: one that spins never does.
+    public func waitUntilAsleep() throws {
+        let deadline = Deadline(.seconds(10))
+        var before: [Substring] = []
+        while true {
+            let stat = try String(contentsOfFile: "/proc/\(processID)/stat", encoding: .utf8)
+            let fields = stat.split(separator: ")").last?.split(separator: " ") ?? []
+            guard fields.count > 12 else { throw VMError("\(name) has no state: \(stat)") }
+            // Its state, and its time in user and kernel mode, in hundredths of a second.
+            let now = [fields[0], fields[11], fields[12]]
+            if now == before, now[0] == "S" { return }
+            if deadline.hasPassed { throw VMError("\(name) does not sleep") }
+            before = now
+            try watch(for: .milliseconds(30))
+        }
+    }
+}
+
+/// What becomes of a child: two threads wait for what it writes and for its end.
+private final class Life: @unchecked Sendable {
+    private let processID: pid_t
+    private let readEnd: Int32
+    private let copy: Int32
+    private let condition = NSCondition()
+    private var written: [UInt8] = []
+    private var status: Int32?
+    private var isAtEnd = false
+    private var count = 0
+
+    init(_ processID: pid_t, output readEnd: Int32, copy path: String) {
+        self.processID = processID
+        self.readEnd = readEnd
+        copy = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
+        _ = fcntl(readEnd, F_SETFL, O_NONBLOCK)
+        Thread.detachNewThread { [self] in read() }
+        Thread.detachNewThread { [self] in awaitExit() }
+    }
+
+    deinit {
+        close(readEnd)
+        close(copy)
+    }
+
+    private func locked<Value>(_ body: () -> Value) -> Value {
+        condition.lock()
+        defer { condition.unlock() }
+        return body()
+    }
+
+    var output: String { locked { String(decoding: written, as: UTF8.self) } }
+    var exitStatus: Int32? { locked { status } }
+    var hasOutputEnded: Bool { locked { isAtEnd } }
+    /// Counts what has happened.
+    var changes: Int { locked { count } }
+
+    func send(_ signal: Int32) {
+        // It is not reaped yet, so the number is still its own.
+        locked { if status == nil { _ = Glibc.kill(processID, signal) } }
+    }
+
+    func waitForChange(since seen: Int, before deadline: Deadline) -> Bool {
+        let end = Date(timeIntervalSinceNow: Double(deadline.milliseconds) / 1000)
+        return locked {
+            while count == seen {
+                guard condition.wait(until: end) else { return count != seen }
+            }
+            return true
+        }
+    }
+
+    private func change(_ body: () -> Void) {
+        locked {
+            body()
+            count += 1
+            condition.broadcast()
+        }
+    }
+
+    private func read() {
+        while !hasOutputEnded {
+            var item = pollfd(fd: readEnd, events: Int16(POLLIN), revents: 0)
+            _ = poll(&item, 1, -1)
+            take()
+        }
+    }
+
+    /// Takes all that has been written.
+    private func take() {
+        change {
+            var chunk = [UInt8](repeating: 0, count: 65536)
+            while !isAtEnd {
+                let size = Glibc.read(readEnd, &chunk, chunk.count)
+                if size < 0 { return }
+                isAtEnd = size == 0
+                written += chunk[..<size]
+                _ = Glibc.write(copy, chunk, size)
+            }
+        }
+    }
+
+    private func awaitExit() {
+        var information = siginfo_t()
+        while waitid(P_PID, id_t(processID), &information, WEXITED | WNOWAIT) != 0, errno == EINTR {
+        }
+        take()
+        change {
+            var raw: Int32 = 0
+            waitpid(processID, &raw, 0)
+            status = raw & 0x7f == 0 ? (raw >> 8) & 0xff : -(raw & 0x7f)
+        }
     }
 }
 
@@ -102,16 +234,23 @@ private final class Keeper: @unchecked Sendable {
     }
 }
 
-/// Starts a program with no signal blocked or ignored, no input, and its output in a file.
+/// Starts a program with no signal blocked or ignored, no input, and one pipe for all it writes.
 private func spawn(
-    _ command: [String], _ environment: [String], output: String
-) -> Result<pid_t, VMError> {
+    _ command: [String], _ environment: [String]
+) -> Result<(pid_t, readEnd: Int32), VMError> {
+    var ends: [Int32] = [-1, -1]
+    guard pipe(&ends) == 0 else { return .failure(VMError(String(cString: strerror(errno)))) }
+    let (readEnd, output) = (ends[0], ends[1])
+    // Children are started by one thread, so no other one inherits these.
+    for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
+    defer { close(output) }
+
     var actions = posix_spawn_file_actions_t()
     posix_spawn_file_actions_init(&actions)
     defer { posix_spawn_file_actions_destroy(&actions) }
     posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
-    posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_TRUNC, 0o644)
-    posix_spawn_file_actions_adddup2(&actions, 1, 2)
+    posix_spawn_file_actions_adddup2(&actions, output, 1)
+    posix_spawn_file_actions_adddup2(&actions, output, 2)
 
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)
@@ -131,6 +270,9 @@ private func spawn(
     var processID: pid_t = 0
     let status = posix_spawnp(
         &processID, command[0], &actions, &attributes, &arguments, &variables)
-    return status == 0
-        ? .success(processID) : .failure(VMError(String(cString: strerror(status))))
+    guard status == 0 else {
+        close(readEnd)
+        return .failure(VMError(String(cString: strerror(status))))
+    }
+    return .success((processID, readEnd))
 }

@@ -4,15 +4,13 @@ import Foundation
 
 /// A moment by which something must have happened.
 ///
-/// Tests wait for events, never for time to pass: this is the one place that looks again and again.
-/// Limits are generous, for machines that have much else to do: only a failure waits for them.
+/// Tests wait for events, never for time to pass. Limits are generous, for machines that have much else
+/// to do: only a failure waits for them.
 public struct Deadline: Sendable {
     private let end: ContinuousClock.Instant
-    private let limit: Duration
 
     /// The moment `limit` from now.
     public init(_ limit: Duration) {
-        self.limit = limit
         end = .now + limit
     }
 
@@ -23,18 +21,6 @@ public struct Deadline: Sendable {
     }
 
     var hasPassed: Bool { ContinuousClock.now >= end }
-
-    /// Asks until there is an answer, and throws when there is none in time.
-    @discardableResult
-    public func wait<Value>(
-        for event: String, _ answer: () throws -> Value?
-    ) throws -> Value {
-        while true {
-            if let value = try answer() { return value }
-            if hasPassed { throw VMError("waited \(limit) in vain for \(event)") }
-            Thread.sleep(forTimeInterval: 0.01)
-        }
-    }
 }
 
 /// Why a virtual machine, or a program around one, did not do what a test needs.

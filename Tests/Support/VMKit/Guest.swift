@@ -23,16 +23,24 @@ public final class Guest: Shell {
         machine.folders["inbox"] = inbox
         try FileManager.default.createDirectory(
             atPath: inbox, withIntermediateDirectories: true)
-        vmm = try ChildProcess(machine.arguments(at: site), output: "\(folder)/qemu.log")
-        let deadline = Deadline(.seconds(300))
+        let vmm = try ChildProcess(machine.arguments(at: site), output: "\(folder)/qemu.log")
+        self.vmm = vmm
+        /// QEMU says at which port it waits, one after the other. The monitor was there before.
+        func agent(at port: String) throws -> Agent {
+            try vmm.wait(for: "QEMU to wait at '\(port)'", within: .seconds(60)) {
+                guard vmm.isRunning else { throw VMError("QEMU exited at its start") }
+                let path = "unix:\(folder)/\(port),"
+                return vmm.output.contains("waiting for connection on: disconnected:\(path)")
+                    ? true : nil
+            }
+            return try Agent(path: "\(folder)/\(port)")
+        }
         do {
-            agent = try Agent(path: "\(folder)/agent", deadline: Deadline(.seconds(60)))
+            self.agent = try agent(at: "agent")
             innerAgents = try Dictionary(
-                uniqueKeysWithValues: machine.ports.map {
-                    ($0, try Agent(path: "\(folder)/\($0)", deadline: deadline))
-                })
-            qmp = try QMP(path: "\(folder)/qmp", deadline: deadline)
-            try agent.waitUntilReady(before: deadline)
+                uniqueKeysWithValues: machine.ports.map { ($0, try agent(at: $0)) })
+            qmp = try QMP(path: "\(folder)/qmp")
+            try self.agent.waitUntilReady(before: Deadline(.seconds(300)))
         } catch {
             vmm.kill()
             throw VMError(

@@ -7,8 +7,8 @@ public final class QMP {
     private let channel: Channel
     private var events: [String] = []
 
-    init(path: String, deadline: Deadline) throws {
-        channel = try Channel(path: path, name: "QEMU's monitor", deadline: deadline)
+    init(path: String) throws {
+        channel = try Channel(path: path, name: "QEMU's monitor")
         try execute("qmp_capabilities")
     }
 

@@ -21,7 +21,7 @@ public final class Server {
                 + devices.flatMap { ["--device", $0] },
             output: "\(folder)/usbvfiod.log")
         do {
-            try Deadline(.seconds(60)).wait(for: "usbvfiod to listen at \(socket)") {
+            try process.wait(for: "usbvfiod to listen at \(socket)", within: .seconds(60)) {
                 guard process.isRunning else { throw VMError("usbvfiod exited at its start") }
                 return isListening ? true : nil
             }
