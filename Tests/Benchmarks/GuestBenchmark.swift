@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import VMKit
 
 /// A real kernel in a virtual machine of the test bed uses our stick and, one after the other, those of
 /// QEMU's own controller, with copies of one image, measured by fio.
@@ -23,10 +24,8 @@ struct GuestBenchmark {
 
     /// Why there is no guest here, if so.
     static func absence() -> String? {
-        guard (try? Self.output(of: ["scripts/bed/prepare", "--check"]))?.isEmpty == false else {
-            return "\(title): THE TEST BED IS NOT PREPARED; run scripts/bed/prepare"
-        }
-        return nil
+        guard case .failure(let error) = Bed.current else { return nil }
+        return "\(title): \(error)"
     }
 
     func run() throws -> Report.Section {
@@ -36,7 +35,9 @@ struct GuestBenchmark {
                 "MB/s of fio with direct access, medians of \(Self.rounds) rounds; usb-storage and "
                     + "usb-uas are QEMU's, at its qemu-xhci, in the same guest. Ratios are ours by "
                     + "theirs, the median of the rounds'.",
-                "Guests run under \(Self.accelerator()).",
+                Bed.hasKVM
+                    ? "Guests run under KVM."
+                    : "Guests run under a software CPU (TCG), which is what limits them.",
             ],
             columns: Self.disks + ["by usb-storage", "by usb-uas"])
         section.plots = [
@@ -63,7 +64,7 @@ struct GuestBenchmark {
             "-device", "usb-uas,bus=usb.0,id=uas",
             "-device", "scsi-hd,bus=uas.0,drive=attached,product=usb-uas",
         ])
-        program.terminate()
+        try program.terminate()
         section.rows = try Self.rows(text)
         return section
     }
@@ -122,14 +123,6 @@ struct GuestBenchmark {
             \(jobs.joined(separator: "\n"))
             done; done
             """
-    }
-
-    private static func accelerator() -> String {
-        guard let bed = try? output(of: ["scripts/bed/prepare", "--check"]) else { return "?" }
-        let path = "\(bed.trimmingCharacters(in: .whitespacesAndNewlines))/accel"
-        let name = (try? String(contentsOfFile: path, encoding: .utf8)) ?? "?"
-        return name.trimmingCharacters(in: .whitespacesAndNewlines) == "kvm"
-            ? "KVM" : "a software CPU (TCG), which is what limits them"
     }
 
     /// Runs a command to its end, 5 minutes at most, and returns what it printed.

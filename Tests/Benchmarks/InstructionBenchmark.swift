@@ -3,6 +3,7 @@
 import Foundation
 import Glibc
 import GuestKit
+import VMKit
 
 /// What a command costs in numbers that do not depend on the machine's mood: instructions, heap
 /// allocations and system calls of the program, as valgrind and strace count them.
@@ -70,7 +71,7 @@ struct InstructionBenchmark {
         // Valgrind does not read the debug information of newer compilers, and needs only names.
         let binary = folder.appending(path: "usbvfiod")
         if !FileManager.default.fileExists(atPath: binary.path) {
-            try runProgram("strip", "--strip-debug", "-o", binary.path, Settings.binary)
+            try runProgram("strip", "--strip-debug", "-o", binary.path, Server.binary)
         }
         // The profile stays, for callgrind_annotate.
         let name = StorageBenchmark.name(direction, size, full: full)
@@ -97,7 +98,7 @@ struct InstructionBenchmark {
         let load = try StickLoad(
             stick, direction, size: size, depth: full ? StorageBenchmark.fullDepth(size) : 1)
         _ = try load.run(.commands(commands)) { .zero }
-        program.terminate()
+        try program.terminate()
         return switch tool {
         case .valgrind: try Self.callgrind(output)
         case .strace: try Self.strace(output)
@@ -129,16 +130,11 @@ struct InstructionBenchmark {
 
     /// The fourth field of the last line: how many calls in all.
     private static func strace(_ url: URL) throws -> [String: Double] {
-        // It is written when the program has ended.
-        let limit = ContinuousClock.now + .seconds(10)
-        while ContinuousClock.now < limit {
-            let text = (try? String(contentsOf: url, encoding: .utf8)) ?? ""
-            let fields = text.split(separator: "\n").last?.split(separator: " ") ?? []
-            if fields.last == "total", fields.count > 4, let count = Double(fields[3]) {
-                return ["calls": count]
-            }
-            usleep(20_000)
+        let text = try String(contentsOf: url, encoding: .utf8)
+        let fields = text.split(separator: "\n").last?.split(separator: " ") ?? []
+        guard fields.last == "total", fields.count > 4, let count = Double(fields[3]) else {
+            throw BenchmarkError("strace tells nothing")
         }
-        throw BenchmarkError("strace tells nothing")
+        return ["calls": count]
     }
 }

@@ -41,12 +41,7 @@ struct InterruptBenchmark {
             folder: folder)
         let driver = try program.boot()
         let slot = try driver.addressNewDevice()
-        func request(_ request: UInt8, _ type: UInt8, value: UInt16) throws {
-            try slot.control(
-                SetupPacket(requestType: type, request: request, value: value, index: 0, length: 0))
-        }
-        try request(9, 0, value: 3)
-        try request(11, 1, value: 1)
+        try slot.choose(configuration: 3, setting: 1)
         var wanted = GuestEndpointConfiguration(
             EndpointAddress(2, direction), direction == .in ? .interruptIn : .interruptOut)
         wanted.maxPacketSize = 1024
@@ -64,7 +59,7 @@ struct InterruptBenchmark {
                 registers.append((ContinuousClock.now - start).inMicroseconds)
             }
         }
-        program.terminate()
+        try program.terminate()
         let latencies = samples.flatMap(\.latencies)
         return [
             "p50": percentile(latencies, 0.5), "p99": percentile(latencies, 0.99),

@@ -52,7 +52,7 @@ struct InterrupterBenchmark {
                         "transfers/s, full": median(full[index].map(\.commandsPerSecond)),
                         "CPU, full": median(full[index].map(\.microsecondsOfProcessor)),
                     ]))
-            load.program.terminate()
+            try load.program.terminate()
         }
         return section
     }

@@ -47,12 +47,7 @@ struct IsochronousBenchmark {
             devices: ["loopback:speed=high,iso-interval=\(interval)"], folder: folder)
         let driver = try program.boot()
         let slot = try driver.addressNewDevice()
-        func request(_ request: UInt8, _ type: UInt8, value: UInt16) throws {
-            try slot.control(
-                SetupPacket(requestType: type, request: request, value: value, index: 0, length: 0))
-        }
-        try request(9, 0, value: 3)
-        try request(11, 1, value: 1)
+        try slot.choose(configuration: 3, setting: 1)
         let endpoint = try slot.configureOne(
             .isochronous(3, direction, interval: interval - 1, maxPacketSize: Self.packet))
         let buffer = driver.memory.allocate(Self.packet, alignment: 4096)
@@ -87,7 +82,7 @@ struct IsochronousBenchmark {
             if given > before { try loop.ring(endpoint) }
         }
         let processor = (program.processorTime - used).inMicroseconds
-        program.terminate()
+        try program.terminate()
         let earliest = offsets.min() ?? 0
         let late = offsets.map { $0 - earliest }
         return [

@@ -40,7 +40,7 @@ struct LoopbackBenchmark {
                     }
                 section.rows.append(
                     try measure("\(name) \(sizeName(size))", used, size, program))
-                program.terminate()
+                try program.terminate()
             }
         }
         return section
@@ -92,11 +92,21 @@ struct GuestPipes {
                 length: 255))
         let wanted = try GuestStick.bulkEndpoints(descriptor, ring: [1024])
         let endpoints = try slot.configure(wanted)
-        try slot.control(
-            SetupPacket(
-                requestType: 0, request: 9, value: UInt16(descriptor[5]), index: 0, length: 0))
+        try slot.choose(configuration: UInt16(descriptor[5]))
         input = endpoints[0]
         output = endpoints[1]
+    }
+}
+
+extension GuestSlot {
+    /// SET_CONFIGURATION, and SET_INTERFACE of the first interface if a setting is asked for.
+    func choose(configuration: UInt16, setting: UInt16 = 0) throws {
+        func set(_ type: UInt8, _ request: UInt8, _ value: UInt16) throws {
+            try control(
+                SetupPacket(requestType: type, request: request, value: value, index: 0, length: 0))
+        }
+        try set(0, 9, configuration)
+        if setting > 0 { try set(1, 11, setting) }
     }
 }
 

@@ -36,17 +36,16 @@ struct ProcessBenchmark {
             for _ in 0..<Settings.rounds {
                 let program = try RunningProgram(devices: devices, folder: folder)
                 starts.append(program.startTime.inMicroseconds / 1000)
-                program.terminate()
+                try program.terminate()
             }
             let program = try RunningProgram(devices: devices, folder: folder)
             drivers.append(try program.boot())
             running.append((name, program, ["start": median(starts)]))
         }
         progress("process: idle for \(Self.idleTime)")
-        // What its own start left to do.
-        usleep(300_000)
+        for (_, program, _) in running { try program.waitUntilAsleep() }
         let before = running.map(\.program.processorTime)
-        usleep(UInt32(Self.idleTime / .microseconds(1)))
+        try running.last?.program.idle(for: Self.idleTime)
         for index in running.indices {
             let used = running[index].program.processorTime - before[index]
             running[index].values["idle CPU"] = used.inMicroseconds
@@ -55,7 +54,7 @@ struct ProcessBenchmark {
         for index in running.indices {
             if index > 0 { try load(GuestStick(drivers[index], ring: [1024])) }
             note(&running[index].values, running[index].program, ", load")
-            running[index].program.terminate()
+            try running[index].program.terminate()
             section.rows.append(Report.Row(name: running[index].row, values: running[index].values))
         }
         return section

@@ -5,6 +5,7 @@ import Glibc
 import GuestKit
 import RemoteGuest
 import VFIOClient
+import VMKit
 
 /// Why a benchmark could not be run.
 struct BenchmarkError: Error, CustomStringConvertible {
@@ -15,60 +16,49 @@ struct BenchmarkError: Error, CustomStringConvertible {
 
 /// The built program while it serves, alone or under a tool that watches it.
 final class RunningProgram {
-    private let process = Process()
-    private let log: URL
+    private let process: ChildProcess
     let socket: String
-    /// From its start until it listens.
+    /// From its start until it says that it listens.
     let startTime: Duration
 
     /// - Parameters:
     ///   - devices: what it serves.
     ///   - wrapper: a command that runs the program given to it.
     init(
-        devices: [String], wrapper: [String] = [], binary: String = Settings.binary, folder: URL
+        devices: [String], wrapper: [String] = [], binary: String = Server.binary, folder: URL
     ) throws {
         let name = String(UInt32.random(in: 0 ... .max), radix: 36)
         socket = folder.appending(path: "\(name).socket").path
-        log = folder.appending(path: "\(name).log")
-        _ = FileManager.default.createFile(atPath: log.path, contents: nil)
-        let output = try FileHandle(forWritingTo: log)
-        // It dies with this program, however that ends.
-        process.executableURL = URL(filePath: "/usr/bin/env")
-        process.arguments =
-            ["setpriv", "--pdeathsig", "KILL", "--"] + wrapper
-            + [binary, "--socket-path", socket] + devices.flatMap { ["--device", $0] }
-        process.standardInput = FileHandle.nullDevice
-        process.standardOutput = output
-        process.standardError = output
         let start = ContinuousClock.now
-        try process.run()
-        while !Self.listens(at: socket) {
-            guard process.isRunning, ContinuousClock.now < start + .seconds(60) else {
-                throw BenchmarkError("\(binary) does not come up: \(Self.text(of: log))")
-            }
-            usleep(200)
+        let process = try ChildProcess(
+            wrapper + [binary, "--socket-path", socket] + devices.flatMap { ["--device", $0] },
+            output: folder.appending(path: "\(name).log").path)
+        try process.wait(for: "\(binary) to come up", within: .seconds(60)) {
+            guard process.isRunning else { throw BenchmarkError("it ended: \(process.output)") }
+            return process.output.contains("listening at") ? true : nil
         }
         startTime = ContinuousClock.now - start
+        self.process = process
     }
 
-    deinit {
-        if process.isRunning { kill(process.processIdentifier, SIGKILL) }
-        process.waitUntilExit()
+    /// Ends it as a service manager does, and waits until it is gone, with the tool that watched it.
+    func terminate() throws {
+        process.send(signal: SIGTERM)
+        try process.waitForExit(within: .seconds(60))
+        try process.waitForEndOfOutput(within: .seconds(60))
     }
 
-    var isRunning: Bool { process.isRunning }
+    /// Waits until it has done what its own start left to do.
+    func waitUntilAsleep() throws { try process.waitUntilAsleep() }
 
-    /// Ends it as a service manager does, and waits until it is gone.
-    func terminate() {
-        kill(process.processIdentifier, SIGTERM)
-        process.waitUntilExit()
-    }
+    /// Lets time pass in which it has nothing to do.
+    func idle(for time: Duration) throws { try process.watch(for: time) }
 
     /// The processor time that it has used, all threads together.
     var processorTime: Duration {
         var clock: clockid_t = 0
         var time = timespec()
-        guard clock_getcpuclockid(process.processIdentifier, &clock) == 0,
+        guard clock_getcpuclockid(process.processID, &clock) == 0,
             clock_gettime(clock, &time) == 0
         else { return .zero }
         return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
@@ -76,7 +66,7 @@ final class RunningProgram {
 
     /// A field of /proc/PID/status in KiB.
     func memory(_ field: String) -> Double {
-        let status = Self.text(of: URL(filePath: "/proc/\(process.processIdentifier)/status"))
+        let status = Self.text(of: URL(filePath: "/proc/\(process.processID)/status"))
         let line = status.split(separator: "\n").first { $0.hasPrefix("\(field):") }
         return line?.split(separator: " ").compactMap { Double($0) }.first ?? 0
     }
@@ -100,20 +90,13 @@ final class RunningProgram {
     static func offers(_ backend: String) -> Bool {
         let process = Process()
         let pipe = Pipe()
-        process.executableURL = URL(filePath: Settings.binary)
+        process.executableURL = URL(filePath: Server.binary)
         process.arguments = ["backends", "--json"]
         process.standardOutput = pipe
         guard (try? process.run()) != nil else { return false }
         let text = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
         process.waitUntilExit()
         return text.contains("\"\(backend)\"")
-    }
-
-    /// A connection would be a client of it, so the kernel is asked instead.
-    private static func listens(at socket: String) -> Bool {
-        text(of: URL(filePath: "/proc/net/unix")).split(separator: "\n").contains {
-            $0.hasSuffix(" \(socket)") && $0.contains(" 00010000 ")
-        }
     }
 
     private static func text(of url: URL) -> String {

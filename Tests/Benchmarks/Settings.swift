@@ -7,12 +7,6 @@ import Glibc
 enum Settings {
     private static let environment = ProcessInfo.processInfo.environment
 
-    /// The program that is measured.
-    static let binary =
-        environment["USBVFIOD_BINARY"]
-        ?? URL(filePath: "/proc/self/exe").resolvingSymlinksInPath()
-        .deletingLastPathComponent().appending(path: "usbvfiod").path
-
     /// Where results go.
     static let output = URL(filePath: environment["BENCH_OUTPUT"] ?? ".build/bench")
 

@@ -92,7 +92,7 @@ struct StorageBenchmark {
             raw.append(try file.run(.time(Settings.time / 2)))
             ours.append(try load.run(.time(Settings.time)) { program.processorTime })
         }
-        program.terminate()
+        try program.terminate()
         let latencies = ours.flatMap(\.latencies)
         let cpu = median(ours.map(\.microsecondsOfProcessor))
         let fileCPU = median(raw.map(\.microsecondsOfProcessor))
