@@ -17,9 +17,8 @@ public final class GuestMemory {
 
     /// Sorted by address, without overlaps.
     private var regions: [MemoryRegion] = []
-    /// Rings and buffers of a guest mostly lie in one region.
-    private var lastFound: MemoryRegion?
-    /// The mapped region that was used last, as plain numbers: most accesses need no more.
+    /// The mapped region that was used last, as plain numbers: most accesses need no more, since rings
+    /// and buffers of a guest mostly lie in one region.
     private var window: Window?
     /// The same region.
     private var windowOwner: MemoryRegion?
@@ -76,7 +75,6 @@ public final class GuestMemory {
                 $0.start == start.rawValue && $0.count == count
             })
         else { throw .noSuchFileOrDirectory }
-        lastFound = nil
         window = nil
         windowOwner = nil
         return regions.remove(at: place).retire()
@@ -84,7 +82,6 @@ public final class GuestMemory {
 
     /// Removes every region.
     public func unmapAll() -> [Unmapping] {
-        lastFound = nil
         window = nil
         windowOwner = nil
         let all = regions
@@ -142,10 +139,8 @@ public final class GuestMemory {
     }
 
     private func region(at address: UInt64) -> MemoryRegion? {
-        if let lastFound, lastFound.contains(address) { return lastFound }
         let place = firstRegion(endingAtOrAfter: address)
         guard place < regions.count, regions[place].contains(address) else { return nil }
-        lastFound = regions[place]
         return regions[place]
     }
 

@@ -4,12 +4,12 @@ internal import Synchronization
 
 /// The 16 bytes that rings in memory are made of. The last word has the bit that tells whose they are:
 /// the producer's or the consumer's.
-public struct RingItem: Equatable, Sendable {
+public struct RingItem: BitwiseCopyable, Equatable, Sendable {
     public var parameter: UInt64
     public var status: UInt32
     public var control: UInt32
 
-    public init(parameter: UInt64, status: UInt32, control: UInt32) {
+    public init(parameter: UInt64 = 0, status: UInt32 = 0, control: UInt32 = 0) {
         self.parameter = parameter
         self.status = status
         self.control = control

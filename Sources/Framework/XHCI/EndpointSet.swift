@@ -10,7 +10,7 @@ struct EndpointSet {
 
     init(slots: Int) { endpoints = Array(repeating: 0, count: slots + 1) }
 
-    var isEmpty: Bool { firstSlot == nil }
+    var isEmpty: Bool { firstSlot(from: 0) == nil }
 
     /// Adds an endpoint; slots and endpoints that do not exist are ignored.
     mutating func insert(slot: Int, endpoint: Int) {
@@ -28,18 +28,12 @@ struct EndpointSet {
 
     /// All endpoints of the first slot from `start` on that has any, one bit for each.
     func first(from start: Int) -> (slot: Int, endpoints: UInt32)? {
-        guard !isEmpty else { return nil }
-        var slot = start
-        while slot < endpoints.count {
-            if endpoints[slot] != 0 { return (slot, endpoints[slot]) }
-            slot += 1
-        }
-        return nil
+        firstSlot(from: start).map { ($0, endpoints[$0]) }
     }
 
     /// Takes all endpoints of the first slot that has any, one bit for each.
     mutating func popFirst() -> (slot: Int, endpoints: UInt32)? {
-        firstSlot.map { pop($0) }
+        firstSlot(from: 0).map { pop($0) }
     }
 
     /// Takes the endpoints of the first slot that has any, one bit for each, as they come in a round
@@ -73,16 +67,7 @@ struct EndpointSet {
         withWord(of: slot) { $0[bit: slot & 63] = false }
     }
 
-    private var firstSlot: Int? {
-        if slots.0 != 0 { return slots.0.trailingZeroBitCount }
-        if slots.1 != 0 { return 64 + slots.1.trailingZeroBitCount }
-        if slots.2 != 0 { return 128 + slots.2.trailingZeroBitCount }
-        if slots.3 != 0 { return 192 + slots.3.trailingZeroBitCount }
-        return nil
-    }
-
     private func firstSlot(from start: Int) -> Int? {
-        if start <= 0 { return firstSlot }
         for index in min(start >> 6, 4)..<4 {
             var word = self.word(index)
             if index == start >> 6 { word &= ~0 << UInt64(start & 63) }

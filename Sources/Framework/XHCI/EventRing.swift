@@ -50,13 +50,10 @@ struct EventRing {
     {
         if registers.movedEventRings[bit: index] { try refresh(memory, registers) }
         if segments.isEmpty { return }
-        if waiting.isEmpty, free >= 2 {
-            hasToldFull = false
-            try write(trb, memory)
-            if interrupts { wantsInterrupt = true }
-            return
-        }
-        waiting.append(WaitingEvent(trb: trb, interrupts: interrupts))
+        let event = WaitingEvent(trb: trb, interrupts: interrupts)
+        // Mostly there is room, and nothing before it.
+        if waiting.isEmpty, free >= 2 { return try write(event, memory) }
+        waiting.append(event)
         try flush(memory)
     }
 
@@ -78,11 +75,15 @@ struct EventRing {
                 }
                 return
             }
-            hasToldFull = false
-            try write(event.trb, memory)
-            if event.interrupts { wantsInterrupt = true }
+            try write(event, memory)
             waiting.removeFirst()
         }
+    }
+
+    private mutating func write(_ event: WaitingEvent, _ memory: GuestMemory) throws(DMAError) {
+        hasToldFull = false
+        try write(event.trb, memory)
+        if event.interrupts { wantsInterrupt = true }
     }
 
     // MARK: - The ring
@@ -94,10 +95,9 @@ struct EventRing {
 
     private mutating func write(_ trb: TRB, _ memory: GuestMemory) throws(DMAError) {
         let address = GuestAddress(segments[segment].base) + offset * TRB.size
-        var control = trb.control
-        control[bit: 0] = cycle
-        try memory.store(
-            RingItem(parameter: trb.parameter, status: trb.status, control: control), at: address)
+        var trb = trb
+        trb.cycle = cycle
+        try memory.store(trb, at: address)
         offset += 1
         enqueue += 1
         guard offset == segments[segment].count else { return }

@@ -68,9 +68,7 @@ struct SystemBus {
 
     /// The TRB at a place, or `nil` if it is the producer's. Each word is loaded once.
     func fetch(at position: RingPosition) throws(DMAError) -> TRB? {
-        try memory.loadRingItem(at: GuestAddress(position.address), cycle: position.cycle).map {
-            TRB(parameter: $0.parameter, status: $0.status, control: $0.control)
-        }
+        try memory.loadRingItem(at: GuestAddress(position.address), cycle: position.cycle)
     }
 
     // MARK: - Events

@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import DMA
+
 /// A Transfer Request Block, the 16-byte item of every ring (xHCI 4.11.1, 6.4).
 ///
 /// The views in TransferTRBs, CommandTRBs and EventTRBs give the bits their names.
-struct TRB: BitwiseCopyable, Equatable {
+typealias TRB = RingItem
+
+extension TRB {
     /// The size of a TRB in guest memory.
     static let size = 16
-
-    var parameter: UInt64
-    var status: UInt32
-    var control: UInt32
-
-    init(parameter: UInt64 = 0, status: UInt32 = 0, control: UInt32 = 0) {
-        self.parameter = parameter
-        self.status = status
-        self.control = control
-    }
 
     /// C, bit 0: who owns the TRB.
     var cycle: Bool {
