@@ -41,7 +41,8 @@ struct InterruptBenchmark {
             folder: folder)
         let driver = try program.boot()
         let slot = try driver.addressNewDevice()
-        try slot.choose(configuration: 3, setting: 1)
+        try slot.setConfiguration(3)
+        try slot.setAlternateSetting(1)
         var wanted = GuestEndpointConfiguration(
             EndpointAddress(2, direction), direction == .in ? .interruptIn : .interruptOut)
         wanted.maxPacketSize = 1024

@@ -47,7 +47,8 @@ struct IsochronousBenchmark {
             devices: ["loopback:speed=high,iso-interval=\(interval)"], folder: folder)
         let driver = try program.boot()
         let slot = try driver.addressNewDevice()
-        try slot.choose(configuration: 3, setting: 1)
+        try slot.setConfiguration(3)
+        try slot.setAlternateSetting(1)
         let endpoint = try slot.configureOne(
             .isochronous(3, direction, interval: interval - 1, maxPacketSize: Self.packet))
         let buffer = driver.memory.allocate(Self.packet, alignment: 4096)

@@ -92,21 +92,9 @@ struct GuestPipes {
                 length: 255))
         let wanted = try GuestStick.bulkEndpoints(descriptor, ring: [1024])
         let endpoints = try slot.configure(wanted)
-        try slot.choose(configuration: UInt16(descriptor[5]))
+        try slot.setConfiguration(UInt16(descriptor[5]))
         input = endpoints[0]
         output = endpoints[1]
-    }
-}
-
-extension GuestSlot {
-    /// SET_CONFIGURATION, and SET_INTERFACE of the first interface if a setting is asked for.
-    func choose(configuration: UInt16, setting: UInt16 = 0) throws {
-        func set(_ type: UInt8, _ request: UInt8, _ value: UInt16) throws {
-            try control(
-                SetupPacket(requestType: type, request: request, value: value, index: 0, length: 0))
-        }
-        try set(0, 9, configuration)
-        if setting > 0 { try set(1, 11, setting) }
     }
 }
 

@@ -26,36 +26,6 @@ final class FakePort: USBPort {
     var hasDoubles: Bool { Set(order).count != order.count }
 }
 
-/// Memory of a guest: pieces that are not neighbours, so that a buffer has several segments.
-final class GuestPieces {
-    private let allocation: UnsafeMutableRawBufferPointer
-    let buffer: TransferBuffer
-
-    /// `count` bytes of 0xa5 in up to `pieces` segments with gaps between them.
-    init(_ count: Int, pieces: Int = 1) {
-        let gap = 64
-        allocation = .allocate(byteCount: count + gap * pieces, alignment: 4096)
-        allocation.initializeMemory(as: UInt8.self, repeating: 0xa5)
-        var buffer = TransferBuffer()
-        let owner = Owner()
-        var start = 0
-        var left = count
-        for index in 0..<max(pieces, 1) {
-            let length = index == pieces - 1 ? left : min(left, max(count / pieces, 1))
-            buffer.append(
-                UnsafeMutableRawBufferPointer(rebasing: allocation[start..<start + length]),
-                keeping: owner)
-            start += length + gap
-            left -= length
-        }
-        self.buffer = buffer
-    }
-
-    private final class Owner {}
-
-    deinit { allocation.deallocate() }
-}
-
 /// Keeps what an operator sees without `-v`.
 struct LogRecorder: LogHandler {
     final class Lines: Sendable {

@@ -55,12 +55,8 @@ import USB
             wanted[index].maxPacketSize = Self.packets[speed] ?? 0
         }
         let endpoints = try slot.configure(wanted)
-        try slot.control(
-            SetupPacket(requestType: 0, request: 9, value: configuration, index: 0, length: 0))
-        if configuration == 3 {
-            try slot.control(
-                SetupPacket(requestType: 1, request: 11, value: 1, index: 0, length: 0))
-        }
+        try slot.setConfiguration(configuration)
+        if configuration == 3 { try slot.setAlternateSetting(1) }
         return endpoints
     }
 
@@ -118,8 +114,8 @@ import USB
         ]
         for index in wanted.indices { wanted[index].maxPacketSize = 200 }
         let endpoints = try slot.configure(wanted)
-        try slot.control(SetupPacket(requestType: 0, request: 9, value: 3, index: 0, length: 0))
-        try slot.control(SetupPacket(requestType: 1, request: 11, value: 1, index: 0, length: 0))
+        try slot.setConfiguration(3)
+        try slot.setAlternateSetting(1)
         let buffer = guest.memory.allocate(600)
         for endpoint in endpoints {
             let flags: GuestTRB.Flags = [.interruptOnCompletion, .interruptOnShortPacket]

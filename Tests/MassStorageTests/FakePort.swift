@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import GuestKit
 import Logging
 import Platform
 import USB
@@ -23,36 +24,6 @@ final class FakePort: USBPort {
 
     func disconnect() {}
     func wake() {}
-}
-
-/// Memory of a guest: pieces that are not neighbours, so that a buffer has several segments.
-final class GuestPieces {
-    private let allocation: UnsafeMutableRawBufferPointer
-    let buffer: TransferBuffer
-
-    /// `count` bytes in up to `pieces` segments with gaps between them.
-    init(_ count: Int, pieces: Int = 1) {
-        let gap = 64
-        allocation = .allocate(byteCount: count + gap * pieces + 4096, alignment: 4096)
-        allocation.initializeMemory(as: UInt8.self, repeating: 0xa5)
-        var buffer = TransferBuffer()
-        let owner = Owner()
-        var start = 0
-        var left = count
-        for index in 0..<max(pieces, 1) {
-            let length = index == pieces - 1 ? left : min(left, max(count / pieces, 1))
-            buffer.append(
-                UnsafeMutableRawBufferPointer(rebasing: allocation[start..<start + length]),
-                keeping: owner)
-            start += length + gap
-            left -= length
-        }
-        self.buffer = buffer
-    }
-
-    private final class Owner {}
-
-    deinit { allocation.deallocate() }
 }
 
 /// A USB host without a controller, which sends transfers to a stick and waits for the answers.

@@ -2,6 +2,7 @@
 
 import BackendKit
 import Glibc
+import GuestKit
 import Logging
 import Platform
 import Testing

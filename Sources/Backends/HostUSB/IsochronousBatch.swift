@@ -16,7 +16,7 @@ final class IsochronousBatch: TransferCarrier {
     /// Own memory up to this size is kept for the next batch: what a high-speed endpoint can move.
     static let keptBytes = capacity * 3072
 
-    private let raw: UnsafeMutablePointer<libusb_transfer>
+    let raw: UnsafeMutablePointer<libusb_transfer>
     private let packets: UnsafeMutablePointer<libusb_iso_packet_descriptor>
     /// libusb's context must outlive its transfers.
     private let context: LibUSBContext
@@ -49,12 +49,7 @@ final class IsochronousBatch: TransferCarrier {
     /// throws.
     func submit(_ transfers: [Transfer], on handle: LibUSBHandle.Pointer) throws(LibUSBError) {
         try prepare(transfers)
-        unsafe raw.pointee.dev_handle = handle.raw
-        unsafe raw.pointee.user_data = Unmanaged.passRetained(self).toOpaque()
-        do throws(LibUSBError) {
-            try libusb { unsafe libusb_submit_transfer(raw) }
-        } catch {
-            unsafe Unmanaged.passUnretained(self).release()
+        do throws(LibUSBError) { try handOver(to: handle) } catch {
             release()
             throw error
         }

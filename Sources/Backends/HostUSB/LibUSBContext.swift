@@ -205,6 +205,23 @@ final class LibUSBContext {
 
 /// Transfers on their way through libusb, which note their end in its callback.
 protocol TransferCarrier: AnyObject {
+    var raw: UnsafeMutablePointer<libusb_transfer> { get }
+
     /// Ends the transfers with what libusb found.
     func finish()
+}
+
+extension TransferCarrier {
+    /// Gives libusb what is described in ``raw``. It holds on to the carrier, unless this throws, until
+    /// it calls back.
+    func handOver(to handle: LibUSBHandle.Pointer) throws(LibUSBError) {
+        unsafe raw.pointee.dev_handle = handle.raw
+        unsafe raw.pointee.user_data = Unmanaged.passRetained(self).toOpaque()
+        do throws(LibUSBError) {
+            try libusb { unsafe libusb_submit_transfer(raw) }
+        } catch {
+            unsafe Unmanaged.passUnretained(self).release()
+            throw error
+        }
+    }
 }

@@ -21,7 +21,7 @@ final class TransferSlot: TransferCarrier {
 
     private static let setupSize = 8
 
-    private let raw: UnsafeMutablePointer<libusb_transfer>
+    let raw: UnsafeMutablePointer<libusb_transfer>
     /// libusb's context must outlive its transfers.
     private let context: LibUSBContext
     private var memory: UnsafeMutableRawBufferPointer
@@ -49,12 +49,7 @@ final class TransferSlot: TransferCarrier {
     /// Starts a transfer; ``whenFinished`` follows unless this throws.
     func submit(_ transfer: Transfer, on handle: LibUSBHandle.Pointer) throws(LibUSBError) {
         try prepare(transfer)
-        unsafe raw.pointee.dev_handle = handle.raw
-        unsafe raw.pointee.user_data = Unmanaged.passRetained(self).toOpaque()
-        do throws(LibUSBError) {
-            try libusb { unsafe libusb_submit_transfer(raw) }
-        } catch {
-            unsafe Unmanaged.passUnretained(self).release()
+        do throws(LibUSBError) { try handOver(to: handle) } catch {
             release()
             throw error
         }

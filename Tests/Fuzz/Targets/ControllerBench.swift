@@ -157,15 +157,24 @@ final class ControllerBench {
             DeviceSpecification(parsing: "storage:file=\(file.path)"),
             context: context)
         stick = backend
+        try plug(backend, [.bulkIn(1), .bulkOut(2)], configuration: 1)
+    }
+
+    /// Plugs a backend's device in, and configures it as far as it lets.
+    @discardableResult
+    private func plug(
+        _ backend: some DeviceBackend, _ wanted: [GuestEndpointConfiguration],
+        configuration: UInt16
+    ) throws -> GuestSlot? {
         let bus = Bus()
         try backend.start(on: bus)
-        guard let device = bus.device else { return }
+        guard let device = bus.device else { return nil }
         try attach(device)
-        guard let slot = try? driver.addressNewDevice() else { return }
+        guard let slot = try? driver.addressNewDevice() else { return nil }
         slots.append(slot)
-        endpoints += (try? slot.configure(.bulkIn(1), .bulkOut(2))) ?? []
-        _ = try? slot.control(
-            SetupPacket(requestType: 0, request: 9, value: 1, index: 0, length: 0))
+        endpoints += (try? slot.configure(wanted)) ?? []
+        try? slot.setConfiguration(configuration)
+        return slot
     }
 
     /// The test device, with the faults that the input has thought of.
@@ -178,23 +187,14 @@ final class ControllerBench {
         } catch {
             try require(!error.reason.isEmpty, "rules are refused without a reason")
         }
-        let bus = Bus()
-        try backend.start(on: bus)
-        guard let device = bus.device else { return }
-        try attach(device)
-        guard let slot = try? driver.addressNewDevice() else { return }
-        slots.append(slot)
-        let wanted: [GuestEndpointConfiguration] = [
-            .bulkIn(1), .bulkOut(2), .interruptIn(3), .isochronous(5, .in, interval: 3),
-            .isochronous(6, .out, interval: 3),
-        ]
-        endpoints += (try? slot.configure(wanted)) ?? []
-        for (request, value) in [(9, 3), (11, 1)] as [(UInt8, UInt16)] {
-            _ = try? slot.control(
-                SetupPacket(
-                    requestType: request == 9 ? 0 : 1, request: request, value: value, index: 0,
-                    length: 0))
-        }
+        let slot = try plug(
+            backend,
+            [
+                .bulkIn(1), .bulkOut(2), .interruptIn(3), .isochronous(5, .in, interval: 3),
+                .isochronous(6, .out, interval: 3),
+            ],
+            configuration: 3)
+        try? slot?.setAlternateSetting(1)
     }
 
     private var context: BackendContext {

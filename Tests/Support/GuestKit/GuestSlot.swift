@@ -248,4 +248,14 @@ public final class GuestSlot {
             return memory.bytes(at: buffer, count: max(0, length - residue))
         }
     }
+
+    /// SET_CONFIGURATION.
+    public func setConfiguration(_ value: UInt16) throws {
+        try control(SetupPacket(requestType: 0, request: 9, value: value, index: 0, length: 0))
+    }
+
+    /// SET_INTERFACE of the first interface.
+    public func setAlternateSetting(_ value: UInt16) throws {
+        try control(SetupPacket(requestType: 1, request: 11, value: value, index: 0, length: 0))
+    }
 }

@@ -39,9 +39,7 @@ public final class GuestStick {
         inputAddress = UInt16(wanted[0].address.rawValue)
         outputAddress = UInt16(wanted[1].address.rawValue)
         let endpoints = try slot.configure(wanted)
-        try slot.control(
-            SetupPacket(
-                requestType: 0, request: 9, value: UInt16(configuration[5]), index: 0, length: 0))
+        try slot.setConfiguration(UInt16(configuration[5]))
         input = endpoints[0]
         output = endpoints[1]
         commandBlock = driver.memory.allocate(31)
