@@ -119,7 +119,7 @@ final class FakeBackend: ReconfigurableBackend {
         Parameter("broken", value: nil, summary: "cannot be opened"),
     ]
 
-    let device: TestDevice
+    private(set) var device: TestDevice
     let passed: PassedDescriptor?
     private(set) var changes: [BackendChange] = []
     private(set) var stopCount = 0
@@ -156,6 +156,13 @@ final class FakeBackend: ReconfigurableBackend {
             return nil
         }
         if isLate { waiting.append { done($0 ?? start()) } } else { done(start()) }
+    }
+
+    /// The device leaves by itself and another one comes.
+    func replug() throws(AttachError) {
+        device.port?.disconnect()
+        device = TestDevice(device.speed)
+        try bus?.attach(device)
     }
 
     func stop() {

@@ -132,6 +132,16 @@ struct ControlTests {
         #expect(try client.ask(#"{"request":"detach","id":"fake-1"}"#).isGood)
     }
 
+    @Test func `nothing is left of a device that left by itself when another one has come`() throws
+    {
+        _ = try attach("fake")
+        let backend = try #require(bench.backends.first)
+        weak let first = backend.device
+        try backend.replug()
+        #expect(try bench.bench.turn { first == nil })
+        #expect(try client.list().first?.state == .attached)
+    }
+
     @Test func `a detach is answered when the data is written, and the others do not wait`() throws
     {
         _ = try attach("fake:slow")

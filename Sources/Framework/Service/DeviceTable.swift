@@ -243,7 +243,7 @@ public final class DeviceTable {
     var devices: [ControlDevice] { entries.map { describe($0) } }
 
     private func describe(_ entry: Entry) -> ControlDevice {
-        let device = entry.bus.devices.last
+        let device = entry.bus.device
         let port = device.flatMap { server.port(of: $0) }
         let state: ControlDevice.State =
             entry.isDetaching ? .detaching : port == nil ? .waiting : .attached
@@ -263,22 +263,22 @@ public final class DeviceTable {
     }
 }
 
-/// The bus as one backend sees it; it remembers what the backend has plugged in.
+/// The bus as one backend sees it; it remembers what the backend has plugged in, as long as that
+/// lives: a device that leaves by itself is not unplugged by anybody, and must not stay for this.
 private final class RecordingBus: USBBus {
     private let bus: any USBBus
-    private(set) var devices: [any USBDevice] = []
+    private(set) weak var device: (any USBDevice)?
 
     init(_ bus: any USBBus) { self.bus = bus }
 
     func attach(_ device: any USBDevice) throws(AttachError) {
         try bus.attach(device)
-        devices.removeAll { $0 === device }
-        devices.append(device)
+        self.device = device
     }
 
     func detach(_ device: any USBDevice) {
         bus.detach(device)
-        devices.removeAll { $0 === device }
+        if self.device === device { self.device = nil }
     }
 }
 
