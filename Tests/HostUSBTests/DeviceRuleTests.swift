@@ -64,6 +64,10 @@ struct DeviceRuleTests {
         #expect(refusal(text)?.contains("must name a device in one of these ways") == true)
     }
 
+    @Test func `a serial number of spaces is refused, as it would be waited for in vain`() {
+        #expect(refusal("host:vendor=1,product=2,serial=  ")?.contains("spaces alone") == true)
+    }
+
     private static let stick = HostDeviceName(
         bus: 1, address: 4, vendor: 0x46f4, product: 1, portPath: "1-2", serial: "A 1")
 

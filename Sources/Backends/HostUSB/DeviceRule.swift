@@ -32,9 +32,13 @@ package enum DeviceRule: Equatable {
             let vendor = try Self.id("vendor", in: specification),
             let product = try Self.id("product", in: specification)
         {
-            self = .ids(
-                vendor: vendor, product: product,
-                serial: try specification.value(of: "serial").map(words))
+            let serial = try specification.value(of: "serial").map(words)
+            if serial == "" {
+                throw BackendError(
+                    "'\(specification.text)' names a serial number of spaces alone, which no device "
+                        + "has: leave 'serial' out")
+            }
+            self = .ids(vendor: vendor, product: product, serial: serial)
         } else {
             throw BackendError(
                 "'\(specification.text)' must name a device in one of these ways: "

@@ -98,6 +98,11 @@ public final class GuestHost: Shell {
         try execute("kill -0 $(<\(Self.serverFolder)/pid)", timeout: .seconds(120)).status == 0
     }
 
+    /// How many threads usbvfiod has in it.
+    public func serverThreads() throws -> Int {
+        Int(try run("ls /proc/$(<\(Self.serverFolder)/pid)/task | wc -l")) ?? 0
+    }
+
     /// What usbvfiod said in it.
     public func serverLog() throws -> String { try run("cat \(Self.serverFolder)/log") }
 
