@@ -4,14 +4,13 @@ import Foundation
 import Testing
 import VMKit
 
-extension VMTests {
+extension NestedVMTests {
     /// The host backend alone, on a host with real devices and with the test as the controller:
     /// `HostUSBTests.RealDeviceTests`, run where they can run.
     @Suite(
         .enabled(
             if: ProcessInfo.processInfo.environment["USBVFIOD_BINARY"] == nil,
-            "the tests' own build is taken into the guest"),
-        .enabled(if: Bed.nests, Bed.nestingAbsence))
+            "the tests' own build is taken into the guest"))
     struct HostBackendTests {
         let lab: Lab
 

@@ -4,10 +4,9 @@ import Foundation
 import Testing
 import VMKit
 
-extension VMTests {
+extension NestedVMTests {
     /// A guest in a guest: the outer one is a host with a USB bus, whose devices usbvfiod passes
     /// through to the inner one.
-    @Suite(.enabled(if: Bed.nests, Bed.nestingAbsence))
     struct PassthroughTests {
         /// Goal: an inner guest uses the host's stick, UAS disk, keyboard and test device as its own,
         /// and survives that the stick is pulled out; a stick that is plugged in there again is the
@@ -104,7 +103,6 @@ extension VMTests {
                     try inner.lose(disk) { try host.qmp.unplug("stick") }
                     try plugIn(stick: "STICK", at: host)
                     #expect(try host.isServing(), "round \(round)")
-                    print("round", round, Date())
                 }
                 #expect(
                     try inner.checksum(of: inner.disk(under: "usb-storage")) == image.checksum())
@@ -121,7 +119,7 @@ extension VMTests {
             do {
                 try scenario(Lab())
             } catch let error as GuestStandsStill where !Bed.hasKVM {
-                print("VMTests: an inner guest stood still; its test begins anew: \(error)")
+                print("NestedVMTests: an inner guest stood still; its test begins anew: \(error)")
                 try scenario(Lab())
             }
         }

@@ -8,12 +8,18 @@ extension Tag {
     @Tag static var endToEnd: Tag
 }
 
-/// Tests in which real kernels use usbvfiod through a real VMM, one after the other: two virtual
-/// machines at once would make each other late.
+/// Tests in which real kernels use usbvfiod through a real VMM, one after the other.
 ///
-/// They need the test bed; without it they are skipped, and say so.
+/// They need the test bed; without it they are skipped, and say so. They run beside ``NestedVMTests``:
+/// a guest on a software processor keeps one processor busy, and two are on every machine.
 @Suite(.serialized, .tags(.endToEnd), .enabled(if: Bed.isReady, Bed.absence))
 enum VMTests {}
+
+/// Tests in which a guest is a host with USB devices, and has guests of its own.
+@Suite(
+    .serialized, .tags(.endToEnd), .enabled(if: Bed.isReady, Bed.absence),
+    .enabled(if: Bed.nests, Bed.nestingAbsence))
+enum NestedVMTests {}
 
 extension Shell {
     /// Fails the test if USB or the disk complained in the kernel's log, and says with what words.
