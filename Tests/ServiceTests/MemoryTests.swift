@@ -68,6 +68,35 @@ struct MemoryTests {
         #expect(try machine.client.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
     }
 
+    /// Whoever resets a function may load the next guest into its memory.
+    @Test func `a reset is answered when no device is at work in memory any more`() throws {
+        device.cancelsAtOnce = false
+        let machine = try machineWithTransferInFlight(.qemu)
+        let client = try #require(machine.client as? QEMUClient)
+        let turn = try #require(client.wire.whileWaiting)
+        var turns = 0
+        client.wire.whileWaiting = { [device] in
+            turns += 1
+            if turns == 20 { device.answerNext(.give(Array(repeating: 7, count: 512))) }
+            try turn()
+        }
+        try client.reset()
+        #expect(turns >= 20)
+        #expect(device.pending.isEmpty)
+        client.wire.whileWaiting = turn
+        #expect(try client.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
+    }
+
+    @Test func `a reset is answered after a second though a device keeps the transfer`() throws {
+        device.cancelsAtOnce = false
+        let machine = try machineWithTransferInFlight(.qemu)
+        let client = try #require(machine.client as? QEMUClient)
+        let start = ContinuousClock.now
+        try client.reset()
+        #expect(ContinuousClock.now - start > .milliseconds(950))
+        #expect(try client.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
+    }
+
     @Test func `a client that dies with transfers in flight can be followed by another`() throws {
         device.cancelsAtOnce = false
         let first = try machineWithTransferInFlight(.qemu)

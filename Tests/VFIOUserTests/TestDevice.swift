@@ -39,6 +39,9 @@ final class TestDevice: VFIODevice {
     /// Keeps the ends of unmappings until the test calls them.
     var delaysUnmapping = false
     var unmappings: [() -> Void] = []
+    /// The same for resets.
+    var delaysReset = false
+    var waitingResets: [() -> Void] = []
     /// Called in the midst of a register read.
     var whileReading: (() -> Void)?
 
@@ -130,5 +133,8 @@ final class TestDevice: VFIODevice {
         if delaysUnmapping { unmappings.append(finished) } else { finished() }
     }
 
-    func reset() { resets += 1 }
+    func reset(whenFinished finished: @escaping () -> Void) {
+        resets += 1
+        if delaysReset { waitingResets.append(finished) } else { finished() }
+    }
 }

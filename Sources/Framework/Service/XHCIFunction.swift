@@ -21,6 +21,9 @@ final class XHCIFunction: VFIODevice {
     /// memory of ours that the client no longer looks at.
     static let unmapLimit: Duration = .seconds(1)
 
+    /// How long a reset waits for a device that is at work in guest memory.
+    static let resetLimit: Duration = .seconds(1)
+
     /// How long the controller leaves guest memory alone after the client has taken some away, unless
     /// the guest uses the function before.
     ///
@@ -117,7 +120,13 @@ final class XHCIFunction: VFIODevice {
         }
     }
 
-    func reset() {
+    func reset(whenFinished finished: @escaping () -> Void) {
+        reset()
+        controller.whenQuiet(by: loop.now + Self.resetLimit, then: finished)
+    }
+
+    private func reset() {
+        restsUntil = nil
         controller.reset()
         configuration.reset()
         messages.reset()

@@ -301,7 +301,7 @@ public final class Connection {
         case .delayed(let delayed):
             delayed.timer = loop.schedule(at: loop.now + unmappingTime) {
                 [weak session, logger] in
-                logger.warning("memory that the client takes away is still in use")
+                logger.warning("memory that the client wants back is still in use")
                 session?.complete(delayed, error: .resourceBusy)
             }
             // The client's answer to us would wait for our answer to this.

@@ -34,13 +34,14 @@ final class Session {
     /// An answer that waits for memory to be out of use.
     final class DelayedReply {
         fileprivate let header: Header
-        fileprivate let request: DMAUnmapRequest
+        /// What the reply repeats; that to DEVICE_RESET is a header alone.
+        fileprivate let request: DMAUnmapRequest?
         fileprivate(set) var isFinished = false
         fileprivate var isDelayed = false
         /// Ends the wait when it takes too long; held here so that it ends with the reply.
         var timer: Watch?
 
-        fileprivate init(header: Header, request: DMAUnmapRequest) {
+        fileprivate init(header: Header, request: DMAUnmapRequest? = nil) {
             self.header = header
             self.request = request
         }
@@ -102,9 +103,7 @@ final class Session {
         case .deviceGetRegionIOFDs: describeRegionDescriptors(header, payload, into: reply)
         case .deviceGetIRQInfo: describeInterrupt(header, payload, into: reply)
         case .deviceSetIRQs: setInterrupts(header, payload, descriptors: &descriptors, into: reply)
-        case .deviceReset:
-            device.reset()
-            start(header, into: reply)
+        case .deviceReset: return resetDevice(header, into: reply)
         case .version:
             fail(header, .invalidArgument, into: reply)
         case .deviceFeature:
@@ -409,6 +408,15 @@ final class Session {
         }
     }
 
+    // MARK: - Reset
+
+    /// The client may load the next guest as soon as it has the reply.
+    private func resetDevice(_ header: Header, into reply: MessageBuffer) -> Disposition {
+        let delayed = DelayedReply(header: header)
+        device.reset { [weak self] in self?.complete(delayed, error: nil) }
+        return delayed.isFinished ? answered(delayed, nil, into: reply) : delay(delayed)
+    }
+
     // MARK: - Memory
 
     private func mapMemory(
@@ -456,13 +464,7 @@ final class Session {
             failure = error
             delayed.isFinished = true
         }
-        if !delayed.isFinished {
-            delayed.isDelayed = true
-            delayedReplies += 1
-            return .delayed(delayed)
-        }
-        answer(delayed, failure, into: reply)
-        return .answered
+        return delayed.isFinished ? answered(delayed, failure, into: reply) : delay(delayed)
     }
 
     private func startUnmapping(
@@ -486,6 +488,14 @@ final class Session {
         }
     }
 
+    // MARK: - Delayed replies
+
+    private func delay(_ delayed: DelayedReply) -> Disposition {
+        delayed.isDelayed = true
+        delayedReplies += 1
+        return .delayed(delayed)
+    }
+
     /// Sends a reply that was delayed, unless it has been sent.
     func complete(_ delayed: DelayedReply, error: Errno?) {
         guard !delayed.isFinished else { return }
@@ -493,17 +503,24 @@ final class Session {
         delayed.timer = nil
         guard delayed.isDelayed else { return }
         delayedReplies -= 1
-        answer(delayed, error, into: lateReply)
+        _ = answered(delayed, error, into: lateReply)
         sendLater?(lateReply)
     }
 
-    private func answer(_ delayed: DelayedReply, _ error: Errno?, into reply: MessageBuffer) {
+    private func answered(
+        _ delayed: DelayedReply, _ error: Errno?, into reply: MessageBuffer
+    ) -> Disposition {
         reply.removeAll()
-        if delayed.header.flags.contains(.noReply) { return }
+        if delayed.header.flags.contains(.noReply) { return .answered }
+        guard let request = delayed.request else {
+            start(delayed.header, error: error, into: reply)
+            return .answered
+        }
         start(delayed.header, payload: DMAUnmapRequest.size, error: error, into: reply)
         reply.append(UInt32(DMAUnmapRequest.size))
-        reply.append(delayed.request.flags.rawValue)
-        reply.append(delayed.request.address)
-        reply.append(delayed.request.count)
+        reply.append(request.flags.rawValue)
+        reply.append(request.address)
+        reply.append(request.count)
+        return .answered
     }
 }

@@ -9,7 +9,7 @@ public import SystemPackage
 /// ``interrupts``, so an implementation sees only indices, offsets and vectors that exist.
 ///
 /// While the device itself waits in ``Connection/readMemory(into:at:)`` or
-/// ``Connection/writeMemory(_:at:)``, all of these functions but ``reset()`` may be called: the
+/// ``Connection/writeMemory(_:at:)``, all of these functions but ``reset(whenFinished:)`` may be called: the
 /// client's processor holds a lock until its register access is answered, and would otherwise never
 /// come to answer ours. They must therefore not touch what such an access works on.
 public protocol VFIODevice: AnyObject {
@@ -51,8 +51,10 @@ public protocol VFIODevice: AnyObject {
     /// Removes all guest memory and calls `finished` once when nothing uses it any more.
     func unmapAllMemory(whenFinished finished: @escaping () -> Void)
 
-    /// Returns to the state after power-on. Memory and interrupts stay as the client set them.
-    func reset()
+    /// Returns to the state after power-on, and calls `finished` once when nothing is read or written
+    /// any more for what the guest has asked before, possibly before this returns. Memory and
+    /// interrupts stay as the client set them.
+    func reset(whenFinished finished: @escaping () -> Void)
 }
 
 /// A region of a device: a base address register, the configuration space and so on.

@@ -20,6 +20,8 @@ public final class Controller: USBBus {
     private var isServicing = false
     private var isResetWanted = false
     private var wantedCancels: [(start: GuestAddress, count: UInt64)] = []
+    /// Who waits for devices to let go of guest memory, and until when.
+    private var waiting: [(limit: Duration, finished: () -> Void)] = []
 
     public init(
         memory: GuestMemory, interrupts: any InterruptSink, capabilities: Capabilities = .init(),
@@ -50,6 +52,12 @@ public final class Controller: USBBus {
     /// Called at the end of each turn of the event loop; costs next to nothing when nothing is due.
     public func service(now: Duration) -> Duration? {
         guard !isServicing else { return nil }
+        let next = serviceEngine(now: now)
+        guard !waiting.isEmpty, let limit = endWaiting(now: now) else { return next }
+        return min(next ?? limit, limit)
+    }
+
+    private func serviceEngine(now: Duration) -> Duration? {
         guard engine.hasWork(now: now) else { return engine.deadline }
         isServicing = true
         engine.service(now: now) { isResetWanted || !wantedCancels.isEmpty }
@@ -68,6 +76,22 @@ public final class Controller: USBBus {
     public func reset() {
         isResetWanted = isServicing
         if !isServicing { engine.reset() }
+    }
+
+    /// Calls `finished` once when no device is at work in guest memory for a transfer that was given
+    /// up, as all are by a reset, or at `limit`; from within this or a later `service`.
+    public func whenQuiet(by limit: Duration, then finished: @escaping () -> Void) {
+        if !isServicing && hub.isQuiet { return finished() }
+        waiting.append((limit, finished))
+    }
+
+    /// - Returns: when those who still wait are to be told that it took too long.
+    private func endWaiting(now: Duration) -> Duration? {
+        let isQuiet = hub.isQuiet
+        let ended = waiting.filter { isQuiet || $0.limit <= now }
+        waiting.removeAll { isQuiet || $0.limit <= now }
+        for wait in ended { wait.finished() }
+        return waiting.map(\.limit).min()
     }
 
     /// Gives up transfers whose data lies in a range that the client takes away.

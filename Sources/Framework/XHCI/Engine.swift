@@ -51,6 +51,7 @@ struct Engine {
 
     /// Forgets everything, as HCRST does; devices are reset and stay.
     mutating func reset() {
+        dropSlots()
         let count = registers.capabilities.slots
         slots = (0...count).map(Slot.init(number:))
         commands = CommandRing()
@@ -70,13 +71,18 @@ struct Engine {
     /// HCRST stays set until no device can write into memory that the guest gave it before: after a
     /// reset the guest uses it for something else (xHCI 4.2, 5.4.1).
     private mutating func isReadyToReset(now: Duration) -> Bool {
-        for slot in slots.indices where slots[slot].state != nil {
-            slots[slot].dropEndpoints(from: 1)
-        }
+        dropSlots()
         listenToDevices()
         let limit = resetDeadline ?? now + Limits.cancelPatience
         resetDeadline = limit
         return hub.isQuiet || limit <= now
+    }
+
+    /// Gives up what devices were asked for.
+    private mutating func dropSlots() {
+        for slot in slots.indices where slots[slot].state != nil {
+            slots[slot].dropEndpoints(from: 1)
+        }
     }
 
     /// Whether a call of ``service(now:)`` would find something.

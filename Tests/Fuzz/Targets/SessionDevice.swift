@@ -121,5 +121,5 @@ final class SessionDevice: VFIODevice {
         if delaysUnmapping { unmappings.append(finished) } else { finished() }
     }
 
-    func reset() {}
+    func reset(whenFinished finished: @escaping () -> Void) { finished() }
 }

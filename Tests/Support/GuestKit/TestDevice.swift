@@ -49,7 +49,7 @@ public final class TestDevice: USBDevice {
     public private(set) var lastStream: UInt16?
     public private(set) var suspensions: [Bool] = []
     public private(set) var detachCount = 0
-    /// Whether ``cancel(_:)`` completes the transfer at once, or leaves that to the test.
+    /// Whether ``cancel(_:)`` and ``reset()`` complete transfers at once, or leave that to the test.
     public var cancelsAtOnce = true
     /// Whether the end of one cancelled transfer brings that of all others, as a host's kernel does.
     public var cancelsAllAtOnce = false
@@ -113,7 +113,7 @@ public final class TestDevice: USBDevice {
 
     public func reset() {
         resetCount += 1
-        endAll()
+        if cancelsAtOnce { endAll() }
     }
 
     public func resetEndpoint(_ endpoint: EndpointAddress) { resetEndpoints.append(endpoint) }
