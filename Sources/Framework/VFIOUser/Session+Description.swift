@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import SystemPackage
+
+/// What a client asks about the device before it uses it.
+extension Session {
+    func describeDevice(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+        guard payload.count >= 16 else { return fail(header, .invalidArgument, into: reply) }
+        start(header, payload: 16, into: reply)
+        reply.append(16 as UInt32)
+        // VFIO_DEVICE_FLAGS_RESET and VFIO_DEVICE_FLAGS_PCI.
+        reply.append(0b11 as UInt32)
+        reply.append(UInt32(regions.count))
+        reply.append(UInt32(interrupts.count))
+    }
+
+    /// An index that the device does not have is a region of size zero: an error would be read as the
+    /// description of something.
+    func describeRegion(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+        guard payload.count >= 32 else { return fail(header, .invalidArgument, into: reply) }
+        let index = payload.integer(UInt32.self, at: 8)
+        let region = index < regions.count ? regions[Int(index)] : .absent
+        // Bit 0 is VFIO_REGION_INFO_FLAG_READ, bit 1 WRITE. Never MMAP: QEMU would give up posted
+        // writes for the whole device.
+        let flags: UInt32 = (region.isReadable ? 1 : 0) | (region.isWritable ? 2 : 0)
+        start(header, payload: 32, into: reply)
+        reply.append(32 as UInt32)
+        reply.append(region.size == 0 ? 0 : flags)
+        reply.append(index)
+        reply.append(0 as UInt32)
+        reply.append(region.size)
+        reply.append(0 as UInt64)
+    }
+
+    func describeRegionDescriptors(
+        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+    ) {
+        guard payload.count >= 16, payload.integer(UInt32.self, at: 8) < regions.count else {
+            return fail(header, .invalidArgument, into: reply)
+        }
+        start(header, payload: 16, into: reply)
+        reply.append(16 as UInt32)
+        reply.append(0 as UInt32)
+        reply.append(payload.integer(UInt32.self, at: 8))
+        reply.append(0 as UInt32)
+    }
+
+    func describeInterrupt(
+        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+    ) {
+        guard payload.count >= 16 else { return fail(header, .invalidArgument, into: reply) }
+        let index = payload.integer(UInt32.self, at: 8)
+        let interrupt = index < interrupts.count ? interrupts[Int(index)] : .absent
+        start(header, payload: 16, into: reply)
+        reply.append(16 as UInt32)
+        reply.append(interrupt.count == 0 ? 0 : interrupt.flags.rawValue)
+        reply.append(index)
+        reply.append(UInt32(interrupt.count))
+    }
+}

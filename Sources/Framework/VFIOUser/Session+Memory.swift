@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import Logging
+internal import Platform
+internal import SystemPackage
+
+/// Guest memory that comes and goes, and resets: what may have to wait until a device lets go of memory.
+extension Session {
+    // MARK: - Reset
+
+    /// The client may load the next guest as soon as it has the reply.
+    func resetDevice(_ header: Header, into reply: MessageBuffer) -> Disposition {
+        let delayed = DelayedReply(header: header)
+        device.reset { [weak self] in self?.complete(delayed, error: nil) }
+        return delayed.isFinished ? answered(delayed, nil, into: reply) : delay(delayed)
+    }
+
+    // MARK: - Memory
+
+    func mapMemory(
+        _ header: Header, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
+        into reply: MessageBuffer
+    ) {
+        do throws(Errno) {
+            guard let request = DMAMapRequest(payload), descriptors.count <= 1 else {
+                throw .invalidArgument
+            }
+            let access = MemoryAccess(rawValue: request.flags).intersection([.read, .write])
+            guard !access.isEmpty, request.count > 0,
+                !request.address.addingReportingOverflow(request.count - 1).overflow
+            else { throw .invalidArgument }
+            logger.debug(
+                "memory added",
+                metadata: [
+                    "address": "0x\(String(request.address, radix: 16))",
+                    "count": "0x\(String(request.count, radix: 16))",
+                    "mapped": "\(!descriptors.isEmpty)",
+                ])
+            try device.mapMemory(
+                descriptors.take(0), offset: request.offset, at: request.address,
+                count: request.count, access: access)
+            start(header, into: reply)
+        } catch {
+            logger.warning("memory is not added", metadata: ["reason": "\(error)"])
+            fail(header, error, into: reply)
+        }
+    }
+
+    func unmapMemory(
+        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+    ) -> Disposition {
+        guard let request = DMAUnmapRequest(payload) else {
+            fail(header, .invalidArgument, into: reply)
+            if header.flags.contains(.noReply) { reply.removeAll() }
+            return .answered
+        }
+        let delayed = DelayedReply(header: header, request: request)
+        var failure: Errno?
+        do throws(Errno) {
+            try startUnmapping(request) { [weak self] in self?.complete(delayed, error: nil) }
+        } catch {
+            failure = error
+            delayed.isFinished = true
+        }
+        return delayed.isFinished ? answered(delayed, failure, into: reply) : delay(delayed)
+    }
+
+    private func startUnmapping(
+        _ request: DMAUnmapRequest, whenFinished finished: @escaping () -> Void
+    ) throws(Errno) {
+        logger.debug(
+            "memory removed",
+            metadata: [
+                "address": "0x\(String(request.address, radix: 16))",
+                "count": "0x\(String(request.count, radix: 16))",
+            ])
+        switch request.flags {
+        case []:
+            try device.unmapMemory(
+                at: request.address, count: request.count, whenFinished: finished)
+        case .all:
+            guard request.address == 0, request.count == 0 else { throw .invalidArgument }
+            device.unmapAllMemory(whenFinished: finished)
+        case .getDirtyBitmap: throw .notSupported
+        default: throw .invalidArgument
+        }
+    }
+
+    // MARK: - Delayed replies
+
+    /// An answer that waits for memory to be out of use.
+    final class DelayedReply {
+        fileprivate let header: Header
+        /// What the reply repeats; that to DEVICE_RESET is a header alone.
+        fileprivate let request: DMAUnmapRequest?
+        fileprivate(set) var isFinished = false
+        fileprivate var isDelayed = false
+        /// Ends the wait when it takes too long; held here so that it ends with the reply.
+        var timer: Watch?
+
+        fileprivate init(header: Header, request: DMAUnmapRequest? = nil) {
+            self.header = header
+            self.request = request
+        }
+    }
+
+    private func delay(_ delayed: DelayedReply) -> Disposition {
+        delayed.isDelayed = true
+        delayedReplies += 1
+        return .delayed(delayed)
+    }
+
+    /// Sends a reply that was delayed, unless it has been sent.
+    func complete(_ delayed: DelayedReply, error: Errno?) {
+        guard !delayed.isFinished else { return }
+        delayed.isFinished = true
+        delayed.timer = nil
+        guard delayed.isDelayed else { return }
+        delayedReplies -= 1
+        _ = answered(delayed, error, into: lateReply)
+        sendLater?(lateReply)
+    }
+
+    private func answered(
+        _ delayed: DelayedReply, _ error: Errno?, into reply: MessageBuffer
+    ) -> Disposition {
+        reply.removeAll()
+        if delayed.header.flags.contains(.noReply) { return .answered }
+        guard let request = delayed.request else {
+            start(delayed.header, error: error, into: reply)
+            return .answered
+        }
+        start(delayed.header, payload: DMAUnmapRequest.size, error: error, into: reply)
+        reply.append(UInt32(DMAUnmapRequest.size))
+        reply.append(request.flags.rawValue)
+        reply.append(request.address)
+        reply.append(request.count)
+        return .answered
+    }
+}
