@@ -50,7 +50,7 @@ final class ControlClient {
 
     /// Connects to the server that listens at `path`.
     init(path: String, within limit: Duration) throws {
-        ignoreBrokenPipes()
+        ignoreSignalsOfWrites()
         self.path = path
         let end = ContinuousClock.now + limit
         while true {

@@ -171,7 +171,11 @@ struct InsertMedium: ControlCommand {
     @Argument(help: "The image, such as file=other.img or file=other.img,readonly.")
     var medium: String
 
-    @Flag(help: "Although the guest has locked the medium, as if it were pulled out.")
+    @Flag(
+        help: """
+            Although the guest has locked the medium, or the old one cannot be written: as if it were \
+            pulled out.
+            """)
     var force = false
 
     func fields() throws -> ControlClient.Message {
@@ -211,7 +215,11 @@ struct EjectMedium: ControlCommand {
     @Argument(help: "The stick; `usbvfiod list` shows the ids.")
     var id: String
 
-    @Flag(help: "Although the guest has locked the medium, as if it were pulled out.")
+    @Flag(
+        help: """
+            Although the guest has locked the medium, or the old one cannot be written: as if it were \
+            pulled out.
+            """)
     var force = false
 
     func fields() -> ControlClient.Message {

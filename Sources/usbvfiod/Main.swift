@@ -122,7 +122,7 @@ struct Usbvfiod: ParsableCommand {
     }
 
     private func serve(_ endpoint: Endpoint, logger: Logger) throws {
-        ignoreBrokenPipes()
+        ignoreSignalsOfWrites()
         let loop = try EpollLoop()
         let server = Server(loop: loop, logger: logger)
         let signals = try SignalWatch(SignalWatch.termination, on: loop) { signal in
@@ -154,6 +154,9 @@ struct Usbvfiod: ParsableCommand {
         }
         if let path = controlSocket?.path { logger.notice("control requests at \(path)") }
         try withExtendedLifetime((signals, controlServer)) { try server.run() }
+        guard table.stop() else {
+            throw Failure(description: "ended; not all that guests have written could be kept")
+        }
         logger.notice("ended")
     }
 

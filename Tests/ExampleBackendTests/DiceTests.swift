@@ -78,7 +78,7 @@ import USB
     @Test func `stopping the backend unplugs the die`() throws {
         let backend = try start("dice")
         let slot = try guest.driver.addressNewDevice()
-        backend.stop()
+        try backend.stop()
         guest.machine.pass(.seconds(2))
         #expect(!guest.driver.port(slot.port).contains(.connected))
     }

@@ -49,7 +49,7 @@ final class RealDevice: USBBus, USBPort {
         }
     }
 
-    func stop() { backend.stop() }
+    func stop() { try? backend.stop() }
 
     /// The same while the loop turns.
     func stopLater() throws { try finish { backend.stop(whenDone: $0) } }

@@ -164,6 +164,12 @@ import USB
         #expect(refused.isDone && refused.error == .ioError)
         _ = testUnitReady
         #expect(read().data.first == 1)
+        // The operator knows that writes are lost; the guest, whose writes they are, must hear of it too.
+        first.set { $0.fault = { _ in nil } }
+        let flush = [0x35] + [UInt8](repeating: 0, count: 9)
+        #expect(host.run(flush).status == 1)
+        #expect(host.run(flush).status == 0)
+        first.set { $0.fault = { $0 == .flush ? .ioError : nil } }
         let forced = Change(host.device, to: second, force: true)
         host.settle()
         #expect(forced.isDone && forced.error == .ioError)
@@ -226,7 +232,7 @@ import USB
         #expect(try answer(backend, .eject(force: false)) == "")
         #expect(bus.device?.summary == "storage without a medium")
         _ = try FileImage(path: other.path, readOnly: false, cache: .writeback)
-        backend.stop()
+        try backend.stop()
     }
 
     @Test func `what makes no sense is refused, and the medium stays`() throws {
@@ -240,10 +246,10 @@ import USB
         #expect(try insert("file=/nowhere").contains("there is no '/nowhere'"))
         #expect(try answer(backend, .faults("x")).contains("no faults"))
         #expect(bus.device?.summary == "storage \(file.path)")
-        backend.stop()
+        try backend.stop()
         let fixed = try make("storage:file=\(other.path),removable=off")
         #expect(try answer(fixed, .eject(force: true)).contains("removable=off"))
-        fixed.stop()
+        try fixed.stop()
     }
 
     @Test func `a descriptor stands for the file, with the rights it was opened with`() throws {
@@ -259,7 +265,7 @@ import USB
                     DeviceSpecification(parsing: "storage:file=/elsewhere\(more)"),
                     context: context)
                 try backend.start(on: bus)
-                defer { backend.stop() }
+                defer { try? backend.stop() }
                 return bus.device?.summary ?? ""
             } catch {
                 return error.reason

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Platform
 import SystemPackage
 import Testing
 import USB
@@ -261,6 +262,53 @@ import USB
         image.set { $0.fault = { _ in nil } }
         #expect(host.run(read8, in: 4096).status == 0)
         #expect(host.run(flush).status == 0)
+    }
+
+    /// The kernel tells of lost writes once.
+    @Test func `a flush whose failure the host no longer waited for fails again`() {
+        image.set {
+            let isFirst = Locked(true)
+            $0.fault = { operation in
+                guard operation == .flush else { return nil }
+                return isFirst.withLock { first in
+                    defer { first = false }
+                    return first ? .ioError : nil
+                }
+            }
+        }
+        image.shutGate()
+        _ = host.submitOut(host.wrapper(flush, length: 0, direction: .out, tag: 1))
+        let status = host.submitIn(13)
+        #expect(!host.isDone(status))
+        host.device.reset()
+        host.setConfiguration(1)
+        image.openGate()
+        host.settle()
+        #expect(host.run(flush).status == 1)
+        #expect(host.sense().code == 0x0c00)
+        #expect(host.run(flush).status == 0)
+        #expect(image.flushCount == 3)
+    }
+
+    @Test
+    func `a range that the disk cannot give back in whole blocks of its own stays, or is written`()
+    {
+        image.set {
+            $0.fault = {
+                switch $0 {
+                case .punch, .zero: .invalidArgument
+                default: nil
+                }
+            }
+        }
+        image.fill(at: 0, Array(repeating: 7, count: 1024))
+        let unmap: [UInt8] =
+            [0, 22, 0, 16, 0, 0, 0, 0] + [UInt8](repeating: 0, count: 8) + [0, 0, 0, 1, 0, 0, 0, 0]
+        #expect(host.run([0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], out: unmap).status == 0)
+        #expect(image.bytes(at: 0, count: 1) == [7])
+        let zeroes = [UInt8](repeating: 0, count: 512)
+        #expect(host.run([0x41, 0, 0, 0, 0, 1, 0, 0, 1, 0], out: zeroes).status == 0)
+        #expect(image.bytes(at: 0, count: 1024) == Array(repeating: 7, count: 512) + zeroes)
     }
 
     @Test func `a flush in the background fails with the next command`() {

@@ -148,6 +148,9 @@ import Testing
         #expect(unit.isWriteCacheEnabled)
         unit.mediumJobEnded(.disableWriteCache)
         #expect(!unit.isWriteCacheEnabled)
+        // The host, which is not told of resets, would not flush afterwards.
+        unit.reset()
+        #expect(!unit.isWriteCacheEnabled)
         #expect(select([0, 0, 0, 0, 0, 0, 0, 8] + descriptor + caching, long: true) == .good)
         #expect(unit.isWriteCacheEnabled)
     }

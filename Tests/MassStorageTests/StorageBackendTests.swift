@@ -93,7 +93,7 @@ import USB
         #expect(serial.count == 16)
         #expect(serial.allSatisfy { "0123456789ABCDEF".contains($0) })
         #expect(serial == SerialNumber.derived(from: file.path))
-        backend.stop()
+        try backend.stop()
         #expect(bus.device == nil)
     }
 
@@ -117,7 +117,7 @@ import USB
         #expect(string(bus, 1) == "ACME")
         #expect(string(bus, 2) == "Rocket Stick")
         #expect(string(bus, 3) == "ABC-123")
-        backend.stop()
+        try backend.stop()
     }
 
     @Test func `what is wrong is said, with what is allowed`() {
@@ -151,7 +151,7 @@ import USB
         bus.isFull = true
         let backend = try make("storage:file=\(file.path)")
         #expect(throws: BackendError.self) { try backend.start(on: bus) }
-        backend.stop()
+        try backend.stop()
     }
 
     @Test func `serial numbers of paths differ and stay`() {
@@ -168,6 +168,6 @@ import USB
         let backend = try make("storage:file=\(link)")
         try backend.start(on: bus)
         #expect(string(bus, 3) == SerialNumber.derived(from: file.path))
-        backend.stop()
+        try backend.stop()
     }
 }

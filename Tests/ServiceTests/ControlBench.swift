@@ -117,6 +117,7 @@ final class FakeBackend: ReconfigurableBackend {
         Parameter("late", value: nil, summary: "is plugged in when the test says so"),
         Parameter("slow", value: nil, summary: "answers when the test says so"),
         Parameter("broken", value: nil, summary: "cannot be opened"),
+        Parameter("full", value: nil, summary: "cannot write what it has accepted"),
     ]
 
     private(set) var device: TestDevice
@@ -127,12 +128,14 @@ final class FakeBackend: ReconfigurableBackend {
     private(set) var waiting: [(BackendError?) -> Void] = []
     private let isSlow: Bool
     private let isLate: Bool
+    private let isFull: Bool
     let isServing: Bool
     private let hasPort: Bool
     private weak var bus: (any USBBus)?
 
     init(_ specification: DeviceSpecification, context: BackendContext) throws(BackendError) {
         if try specification.flag("broken") == true { throw BackendError("it is broken") }
+        isFull = try specification.flag("full") ?? false
         isLate = try specification.flag("late") ?? false
         isServing = context.isServing
         isSlow = try specification.flag("slow") ?? false
@@ -165,14 +168,19 @@ final class FakeBackend: ReconfigurableBackend {
         try bus?.attach(device)
     }
 
-    func stop() {
-        stopCount += 1
-        bus?.detach(device)
+    func stop() throws(BackendError) {
+        unplug()
+        if isFull { throw BackendError("the disk is full") }
     }
 
     func stop(whenDone done: @escaping (BackendError?) -> Void) {
-        stop()
+        unplug()
         answer(done)
+    }
+
+    private func unplug() {
+        stopCount += 1
+        bus?.detach(device)
     }
 
     func configure(

@@ -169,6 +169,25 @@ struct ControlTests {
         #expect(try client.list().isEmpty)
     }
 
+    @Test func `a change that was made and lost data is told of as that`() throws {
+        _ = try attach("fake:slow")
+        let backend = try #require(bench.backends.first)
+        try client.send(#"{"request":"eject","id":"fake-1","force":true}"#)
+        #expect(try bench.bench.turn { !backend.waiting.isEmpty })
+        backend.finish(BackendError("the disk is full", wasDone: true))
+        #expect(try client.answer().code == .failed)
+    }
+
+    @Test func `the end tells whether all could be written, and ends all`() throws {
+        _ = try attach("fake")
+        _ = try attach("fake:full")
+        _ = try attach("fake")
+        let backends = bench.backends
+        #expect(!bench.devices.stop())
+        #expect(backends.map(\.stopCount) == [1, 1, 1])
+        #expect(bench.devices.stop())
+    }
+
     @Test func `a client that leaves while its request is under way harms nobody`() throws {
         _ = try attach("fake:slow")
         let backend = try #require(bench.backends.first)

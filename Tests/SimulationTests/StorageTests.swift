@@ -48,7 +48,7 @@ struct StorageTests {
                 loop: machine.loop,
                 logger: Logger(label: "storage") { _ in SwiftLogNoOpLogHandler() }))
         try backend.start(on: machine.controller)
-        defer { backend.stop() }
+        defer { try? backend.stop() }
 
         var model = [UInt8](repeating: 0, count: blocks * GuestStick.blockSize)
         for _ in 0..<2 {

@@ -44,6 +44,13 @@ extension NestedVMTests {
             try host.run("kill $(<\(GuestHost.serverFolder)/pid)")
             try host.wait(until: "[[ -e /sys/block/sda ]]")
 
+            let diskTest = try host.run(
+                """
+                LD_LIBRARY_PATH=/mnt/runtime /mnt/program/\(try testProgram()) \
+                    --testing-library swift-testing --filter RandomAccessFileTests 2>&1
+                """)
+            #expect(diskTest.contains("be waited for\" passed"), "\(diskTest)")
+
             try host.makeGadgetZero()
             try host.run(
                 """

@@ -23,9 +23,10 @@ final class FileImage: DiskImage {
     private let file: RandomAccessFile
     /// Past the page cache, for what is aligned; the rest goes through ``file``.
     private let directFile: RandomAccessFile?
+    /// Why the page cache is used although it was to be avoided.
+    let directProblem: Errno?
 
-    /// Whether the page cache is avoided, as asked.
-    var isDirect: Bool { directFile != nil }
+    private var isDirect: Bool { directFile != nil }
 
     /// 2^48 bytes.
     static let largestSize: UInt64 = 1 << 48
@@ -69,13 +70,18 @@ final class FileImage: DiskImage {
         guard byteCount > 0 else { throw .empty(path) }
         guard byteCount % UInt64(blockSize) == 0 else { throw .oddSize(path, byteCount) }
         guard byteCount <= Self.largestSize else { throw .tooLarge(path, byteCount) }
+        var direct: RandomAccessFile?
+        var directProblem: Errno?
         if cache == .none {
-            // Some file systems have no direct access; the caller says so to the operator.
-            directFile = try? RandomAccessFile(
-                opening: paths.openable, readOnly ? [.direct] : [.direct, .writable])
-        } else {
-            directFile = nil
+            do throws(Errno) {
+                direct = try RandomAccessFile(
+                    opening: paths.openable, readOnly ? [.direct] : [.direct, .writable])
+            } catch {
+                directProblem = error
+            }
         }
+        directFile = direct
+        self.directProblem = directProblem
         self.file = file
     }
 
@@ -149,19 +155,21 @@ struct ImageError: Error, Equatable {
     static func inUse(_ path: String) -> Self {
         Self(
             reason: "'\(path)' is in use by another program, or by another --device: "
-                + "an image can be written by one only; 'readonly' in both lets them share it")
+                + "an image can be written by one only; 'readonly' in both lets them share it "
+                + "(a stick's own medium is ejected before it is inserted anew)")
     }
 
     static func empty(_ path: String) -> Self {
         Self(
-            reason: "'\(path)' is empty: give it a size, for example with `truncate -s 64M \(path)`"
+            reason:
+                "'\(path)' is empty: give it a size, for example with `truncate -s 64M '\(path)'`"
         )
     }
 
     static func oddSize(_ path: String, _ size: UInt64) -> Self {
         Self(
             reason: "'\(path)' has \(size) bytes, which is not a multiple of \(blockSize): "
-                + "round it up with `truncate -s %\(blockSize) \(path)`")
+                + "round it up with `truncate -s %\(blockSize) '\(path)'`")
     }
 
     static func tooLarge(_ path: String, _ size: UInt64) -> Self {
@@ -179,7 +187,7 @@ struct ImageError: Error, Equatable {
     init(opening path: String, _ error: Errno) {
         switch error {
         case .noSuchFileOrDirectory:
-            reason = "there is no '\(path)': make it, for example with `truncate -s 64M \(path)`"
+            reason = "there is no '\(path)': make it, for example with `truncate -s 64M '\(path)'`"
         case .permissionDenied, .notPermitted, .readOnlyFileSystem:
             reason =
                 "'\(path)' may not be opened so (\(error)): change its permissions, "

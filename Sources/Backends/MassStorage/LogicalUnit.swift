@@ -54,13 +54,23 @@ struct LogicalUnit {
         case unmap([Extent])
         /// Writes a block over and over; `nil` is zeroes.
         case fill(Extent, block: [UInt8]?, mayUnmap: Bool)
+
+        /// For the operator.
+        var words: String {
+            switch self {
+            case .flush, .flushInBackground, .eject, .disableWriteCache: "flushing"
+            case .verify: "verifying"
+            case .unmap: "giving blocks back"
+            case .fill: "filling blocks"
+            }
+        }
     }
 
     let identity: Identity
     /// Of the medium, or of the last one if there is none.
     private(set) var blockCount: UInt64
     private(set) var isReadOnly: Bool
-    /// What the cache is set to when the stick is plugged in.
+    /// What the cache is set to at first.
     let defaultWriteCache: Bool
 
     /// WCE: a write may be answered before it is on the disk.
@@ -88,10 +98,13 @@ struct LogicalUnit {
 
     /// A reset of the port: as when plugged in. A medium that the guest has taken out is back, as after
     /// the guest's restart nobody could put it in.
+    ///
+    /// A write cache that the guest has turned off stays off: since no unit attention tells of the
+    /// reset, it would go on without flushing.
     mutating func reset() {
         loadMedium()
         isRemovalPrevented = false
-        isWriteCacheEnabled = defaultWriteCache
+        isWriteCacheEnabled = isWriteCacheEnabled && defaultWriteCache
         sense = .none
     }
 

@@ -17,22 +17,21 @@ final class Cancellation: Sendable {
 ///
 /// Each function returns `nil`, or the sense data that say what went wrong.
 extension DiskImage {
-    ///
     /// A cancelled job may end early; what it returns then means nothing.
     func carryOut(
-        _ job: LogicalUnit.MediumJob, durably: Bool, unless cancellation: Cancellation
+        _ job: LogicalUnit.MediumJob, durably: Bool, unless cancellation: Cancellation,
+        _ lost: LostWrites
     ) -> SenseData? {
         switch job {
-        case .flush, .flushInBackground, .eject, .disableWriteCache:
-            return isReadOnly ? nil : flushed(true)
+        case .flush, .flushInBackground, .eject, .disableWriteCache: return flushed(lost)
         case .verify(let extent): return verify(extent, unless: cancellation)
         case .unmap(let extents):
             for extent in extents {
                 if let error = unmap(extent) { return error }
             }
-            return flushed(durably)
+            return durably ? flushed(lost) : nil
         case .fill(let extent, let block, let mayUnmap):
-            return fill(extent, block, mayUnmap: mayUnmap) ?? flushed(durably)
+            return fill(extent, block, mayUnmap: mayUnmap) ?? (durably ? flushed(lost) : nil)
         }
     }
 
@@ -80,11 +79,12 @@ extension DiskImage {
         return nil
     }
 
-    /// A medium that cannot give blocks back keeps them: UNMAP is a request.
+    /// A medium that cannot give blocks back keeps them: UNMAP is a request. `EINVAL` is what a disk
+    /// with larger blocks says to a range of ours that is not made of whole ones.
     private func unmap(_ extent: Extent) -> SenseData? {
         do throws(Errno) {
             try punchHole(at: extent.byteOffset, count: UInt64(extent.byteCount))
-        } catch .notSupported {
+        } catch .notSupported, .invalidArgument {
             return nil
         } catch {
             return SenseData(writing: error, block: extent.block)
@@ -102,7 +102,7 @@ extension DiskImage {
                     try zeroRange(at: extent.byteOffset, count: count)
                 }
                 return nil
-            } catch .notSupported {
+            } catch .notSupported, .invalidArgument {
                 // Written out below.
             } catch {
                 return SenseData(writing: error, block: extent.block)
@@ -133,10 +133,9 @@ extension DiskImage {
         }
     }
 
-    private func flushed(_ wanted: Bool) -> SenseData? {
-        guard wanted else { return nil }
+    private func flushed(_ lost: LostWrites) -> SenseData? {
         do throws(Errno) {
-            try flush()
+            try lost.flush(self)
             return nil
         } catch {
             return SenseData(writing: error, block: nil)

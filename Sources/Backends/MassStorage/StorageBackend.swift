@@ -95,9 +95,12 @@ public final class StorageBackend: DeviceBackend {
         } catch {
             throw BackendError(error.reason)
         }
-        if cache == .none && !image.isDirect {
-            logger.warning(
-                "'\(path)' lies on a file system without direct access: the page cache is used")
+        if let problem = image.directProblem {
+            let cause =
+                problem == .invalidArgument
+                ? "lies on a file system without direct access"
+                : "may not be opened anew for direct access (\(problem))"
+            logger.warning("'\(path)' \(cause): the page cache is used")
         }
         return image
     }
@@ -135,36 +138,20 @@ public final class StorageBackend: DeviceBackend {
     package var isIdle: Bool { device.isIdle }
 
     /// Waits for the writes that are under way and writes what is cached.
-    public func stop() {
+    public func stop() throws(BackendError) {
         unplug()
-        worker.waitUntilIdle()
-        if let error = Self.flush(device.image) { logger.error("\(notWritten(error))") }
+        do throws(Errno) { try device.flushNow() } catch { throw notWritten(error) }
     }
 
     /// The same on the worker.
     public func stop(whenDone done: @escaping (BackendError?) -> Void) {
         unplug()
-        let image = device.image
-        worker.perform {
-            Self.flush(image)
-        } then: { [self] error in
-            done(error.map { notWritten($0) })
-        }
+        device.flush { [self] error in done(error.map { notWritten($0) }) }
     }
 
     private func unplug() {
         bus?.detach(device)
         bus = nil
-    }
-
-    private static func flush(_ image: any DiskImage) -> Errno? {
-        guard !image.isReadOnly else { return nil }
-        do throws(Errno) {
-            try image.flush()
-            return nil
-        } catch {
-            return error
-        }
     }
 
     private func notWritten(_ error: Errno) -> BackendError {
@@ -224,9 +211,11 @@ extension StorageBackend: ReconfigurableBackend {
         device.changeMedium(to: image, force: force) { [self] error in
             let problem = error.map { notWritten($0) }
             if let problem, !force { return done(problem) }
-            if let problem { logger.error("\(problem)") }
             device.summary = Self.summary(path)
-            done(nil)
+            done(
+                problem.map {
+                    BackendError("the medium is another one now, but \($0)", wasDone: true)
+                })
         }
     }
 }

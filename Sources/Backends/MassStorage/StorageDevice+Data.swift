@@ -155,7 +155,7 @@ extension StorageDevice {
         }
     }
 
-    private func tell(_ error: String) {
+    func tell(_ error: String) {
         logger.log(level: hasToldOfErrors ? .debug : .warning, "\(summary): \(error)")
         hasToldOfErrors = true
     }

@@ -28,23 +28,40 @@ extension StorageDevice {
             abandonCommand()
             advance()
         }
-        let old = image
-        worker.perform { () -> Errno? in
-            do throws(Errno) {
-                if !old.isReadOnly { try old.flush() }
-                return nil
-            } catch {
-                return error
-            }
-        } then: { [self] error in
+        flush { [self] error in
             isChangingMedium = false
-            put(error == nil || force ? new ?? NoImage() : old)
+            if error == nil || force {
+                put(new ?? NoImage(), LostWrites())
+            } else {
+                put(image, lostWrites)
+            }
             done(error)
         }
     }
 
-    private func put(_ image: any DiskImage) {
+    /// Flushes the image on the worker; `done` is called on the loop with what went wrong.
+    func flush(then done: @escaping (Errno?) -> Void) {
+        worker.perform { [image, lostWrites] () -> Errno? in
+            do throws(Errno) {
+                try lostWrites.flush(image)
+                return nil
+            } catch {
+                return error
+            }
+        } then: {
+            done($0)
+        }
+    }
+
+    /// The same, with the loop standing still.
+    func flushNow() throws(Errno) {
+        worker.waitUntilIdle()
+        try lostWrites.flush(image)
+    }
+
+    private func put(_ image: any DiskImage, _ lostWrites: LostWrites) {
         self.image = image
+        self.lostWrites = lostWrites
         canTryReading = true
         canTryWriting = true
         guard image.byteCount > 0 else { return }

@@ -36,6 +36,8 @@ final class StorageDevice: USBDevice {
     var isChangingMedium = false
     /// A flush that the host does not wait for.
     var isFlushingInBackground = false
+    /// Of the present image.
+    var lostWrites = LostWrites()
     /// The operator learns of the first error; a guest cannot fill the log with more.
     var hasToldOfErrors = false
     /// Counts resets of the transport: what was begun before the last one has no say any more.
@@ -244,25 +246,33 @@ final class StorageDevice: USBDevice {
         let image = image
         let durably = !unit.isWriteCacheEnabled
         let cancellation = Cancellation()
+        let lostWrites = lostWrites
         // One at a time: a guest that asks for more waits for its turn like everybody else.
         if job == .flushInBackground && !isFlushingInBackground {
             isFlushingInBackground = true
             worker.perform {
-                image.carryOut(job, durably: durably, unless: cancellation)
+                image.carryOut(job, durably: durably, unless: cancellation, lostWrites)
             } then: { [self] error in
                 isFlushingInBackground = false
-                if let error { unit.backgroundJobFailed(error) }
+                guard let error else { return }
+                tell("\(job.words) failed")
+                unit.backgroundJobFailed(error)
             }
             finish(nil)
             return
         }
         self.cancellation = cancellation
         onWorker(for: nil) {
-            image.carryOut(job, durably: durably, unless: cancellation)
+            image.carryOut(job, durably: durably, unless: cancellation, lostWrites)
         } then: { [self] error in
             // What was cut short by the loss of the medium means nothing.
-            let error = cancellation.isCancelled ? .mediumNotPresent : error
-            if error == nil { unit.mediumJobEnded(job) }
+            if cancellation.isCancelled { return finish(.mediumNotPresent) }
+            if error == nil {
+                unit.mediumJobEnded(job)
+            } else {
+                tell("\(job.words) failed")
+                lostWrites.forget()
+            }
             finish(error)
         }
     }

@@ -32,7 +32,9 @@ public protocol DeviceBackend: AnyObject {
 
     /// Detaches the devices and gives back what was opened; data that was accepted is written. The
     /// program ends, so it may wait for that, with the loop standing still.
-    func stop()
+    ///
+    /// - Throws: what could not be written. The program says so and ends with an error.
+    func stop() throws(BackendError)
 
     /// The same while the program goes on: devices are detached before this returns, and what takes
     /// time is done elsewhere than on the loop. `done` is called once, on the loop, at once or later,
@@ -57,8 +59,12 @@ extension DeviceBackend {
     }
 
     public func stop(whenDone done: @escaping (BackendError?) -> Void) {
-        stop()
-        done(nil)
+        do throws(BackendError) {
+            try stop()
+            done(nil)
+        } catch {
+            done(error)
+        }
     }
 
     public static func open(
@@ -107,8 +113,13 @@ public struct Parameter: Sendable {
 /// Why a backend cannot do what was asked, in words for the operator: what is wrong and what to do.
 public struct BackendError: Error, Equatable, CustomStringConvertible {
     public let reason: String
+    /// What was asked was done all the same, and something was lost.
+    public let wasDone: Bool
 
-    public init(_ reason: String) { self.reason = reason }
+    public init(_ reason: String, wasDone: Bool = false) {
+        self.reason = reason
+        self.wasDone = wasDone
+    }
 
     public var description: String { reason }
 }

@@ -29,8 +29,8 @@ public struct RandomAccessFile: ~Copyable, Sendable {
 
     public let descriptor: Descriptor
     public let kind: Kind
-    /// Whether the file system is memory. It cannot tell that an access would wait for a disk, because
-    /// none does.
+    /// Whether it is a file of a file system that is memory. Such a file cannot tell that an access
+    /// would wait for a disk, because none does. A device's node lies in memory, too; its disk does not.
     private let isInMemory: Bool
 
     /// Opens what is at `path`.
@@ -44,7 +44,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         if options.contains(.direct) { flags |= clinux_o_direct }
         let file = Descriptor(owning: try systemCall { unsafe open(path, flags) })
         kind = try Self.kind(of: file)
-        isInMemory = clinux_is_in_memory(file.rawValue)
+        isInMemory = kind == .regular && clinux_is_in_memory(file.rawValue)
         descriptor = file
     }
 
@@ -63,7 +63,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         }
         guard flags & (O_APPEND | clinux_o_direct) == 0 else { throw .invalidArgument }
         self.kind = kind
-        isInMemory = clinux_is_in_memory(number)
+        isInMemory = kind == .regular && clinux_is_in_memory(number)
         descriptor = file
     }
 

@@ -38,8 +38,12 @@ public final class SignalWatch {
     deinit { watch?.cancel() }
 }
 
-/// Turns writes to a pipe or socket without a reader into errors, for the whole program.
-public func ignoreBrokenPipes() { _ = signal(SIGPIPE, SIG_IGN) }
+/// Turns writes to a pipe or socket without a reader, and beyond the size that files may have
+/// (`ulimit -f`), into errors, for the whole program.
+public func ignoreSignalsOfWrites() {
+    _ = signal(SIGPIPE, SIG_IGN)
+    _ = signal(SIGXFSZ, SIG_IGN)
+}
 
 extension SignalWatch {
     /// The signals that ask a program to end: of a service manager and of the terminal.

@@ -173,7 +173,9 @@ public final class DeviceTable {
         reconfigurable.configure(wanted) { [self] error in
             entry.isBusy = false
             // When the backend has let go of what it held for the change.
-            followUp { done(error.map { ControlError(.refused, $0.reason) }) }
+            followUp {
+                done(error.map { ControlError($0.wasDone ? .failed : .refused, $0.reason) })
+            }
         }
     }
 
@@ -204,11 +206,21 @@ public final class DeviceTable {
     }
 
     /// Ends all devices, waiting for what they have to write.
-    public func stop() {
-        for entry in entries.reversed() { entry.backend.stop() }
+    ///
+    /// - Returns: whether all of it was written; what was not is in the log.
+    @discardableResult
+    public func stop() -> Bool {
+        var isWritten = true
+        for entry in entries.reversed() {
+            do throws(BackendError) { try entry.backend.stop() } catch {
+                isWritten = false
+                logger.error("\(entry.id): \(error)")
+            }
+        }
         entries = []
         opened = []
         followUps = [:]
+        return isWritten
     }
 
     private func idle(_ id: String) throws(ControlError) -> Entry {

@@ -330,7 +330,7 @@ final class ControllerBench {
         for device in devices {
             if let violation = device.violation { throw Violation(violation) }
         }
-        stick?.stop()
+        try? stick?.stop()
         loopback?.stop()
         let memory = machine.memory
         for start in [0, Self.memorySize - Self.guardSize] {

@@ -32,7 +32,7 @@ final class StickHost: USBBus, USBPort {
 
     func stop() throws {
         try settle()
-        backend.stop()
+        try backend.stop()
         device = nil
     }
 
