@@ -40,6 +40,7 @@ fuzz:
 
 # What CI refuses: wrong formatting, imports that the manifest does not declare.
 lint:
+	scripts/setup
 	$(SWIFT) format lint --strict --recursive $(SOURCES)
 	$(SWIFT) build --explicit-target-dependency-import-check error
 

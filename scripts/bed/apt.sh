@@ -5,7 +5,8 @@
 # Packages are resolved, fetched and verified by apt against a private, empty package database and
 # then unpacked, not installed: no maintainer script runs, so this needs neither root nor chroot.
 #
-# The archive is the one this machine's apt is set up with. USBVFIOD_DEBIAN_MIRROR names another.
+# The archive is the one this machine's apt is set up with, or Debian's own where that is another
+# distribution's. USBVFIOD_DEBIAN_MIRROR names another.
 
 STABLE=trixie
 NEWEST=trixie-backports
@@ -19,11 +20,7 @@ mirror() {
     local found
     found=$(env -u APT_CONFIG apt-get indextargets --format '$(REPO_URI)' \
         'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
-    if [[ -z $found ]]; then
-        die "this machine's apt knows no Debian archive" \
-            "run 'apt-get update', or name one: USBVFIOD_DEBIAN_MIRROR=http://… $0"
-    fi
-    printf '%s\n' "$found"
+    printf '%s\n' "${found:-http://deb.debian.org/debian}"
 }
 
 configure_apt() {
@@ -49,7 +46,10 @@ with_progress() {
     local what=$1 folder=$2 watcher status=0
     shift 2
     say "$what"
-    (while sleep 3; do say "  … $(du -sm "$folder" 2>/dev/null | cut -f1) MB so far"; done) &
+    # A job in the background does not hear of Ctrl-C: it looks whether we are still there.
+    (while sleep 3 && kill -0 $$ 2>/dev/null; do
+        say "  … $(du -sm "$folder" 2>/dev/null | cut -f1) MB so far"
+    done) &
     watcher=$!
     "$@" >"$BED/log" 2>&1 || status=$?
     kill "$watcher" 2>/dev/null

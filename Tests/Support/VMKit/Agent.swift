@@ -18,9 +18,14 @@ final class Agent {
     /// Waits until the guest's userland says that it is up, as it does once a boot.
     func waitUntilReady(before deadline: Deadline) throws {
         while let line = try channel.line(before: deadline) {
-            if line.hasPrefix("ready ") { return note(line) }
+            if isReady(line) { return note(line) }
         }
         throw VMError("the guest did not come up in time")
+    }
+
+    /// Whether a line is the agent's first word, with the kernel's boot id.
+    private func isReady(_ line: String) -> Bool {
+        line.hasPrefix("ready ") && UUID(uuidString: String(line.dropFirst(6))) != nil
     }
 
     /// Keeps a record beside the socket, for whoever looks into a failure or a slow test.
@@ -44,6 +49,7 @@ final class Agent {
         var lines: [String] = []
         while let line = try channel.line(before: deadline) {
             guard line.hasPrefix("\(nonce) ") else {
+                if isReady(line) { throw VMError("the guest started anew during: \(command)") }
                 lines.append(line)
                 continue
             }

@@ -122,7 +122,7 @@ public final class GuestHost: Shell {
         try run(
             """
             rm -rf \(folder); mkdir -p \(folder); cd \(folder)
-            setsid \(command) >qemu.log 2>&1 &
+            setsid \(command) -d cpu_reset -D resets.log >qemu.log 2>&1 &
             echo $! >pid
             until [[ -S agent ]] || ! kill -0 $(<pid); do sleep 0.05; done
             setsid socat UNIX-CONNECT:agent "OPEN:/dev/$(/usr/lib/bed/port inner)" >socat.log 2>&1 &
@@ -189,7 +189,7 @@ public final class InnerGuest: Shell {
     }
 }
 
-/// A guest no longer answers.
+/// A guest no longer answers, or has started anew by itself.
 public struct GuestStandsStill: Error, CustomStringConvertible {
     /// What it was asked, and whatever helps to find the cause.
     public let description: String

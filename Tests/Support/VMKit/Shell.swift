@@ -17,6 +17,8 @@ extension Shell {
         let result: CommandResult
         do {
             result = try execute(command, timeout: timeout)
+        } catch let error as GuestStandsStill {
+            throw error
         } catch {
             throw VMError("\(error)", detail: "its kernel's last words:\n\(logTail)")
         }

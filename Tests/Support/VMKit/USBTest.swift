@@ -133,6 +133,8 @@ extension Shell {
         do {
             result = try execute(
                 "/usr/lib/bed/testusb -D \(device.path) \(options)", timeout: .seconds(180))
+        } catch let error as GuestStandsStill {
+            throw error
         } catch {
             throw VMError(
                 "\(what) at \(device.speed) Mb/s: \(error)",
