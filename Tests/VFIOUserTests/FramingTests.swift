@@ -263,6 +263,34 @@ struct FramingTests {
         #expect(try harness.isAlive())
     }
 
+    @Test("a message that comes in pieces has no more descriptors than any other")
+    func countInPieces() throws {
+        let detectors = try (0..<18).map { _ in try LeakDetector() }
+        for (byte, detector) in zip(map(0x1000).bytes, detectors) {
+            try harness.client.send([byte], descriptors: [detector.number])
+        }
+        try harness.settle()
+        #expect(try detectors[16].isClosedElsewhere())
+        #expect(try detectors[17].isClosedElsewhere())
+        #expect(try !detectors[15].isClosedElsewhere(within: .zero))
+        try harness.client.send(Array(map(0x1000).bytes.dropFirst(18)))
+        #expect(try harness.client.receiveMessage().isError)
+        #expect(try detectors[0].isClosedElsewhere())
+    }
+
+    @Test("descriptors of replies are closed while a message behind them is not whole")
+    func repliesBefore() throws {
+        let detector = try LeakDetector()
+        let reply = WireMessage(id: 1, command: 9, flags: WireMessage.reply).bytes
+        try harness.client.send(Array(reply.dropLast()), descriptors: [detector.number])
+        try harness.settle()
+        try harness.client.send([reply[reply.count - 1]] + map(0x1000).bytes.prefix(20))
+        try harness.settle()
+        #expect(try detector.isClosedElsewhere())
+        try harness.client.send(Array(map(0x1000).bytes.dropFirst(20)))
+        #expect(try !harness.client.receiveMessage().isError)
+    }
+
     @Test("descriptors of a reply, and of a message that never ends, are closed")
     func leftOver() throws {
         let detector = try LeakDetector()

@@ -279,6 +279,20 @@ struct RemoteMemoryTests {
         }
     }
 
+    @Test("all accesses before the loop turns share the time, so that others are served again")
+    func sharedTime() throws {
+        try withQEMU { connection throws in
+            _ = try read(connection, 4, at: 0)
+            #expect(try #require(connection.accessDeadline) > loop.now)
+            connection.accessDeadline = loop.now
+            #expect(throws: Errno.timedOut) { try read(connection, 4, at: 0) }
+            #expect(throws: Errno.timedOut) { try write(connection, [1], at: 0) }
+            #expect(connection.overdueRequest == nil, "nothing was asked any more")
+            try loop.turn(until: loop.now)
+            #expect(try read(connection, 1, at: 0) == [Self.pattern[0]])
+        }
+    }
+
     @Test("a client that cannot serve its memory is never asked")
     func cloudHypervisor() throws {
         try withClient { wire, _ in

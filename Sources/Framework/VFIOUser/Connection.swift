@@ -56,6 +56,10 @@ public final class Connection {
     var nextRequest: UInt16 = 1
     /// Shorter in tests.
     var memoryAccessTime = Limits.memoryAccessTime
+    /// Until when the device may wait in accesses to guest memory, all of those that it makes before
+    /// the loop turns again: nobody else is served meanwhile.
+    var accessDeadline: Duration?
+    var accessDeadlineEnd: Watch?
     /// Shorter in tests.
     var unmappingTime = Limits.unmappingTime
     /// A request has arrived that can only be carried out when the device is at rest. It and all
@@ -226,6 +230,11 @@ public final class Connection {
         }
         if arrived.isTruncated { same.descriptors.isTruncated = true }
         for index in 0..<arrived.count {
+            guard same.descriptors.count < Limits.descriptors else {
+                // However a message is cut, the rest of its descriptors is closed here.
+                same.descriptors.isTruncated = true
+                return
+            }
             if let descriptor = arrived.take(index) { same.descriptors.append(descriptor) }
         }
     }
@@ -272,6 +281,7 @@ public final class Connection {
                 carryOut(header, at: start)
             case Header.Flags.reply.type:
                 unread = start + size..<unread.upperBound
+                _ = takeDescriptors(at: start)
                 withInput(start + Header.size..<start + size) { payload in
                     receiveReply(header, payload)
                 }

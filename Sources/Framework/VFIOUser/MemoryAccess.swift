@@ -43,8 +43,8 @@ extension Connection {
     public func readMemory(
         into bytes: UnsafeMutableRawBufferPointer, at address: UInt64
     ) throws(Errno) {
-        let deadline = loop.now + memoryAccessTime
-        try inPieces(count: bytes.count) { piece throws(Errno) in
+        let deadline = startAccess()
+        try inPieces(count: bytes.count, until: deadline) { piece throws(Errno) in
             let place = address &+ UInt64(piece.lowerBound)
             let target = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[piece])
             if try unsafe readPiece(into: target, at: place, until: deadline) == .ambiguous {
@@ -58,8 +58,8 @@ extension Connection {
     public func writeMemory(
         _ bytes: UnsafeRawBufferPointer, at address: UInt64
     ) throws(Errno) {
-        let deadline = loop.now + memoryAccessTime
-        try inPieces(count: bytes.count) { piece throws(Errno) in
+        let deadline = startAccess()
+        try inPieces(count: bytes.count, until: deadline) { piece throws(Errno) in
             let place = address &+ UInt64(piece.lowerBound)
             if memoryLayout == nil { try determineLayout(at: place, until: deadline) }
             let layout = memoryLayout ?? .document
@@ -75,15 +75,26 @@ extension Connection {
         }
     }
 
+    /// - Returns: until when the access may wait.
+    private func startAccess() -> Duration {
+        if let accessDeadline { return accessDeadline }
+        let deadline = loop.now + memoryAccessTime
+        accessDeadline = deadline
+        accessDeadlineEnd = loop.schedule(at: loop.now) { [weak self] in
+            self?.accessDeadline = nil
+        }
+        return deadline
+    }
+
     /// Calls `body` with ranges that are short enough for one message.
     private func inPieces(
-        count: Int, _ body: (Range<Int>) throws(Errno) -> Void
+        count: Int, until deadline: Duration, _ body: (Range<Int>) throws(Errno) -> Void
     ) throws(Errno) {
         guard servesMemory else { throw isClosed ? .socketNotConnected : .notSupported }
         // Neither within another access nor while a request is answered.
         guard access == nil, !isAnswering else { throw .resourceBusy }
         if mustRest || session.delayedReplies > 0 { throw .canceled }
-        if overdueRequest != nil { throw .timedOut }
+        if overdueRequest != nil || deadline <= loop.now { throw .timedOut }
         let longest = Int(min(session.client.dataTransfer, UInt64(Limits.dataTransfer)))
         var start = 0
         while start < count {
