@@ -53,7 +53,12 @@ final class DeviceControl: Sendable {
 
     /// Takes all interfaces of the configuration in which the device is found.
     func begin() -> Claims {
-        let active = activeConfiguration()?.value
+        let active: UInt8?
+        do throws(LibUSBError) {
+            active = try activeConfiguration()?.value
+        } catch {
+            return Claims(isGone: true)
+        }
         state.withLock { $0.original = active }
         var claims = claimAll()
         let endpoint = active.flatMap {
@@ -86,7 +91,13 @@ final class DeviceControl: Sendable {
 
     private func claimAll() -> Claims {
         var claims = Claims()
-        for number in activeConfiguration()?.interfaces ?? [] {
+        let interfaces: [UInt8]
+        do throws(LibUSBError) {
+            interfaces = try activeConfiguration()?.interfaces ?? []
+        } catch {
+            return Claims(isGone: true)
+        }
+        for number in interfaces {
             do throws(LibUSBError) {
                 try claim(number)
                 claims.claimed.append(number)
@@ -131,12 +142,18 @@ final class DeviceControl: Sendable {
     }
 
     /// The configuration that the device is in, with the interfaces that the kernel may have made of
-    /// it; `nil` if it is in none.
-    private func activeConfiguration() -> (value: UInt8, interfaces: [UInt8])? {
+    /// it; `nil` if it is in none. The one error is that the device is gone.
+    private func activeConfiguration() throws(LibUSBError) -> (
+        value: UInt8, interfaces: [UInt8]
+    )? {
         var number: CInt = 0
-        guard unsafe libusb_get_configuration(pointer.raw, &number) == 0,
-            let value = UInt8(exactly: number), value != 0
-        else { return nil }
+        do throws(LibUSBError) {
+            try libusb { unsafe libusb_get_configuration(pointer.raw, &number) }
+        } catch {
+            if error == .noDevice { throw error }
+            return nil
+        }
+        guard let value = UInt8(exactly: number), value != 0 else { return nil }
         // As the kernel does, the first of this value is taken if a device has several.
         let outline = ConfigurationOutline.all(in: SystemFiles.descriptors(of: portPath))
             .first { $0.value == value }
@@ -221,7 +238,7 @@ final class DeviceControl: Sendable {
         let claims = claimAll()
         if claims.isGone { return .init(result: .disconnected) }
         if outcome.result == .refused, !claims.problems.isEmpty,
-            activeConfiguration()?.value == value
+            (try? activeConfiguration())?.value == value
         {
             // Somebody keeps an interface, so the kernel refuses. The device is in that
             // configuration anyway, and the interfaces that are ours are of use to the guest.
@@ -269,7 +286,7 @@ final class DeviceControl: Sendable {
         freeStreams()
         if resetting { _ = unsafe libusb_reset_device(pointer.raw) }
         releaseAll()
-        if let original, activeConfiguration()?.value != original {
+        if let original, (try? activeConfiguration())?.value != original {
             _ = unsafe libusb_set_configuration(pointer.raw, CInt(original))
         }
         for number in borrowed { _ = unsafe libusb_attach_kernel_driver(pointer.raw, CInt(number)) }

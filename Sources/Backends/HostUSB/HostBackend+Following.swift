@@ -88,6 +88,11 @@ extension HostBackend {
         do throws(OpeningError) {
             let opened = try result.get()
             guard bus != nil, current == nil else { return opened.pointer.close() }
+            // Nobody was told if it has left meanwhile, as nobody followed it yet.
+            guard context.has(node) else {
+                opened.pointer.close()
+                return lost(name)
+            }
             do throws(BackendError) { claim(try pass(node, name, opened)) } catch { fail(error) }
         } catch {
             guard bus != nil else { return }
@@ -118,7 +123,7 @@ extension HostBackend {
                     pointer.close()
                     throw .noDevice
                 }
-                name(node, pointer, number, passed)
+                name(node, isListed: context.has(node), pointer, number, passed)
             } catch {
                 isLooking = false
                 fail(Diagnosis.noNode(rule, error))
@@ -126,8 +131,9 @@ extension HostBackend {
         }
     }
 
+    /// - Parameter isListed: libusb has found the device itself, and tells when it leaves.
     private func name(
-        _ node: LibUSBDevice, _ pointer: LibUSBHandle.Pointer, _ number: CInt,
+        _ node: LibUSBDevice, isListed: Bool, _ pointer: LibUSBHandle.Pointer, _ number: CInt,
         _ passed: PassedDescriptor
     ) {
         let bare = HostDeviceName(bare: node)
@@ -137,6 +143,10 @@ extension HostBackend {
             guard let self else { return }
             isLooking = false
             guard bus != nil else { return pointer.close() }
+            guard !isListed || context.has(node) else {
+                pointer.close()
+                return lost(name)
+            }
             do throws(BackendError) {
                 claim(try adopt(node, name, pointer, mark, passed))
             } catch {
@@ -187,16 +197,25 @@ extension HostBackend {
 
     /// libusb has noticed that a device is not there any more.
     func departed(_ identity: LibUSBDevice.Identity) {
-        for device in leaving where device.node.identity == identity { device.hasDeparted = true }
         if let current, current.node.identity == identity {
-            current.hasDeparted = true
             if isAttached {
                 current.device.deviceLeft()
             } else {
                 left(current)
             }
         }
-        leaving.removeAll { $0.hasDeparted && $0.isClosed }
+        forgetDeparted()
+    }
+
+    /// Keeps a device that is not followed any more until it is closed.
+    func leave(_ device: PassedDevice) {
+        leaving.append(device)
+        device.whenClosed = { [weak self] in self?.forgetDeparted() }
+    }
+
+    private func forgetDeparted() {
+        guard leaving.contains(where: \.isClosed) else { return }
+        leaving.removeAll { $0.isClosed && !context.has($0.node) }
     }
 
     /// The device that the rule followed is not there any more.
@@ -204,9 +223,13 @@ extension HostBackend {
         guard device === current else { return }
         current = nil
         isAttached = false
-        leaving.append(device)
+        leave(device)
         device.closeWhenIdle()
-        let name = "\(device.name.specification) (\(device.name.identity))"
+        lost(device.name)
+    }
+
+    private func lost(_ device: HostDeviceName) {
+        let name = "\(device.specification) (\(device.identity))"
         guard rule.isLasting else {
             if starting != nil { return fail(BackendError("\(name) is gone")) }
             logger.warning("\(name) is gone")

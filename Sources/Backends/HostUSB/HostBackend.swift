@@ -45,7 +45,7 @@ public final class HostBackend: DeviceBackend {
     var current: PassedDevice?
     /// Whether ``current`` is plugged in, and not only about to be.
     var isAttached = false
-    /// Devices that have left, until libusb has noticed and the kernel has given all back.
+    /// Devices that are not followed any more, until they are closed and libusb does not have them.
     var leaving: [PassedDevice] = []
 
     /// The lookout is at work for this.
@@ -216,7 +216,7 @@ public final class HostBackend: DeviceBackend {
             done?(error)
             return
         }
-        leaving.append(device)
+        leave(device)
         device.giveBack { _ in done?(error) }
     }
 
@@ -243,7 +243,7 @@ public final class HostBackend: DeviceBackend {
         if let current, isAttached { bus?.detach(current.device) }
         isAttached = false
         bus = nil
-        if let current { leaving.append(current) }
+        if let current { leave(current) }
         current = nil
     }
 

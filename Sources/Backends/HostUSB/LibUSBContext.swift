@@ -87,6 +87,11 @@ final class LibUSBContext {
         return devices.sorted { ($0.bus, $0.address) < ($1.bus, $1.address) }
     }
 
+    /// Whether a device is still among them.
+    func has(_ device: LibUSBDevice) -> Bool {
+        devices().contains { $0.identity == device.identity }
+    }
+
     /// What takes over opened devices, on any thread, for as long as there is the context.
     var wrapper: Wrapper { unsafe Wrapper(raw: raw) }
 

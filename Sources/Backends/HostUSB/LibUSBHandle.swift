@@ -43,6 +43,8 @@ final class LibUSBHandle: HostHandle {
     private var isClosing = false
     private var closesWhenIdle = false
     private(set) var isClosed = false
+    /// Called once when it is.
+    var whenClosed: (() -> Void)?
     private var isAbandoned = false
     private var isGivingBack = false
     /// Who waits for the end, and until when.
@@ -279,5 +281,6 @@ final class LibUSBHandle: HostHandle {
         _ = node?.take()
         mark = nil
         reportShutDown(true)
+        whenClosed.take()?()
     }
 }

@@ -17,9 +17,6 @@ final class PassedDevice {
     private let loop: any EventLoop
     private var isLeaving = false
 
-    /// Whether libusb has said that the device is not there any more.
-    var hasDeparted = false
-
     /// How long the end of the program waits for the kernel and the device.
     static let shutDownTime = Duration.seconds(4)
 
@@ -70,6 +67,12 @@ final class PassedDevice {
     }
 
     var isClosed: Bool { handle.isClosed }
+
+    /// Called once when it is.
+    var whenClosed: (() -> Void)? {
+        get { handle.whenClosed }
+        set { handle.whenClosed = newValue }
+    }
 
     /// Takes the interfaces, waiting for it.
     ///
