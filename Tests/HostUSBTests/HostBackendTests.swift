@@ -120,6 +120,27 @@ struct HostBackendTests {
         #expect(refusal(text) == nil)
     }
 
+    @Test func `of several devices the first that nobody else has is opened`() {
+        let first = FirstOpened(of: [1, 2, 3]) { choice throws(OpeningError) in
+            guard choice == 2 else { throw .taken(by: []) }
+            return choice * 10
+        }
+        #expect(first.index == 1)
+        #expect(first.result == .success(20))
+    }
+
+    @Test func `of several devices that cannot be opened one without permission is told of`() {
+        func failure(_ errors: [OpeningError]) -> FirstOpened<Int> {
+            FirstOpened(of: errors) { error throws(OpeningError) in throw error }
+        }
+        let taken = failure([.taken(by: ["x"]), .refused(.noDevice)])
+        #expect(taken.index == 0)
+        #expect(taken.result == .failure(.taken(by: ["x"])))
+        let denied = failure([.taken(by: ["x"]), .refused(.access)])
+        #expect(denied.index == 1)
+        #expect(denied.result == .failure(.refused(.access)))
+    }
+
     @Test func `the program's end does not wait for a device that does not answer`() throws {
         let loop = ManualLoop()
         loop.tick = .seconds(1)

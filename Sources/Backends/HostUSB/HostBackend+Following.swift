@@ -49,13 +49,10 @@ extension HostBackend {
         }
         if meant.count > 1 && starting != nil {
             fail(Diagnosis.ambiguous(rule, candidates: meant))
-        } else if let (node, name) = present.first {
-            if meant.count > 1 {
-                logger.notice("\(rule) means \(meant.count) devices; taking \(name.portRule)")
-            }
-            take(node, name)
-        } else {
+        } else if present.isEmpty {
             findNothing()
+        } else {
+            take(present)
         }
         lookAgain()
     }
@@ -66,17 +63,23 @@ extension HostBackend {
         look()
     }
 
-    private func take(_ node: LibUSBDevice, _ name: HostDeviceName) {
+    /// Takes the first device that is to be had: others may have the ones before it.
+    private func take(_ present: [(node: LibUSBDevice, name: HostDeviceName)]) {
         isLooking = true
-        let opener = node.opener
+        let choices = present.map { (opener: $0.node.opener, name: $0.name) }
         lookout.perform {
-            Result { () throws(OpeningError) in try PassedDevice.open(opener, name: name) }
-        } then: { [weak self] result in
-            // The device's reference must outlive its opening.
-            _ = node
+            FirstOpened(of: choices) { choice throws(OpeningError) in
+                try PassedDevice.open(choice.opener, name: choice.name)
+            }
+        } then: { [weak self] first in
             guard let self else { return }
             isLooking = false
-            opened(node, name, result)
+            // The devices' references must outlive their opening.
+            let (node, name) = present[first.index]
+            if present.count > 1, case .success = first.result {
+                logger.notice("\(rule) means \(present.count) devices; taking \(name.portRule)")
+            }
+            opened(node, name, first.result)
             lookAgain()
         }
     }
@@ -168,6 +171,8 @@ extension HostBackend {
             } catch {
                 current = nil
                 fail(error, givingBack: device)
+                // There may be another one, which nobody else has interfaces of.
+                look()
             }
         }
     }
@@ -239,5 +244,30 @@ extension HostBackend {
         // Its successor may be here already.
         retry = loop.schedule(at: loop.now) { [weak self] in self?.look() }
         started()
+    }
+}
+
+/// The first of several devices that can be opened; if none can, why not.
+struct FirstOpened<Opened: Sendable>: Sendable {
+    let index: Int
+    let result: Result<Opened, OpeningError>
+
+    /// - Parameter choices: one at least.
+    init<Choice>(
+        of choices: [Choice], opening: (Choice) throws(OpeningError) -> Opened
+    ) {
+        var failures: [(index: Int, error: OpeningError)] = []
+        for (index, choice) in choices.enumerated() {
+            do throws(OpeningError) {
+                result = .success(try opening(choice))
+                self.index = index
+                return
+            } catch {
+                failures.append((index, error))
+            }
+        }
+        // The permission may come yet; who has a device keeps it.
+        let failure = failures.first { $0.error == .refused(.access) } ?? failures[0]
+        (index, result) = (failure.index, .failure(failure.error))
     }
 }
