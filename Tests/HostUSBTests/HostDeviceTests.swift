@@ -231,6 +231,54 @@ struct HostDeviceTests {
         #expect(log.all == [])
     }
 
+    @Test func `what waits for memory is not started behind a failure`() {
+        bulk(1, Self.bulkIn)
+        bulk(2, Self.bulkIn)
+        handle.answers = [.noMemory]
+        bulk(3, Self.bulkIn)
+        bulk(4, Self.bulkIn)
+        handle.end(1, .stalled)
+        handle.end(2, .cancelled)
+        #expect(
+            port.take() == ["1 stalled 0", "2 cancelled 0", "3 cancelled 0", "4 cancelled 0"])
+        loop.advance(by: HostDevice.longestStarvation * 2)
+        #expect(handle.inFlightIDs == [])
+        bulk(5, Self.bulkIn)
+        #expect(handle.inFlightIDs == [5])
+    }
+
+    @Test func `nothing is started behind a transfer that never gets memory`() {
+        handle.memory = 1000
+        bulk(1, Self.bulkIn, count: 1 << 20)
+        bulk(2, Self.bulkIn)
+        loop.advance(by: HostDevice.longestStarvation)
+        #expect(port.take() == ["1 failed 0", "2 cancelled 0"])
+        #expect(handle.inFlightIDs == [])
+    }
+
+    @Test func `nothing is started behind a refused transfer that has not been answered`() {
+        bulk(1, Self.bulkIn)
+        handle.answers = [.refused]
+        bulk(2, Self.bulkIn)
+        bulk(3, Self.bulkIn)
+        #expect(handle.inFlightIDs == [1])
+        handle.end(1, transferred: 512)
+        #expect(port.take() == ["1 completed 512", "2 failed 0", "3 cancelled 0"])
+        bulk(4, Self.bulkIn)
+        #expect(handle.inFlightIDs == [4])
+    }
+
+    @Test func `a refusal ends the wait for memory, and the next one has its own time`() {
+        handle.answers = [.noMemory, .refused]
+        bulk(1, Self.bulkIn)
+        loop.advance(by: HostDevice.starvationStep)
+        #expect(port.take() == ["1 failed 0"])
+        handle.memory = 1000
+        bulk(2, Self.bulkIn, count: 1 << 20)
+        loop.advance(by: HostDevice.longestStarvation)
+        #expect(port.take() == ["2 failed 0"])
+    }
+
     @Test func `a starved transfer can be cancelled`() {
         handle.answers = [.noMemory]
         bulk(1, Self.bulkIn)

@@ -226,13 +226,20 @@ final class HostDevice: USBDevice, HostHandleObserver {
     }
 
     private func hand(over transfer: Transfer, in place: Int) -> Bool {
-        switch handle.submit(transfer) {
+        // Behind what has failed, the guest's endpoint halts as soon as it hears of that.
+        if place != 0, pipes[place].inFlight.last?.answer != nil {
+            answer(transfer.completion(.cancelled), place)
+            return true
+        }
+        let submission = handle.submit(transfer)
+        if submission != .noMemory && starvation?.id == transfer.id { starvation = nil }
+        switch submission {
         case .started:
-            if starvation?.id == transfer.id { starvation = nil }
             pipes[place].inFlight.append(InFlight(id: transfer.id))
         case .refused:
             // A device stalls what it does not know; for a pipe that is not there is no such word.
             answer(transfer.completion(place == 0 ? .stalled : .failed), place)
+            cancelWaiting(behindFailureIn: place)
         case .disconnected:
             port?.complete(transfer.completion(.disconnected))
             deviceLeft()
@@ -248,6 +255,18 @@ final class HostDevice: USBDevice, HostHandleObserver {
             port?.complete(completion)
         } else {
             pipes[place].inFlight.append(InFlight(id: completion.id, answer: completion))
+        }
+    }
+
+    /// Ends what waits behind a transfer that has failed: the guest's endpoint halts there.
+    private func cancelWaiting(behindFailureIn place: Int) {
+        guard place != 0 else { return }
+        let waiting = pipes[place].waiting
+        pipes[place].waiting = []
+        waitingCount -= waiting.count
+        for transfer in waiting {
+            if starvation?.id == transfer.id { starvation = nil }
+            answer(transfer.completion(.cancelled), place)
         }
     }
 
@@ -275,6 +294,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
             starvation = nil
             logger.error("\(summary): \(Diagnosis.memoryLimit(transfer.buffer.count))")
             answer(transfer.completion(.failed), place)
+            cancelWaiting(behindFailureIn: place)
             return false
         }
         retry = loop.schedule(at: loop.now + Self.starvationStep) { [weak self] in
@@ -309,7 +329,11 @@ final class HostDevice: USBDevice, HostHandleObserver {
         case .stalled, .babbled, .failed:
             // The guest's endpoint halts here, so nothing behind this transfer may still run. An
             // isochronous one never halts: what is lost is lost.
-            if place != 0 && !isIsochronous { cancelInFlight(in: place) }
+            if place != 0 && !isIsochronous {
+                cancelInFlight(in: place)
+                // What waits behind one that was cancelled itself has come later.
+                if !entry.isCancelled { cancelWaiting(behindFailureIn: place) }
+            }
         case .disconnected:
             deviceLeft()
         case .completed, .cancelled:
