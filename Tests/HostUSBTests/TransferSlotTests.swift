@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import CLibUSB
+import Glibc
 import Platform
 import Testing
 import USB
@@ -157,6 +158,25 @@ struct TransferSlotTests {
         try slot.prepare(
             transfer(EndpointAddress(1, .in), .bulk(stream: 0), Bytes([0]).buffer))
         #expect(end(raw, count: 0)?.status == status)
+    }
+
+    @Test func `that the kernel has no memory is known of every kind of transfer`() {
+        func failure(_ result: LibUSBError, _ cause: CInt) -> LibUSBError? {
+            do throws(LibUSBError) {
+                try submission {
+                    errno = cause
+                    return result.rawValue
+                }
+                return nil
+            } catch {
+                return error
+            }
+        }
+        #expect(failure(.noMemory, ENOMEM) == .noMemory)
+        #expect(failure(.inputOutput, ENOMEM) == .noMemory)
+        #expect(failure(.inputOutput, EIO) == .inputOutput)
+        #expect(failure(.noDevice, ENOMEM) == .noDevice)
+        #expect(failure(LibUSBError(rawValue: 0), ENOMEM) == nil)
     }
 
     @Test func `a slot is used again`() throws {

@@ -223,10 +223,21 @@ extension TransferCarrier {
         unsafe raw.pointee.dev_handle = handle.raw
         unsafe raw.pointee.user_data = Unmanaged.passRetained(self).toOpaque()
         do throws(LibUSBError) {
-            try libusb { unsafe libusb_submit_transfer(raw) }
+            try submission { unsafe libusb_submit_transfer(raw) }
         } catch {
             unsafe Unmanaged.passUnretained(self).release()
             throw error
         }
     }
+}
+
+/// Makes a call that submits a transfer. libusb has a word for the kernel's lack of memory for bulk
+/// and interrupt transfers only.
+func submission(_ call: () -> CInt) throws(LibUSBError) {
+    errno = 0
+    let result = call()
+    let cause = errno
+    if result >= 0 { return }
+    let error = LibUSBError(rawValue: result)
+    throw error == .inputOutput && cause == ENOMEM ? .noMemory : error
 }

@@ -11,6 +11,7 @@ struct LibUSBError: Error, RawRepresentable, Hashable, Sendable {
     private init(_ error: libusb_error) { rawValue = error.rawValue }
 
     static let access = LibUSBError(LIBUSB_ERROR_ACCESS)
+    static let inputOutput = LibUSBError(LIBUSB_ERROR_IO)
     static let busy = LibUSBError(LIBUSB_ERROR_BUSY)
     static let noDevice = LibUSBError(LIBUSB_ERROR_NO_DEVICE)
     static let noMemory = LibUSBError(LIBUSB_ERROR_NO_MEM)
