@@ -138,13 +138,39 @@ struct TransferSlotTests {
         #expect(slot.transfer == nil)
     }
 
-    @Test func `the longest control transfer fits`() throws {
-        let bytes = Bytes([UInt8](repeating: 0, count: 0xffff))
-        let setup = SetupPacket(
-            requestType: 0xc0, request: 1, value: 0, index: 0, length: 0xffff)
+    @Test(
+        arguments: [
+            (4095, 4095), (4096, 4096), (4097, 4096), (0xffff, 4096),
+        ] as [(UInt16, UInt16)])
+    func `a control read asks for no more than libusb carries`(
+        length: UInt16, asked: UInt16
+    ) throws {
+        let bytes = Bytes([UInt8](repeating: 0, count: Int(length)))
+        let setup = SetupPacket(requestType: 0xc0, request: 1, value: 0, index: 0, length: length)
         try slot.prepare(transfer(.control, .control(setup), bytes.buffer))
-        slot.withRaw { #expect($0.pointee.length == 0x10007) }
-        #expect(end(count: 0xffff)?.transferred == 0xffff)
+        slot.withRaw { raw in
+            #expect(raw.pointee.length == CInt(asked) + 8)
+            #expect(
+                [raw.pointee.buffer[6], raw.pointee.buffer[7]] == [
+                    UInt8(asked & 0xff), UInt8(asked >> 8),
+                ])
+        }
+        let completion = end(count: Int(asked))
+        #expect(completion?.status == .completed)
+        #expect(completion?.transferred == Int(asked))
+    }
+
+    @Test func `a control write of more than libusb carries is refused`() throws {
+        func write(_ length: UInt16) throws {
+            let bytes = Bytes([UInt8](repeating: 0, count: Int(length)))
+            let setup = SetupPacket(
+                requestType: 0x40, request: 1, value: 0, index: 0, length: length)
+            try slot.prepare(transfer(.control, .control(setup), bytes.buffer))
+        }
+        #expect(throws: LibUSBError.invalidParameter) { try write(4097) }
+        try write(4096)
+        slot.withRaw { #expect($0.pointee.length == 4104) }
+        #expect(end(count: 4096)?.transferred == 4096)
     }
 
     @Test(arguments: [

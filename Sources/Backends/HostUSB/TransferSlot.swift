@@ -14,7 +14,7 @@ internal import USB
 @safe
 final class TransferSlot: TransferCarrier {
     /// Own memory up to this size is kept for the next transfer: any control transfer fits.
-    static let keptBytes = 0x10000 + setupSize
+    static let keptBytes = 0x10000
     /// Own memory above this size is not allocated. Pieces of one transfer that add up to more are
     /// beyond what any driver asks.
     static let largestBounce = 64 << 20
@@ -86,7 +86,12 @@ final class TransferSlot: TransferCarrier {
         switch transfer.kind {
         case .control(let setup):
             unsafe raw.pointee.type = UInt8(LIBUSB_TRANSFER_TYPE_CONTROL.rawValue)
+            var setup = setup
+            if setup.direction == .in {
+                setup.length = min(setup.length, UInt16(Limits.controlBytes))
+            }
             let count = Int(setup.length)
+            guard count <= Limits.controlBytes else { throw .invalidParameter }
             // The device would wait for bytes that nobody has.
             if setup.direction == .out && buffer.count < count { throw .invalidParameter }
             try provideMemory(Self.setupSize + count)
