@@ -146,6 +146,44 @@ extension HostDeviceTests {
         #expect(handle.operations == [.clearHalt(Self.bulkIn)])
     }
 
+    @Test func `a configuration is not set before what it ends is back`() {
+        bulk(1, Self.bulkIn)
+        bulk(2, Self.bulkIn)
+        bulk(3, Self.interruptIn)
+        control(4, .setConfiguration(1))
+        #expect(handle.cancelled == [2, 1, 3])
+        #expect(handle.operations == [])
+        handle.end(1, .completed, transferred: 512)
+        handle.end(2, .cancelled)
+        #expect(handle.operations == [])
+        handle.end(3, .cancelled)
+        #expect(handle.operations == [.setConfiguration(1)])
+        #expect(port.take() == ["1 completed 512", "2 cancelled 0", "3 cancelled 0"])
+        #expect(port.disconnections == 0)
+    }
+
+    @Test func `a setting ends the transfers of its interface and no others`() {
+        device.endpoints = InterfaceEndpoints(in: [
+            9, 2, 0, 0, 2, 1, 0, 0x80, 0,
+            9, 4, 0, 0, 1, 3, 0, 0, 0, 7, 5, 0x82, 3, 8, 0, 8,
+            9, 4, 1, 0, 0, 8, 0, 0, 0,
+            9, 4, 1, 1, 1, 8, 0, 0, 0, 7, 5, 0x81, 2, 0, 2, 0,
+        ])
+        bulk(1, Self.bulkIn)
+        bulk(2, Self.interruptIn)
+        handle.answers = [.noMemory]
+        bulk(3, Self.bulkIn)
+        control(4, .setInterface(1, 0))
+        #expect(handle.cancelled == [1])
+        #expect(handle.operations == [])
+        handle.end(1, .cancelled)
+        #expect(port.take() == ["1 cancelled 0", "3 cancelled 0"])
+        #expect(handle.operations == [.setInterface(1, setting: 0)])
+        handle.endOperation(.done)
+        #expect(port.take() == ["4 completed 0"])
+        #expect(handle.inFlightIDs == [2])
+    }
+
     @Test func `a second operation follows the first`() {
         control(1, .setConfiguration(1))
         control(2, .setInterface(0, 1))
@@ -290,7 +328,7 @@ extension HostDeviceTests {
         device.whenLost = { departures += 1 }
         bulk(1, Self.bulkIn)
         bulk(2, Self.bulkIn)
-        control(3, .setConfiguration(1))
+        control(3, .clearHalt(0x02))
         bulk(4, Self.bulkOut)
         handle.end(1, .disconnected)
         device.deviceLeft()
@@ -328,7 +366,7 @@ extension HostDeviceTests {
 
     @Test func `a detached device cancels its transfers and says no more`() {
         bulk(1, Self.bulkIn)
-        control(2, .setConfiguration(1))
+        control(2, .clearHalt(0x81))
         bulk(3, Self.bulkIn)
         device.detached()
         #expect(handle.cancelled == [1])

@@ -53,6 +53,32 @@ package struct ConfigurationOutline: Equatable {
     }
 }
 
+/// Which endpoints a device's interfaces have, in all of their settings and of its configurations.
+struct InterfaceEndpoints: Equatable, Sendable {
+    private var endpoints: [UInt8: Set<EndpointAddress>] = [:]
+
+    /// - Parameter bytes: the device's descriptors, as they stand one after the other.
+    init(in bytes: [UInt8]) {
+        var interface: UInt8?
+        for (_, descriptor) in DescriptorWalk(bytes) {
+            switch DescriptorType(rawValue: descriptor[1]) {
+            case .configuration: interface = nil
+            case .interface where descriptor.count >= 9: interface = descriptor[2]
+            case .endpoint where descriptor.count >= 7:
+                if let interface {
+                    endpoints[interface, default: []].insert(
+                        EndpointAddress(rawValue: descriptor[2]))
+                }
+            default: break
+            }
+        }
+    }
+
+    func has(_ endpoint: EndpointAddress, interface: UInt8) -> Bool {
+        endpoints[interface]?.contains(endpoint) ?? false
+    }
+}
+
 /// Descriptors that stand one after the other, as far as each has a length and a type; with where
 /// they begin.
 struct DescriptorWalk: Sequence, IteratorProtocol {

@@ -49,6 +49,7 @@ final class DeviceControl: Sendable {
         var isGone = false
         /// If the host has fewer streams than the device.
         var streams: StreamLimit?
+        var endpoints = InterfaceEndpoints(in: [])
     }
 
     /// Takes all interfaces of the configuration in which the device is found.
@@ -61,9 +62,10 @@ final class DeviceControl: Sendable {
         }
         state.withLock { $0.original = active }
         var claims = claimAll()
+        let descriptors = SystemFiles.descriptors(of: portPath)
+        claims.endpoints = InterfaceEndpoints(in: descriptors)
         let endpoint = active.flatMap {
-            StreamEndpoint.greatest(
-                in: SystemFiles.descriptors(of: portPath), configuration: $0)
+            StreamEndpoint.greatest(in: descriptors, configuration: $0)
         }
         if let endpoint, claims.claimed.contains(endpoint.interface) {
             claims.streams = limit(of: endpoint)

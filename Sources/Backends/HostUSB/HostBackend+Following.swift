@@ -218,6 +218,22 @@ extension HostBackend {
         device.whenClosed = { [weak self] in self?.forgetDeparted() }
     }
 
+    /// Does the same with one that the kernel says has left, which it also says of transfers whose
+    /// interface it has taken away. If it is still here after a moment, it may be taken anew.
+    private func leaveForNow(_ device: PassedDevice) {
+        leaving.append(device)
+        device.whenClosed = { [weak self, weak device] in
+            guard let self else { return }
+            forgetDeparted()
+            guard rule.isLasting, bus != nil else { return }
+            returning = loop.schedule(at: loop.now + Self.patienceStep) { [weak self] in
+                self?.leaving.removeAll { $0 === device }
+                self?.look()
+            }
+        }
+        device.giveBack { _ in }
+    }
+
     private func forgetDeparted() {
         guard leaving.contains(where: \.isClosed) else { return }
         leaving.removeAll { $0.isClosed && !context.has($0.node) }
@@ -228,8 +244,12 @@ extension HostBackend {
         guard device === current else { return }
         current = nil
         isAttached = false
-        leave(device)
-        device.closeWhenIdle()
+        if context.has(device.node) {
+            leaveForNow(device)
+        } else {
+            leave(device)
+            device.closeWhenIdle()
+        }
         lost(device.name)
     }
 

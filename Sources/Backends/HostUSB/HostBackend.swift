@@ -47,6 +47,8 @@ public final class HostBackend: DeviceBackend {
     var isAttached = false
     /// Devices that are not followed any more, until they are closed and libusb does not have them.
     var leaving: [PassedDevice] = []
+    /// Until one of them may be taken anew.
+    var returning: Watch?
 
     /// The lookout is at work for this.
     var isLooking = false
@@ -238,6 +240,7 @@ public final class HostBackend: DeviceBackend {
 
     private func unfollow() {
         retry = nil
+        returning = nil
         context.whenArrived = nil
         context.whenDeparted = nil
         if let current, isAttached { bus?.detach(current.device) }

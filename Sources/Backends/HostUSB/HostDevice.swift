@@ -54,6 +54,9 @@ final class HostDevice: USBDevice, HostHandleObserver {
     /// What the guest must not be offered; set before the device is plugged in.
     var streams: StreamLimit?
 
+    /// Whose endpoints are whose; set before the device is plugged in.
+    var endpoints = InterfaceEndpoints(in: [])
+
     private let handle: any HostHandle
     private let loop: any EventLoop
     private let logger: Logger
@@ -216,6 +219,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
             case .operate(let operation):
                 isTouched = true
                 running = Running(operation: operation, request: transfer)
+                cancelEnded(by: operation)
                 advance()
             }
         case .bulk, .interrupt, .isochronous:
@@ -239,7 +243,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         case .refused:
             // A device stalls what it does not know; for a pipe that is not there is no such word.
             answer(transfer.completion(place == 0 ? .stalled : .failed), place)
-            cancelWaiting(behindFailureIn: place)
+            cancelWaiting(in: place)
         case .disconnected:
             port?.complete(transfer.completion(.disconnected))
             deviceLeft()
@@ -258,8 +262,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
         }
     }
 
-    /// Ends what waits behind a transfer that has failed: the guest's endpoint halts there.
-    private func cancelWaiting(behindFailureIn place: Int) {
+    /// Ends what waits behind a transfer that does not succeed: the guest's endpoint halts there.
+    private func cancelWaiting(in place: Int) {
         guard place != 0 else { return }
         let waiting = pipes[place].waiting
         pipes[place].waiting = []
@@ -294,7 +298,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
             starvation = nil
             logger.error("\(summary): \(Diagnosis.memoryLimit(transfer.buffer.count))")
             answer(transfer.completion(.failed), place)
-            cancelWaiting(behindFailureIn: place)
+            cancelWaiting(in: place)
             return false
         }
         retry = loop.schedule(at: loop.now + Self.starvationStep) { [weak self] in
@@ -332,7 +336,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
             if place != 0 && !isIsochronous {
                 cancelInFlight(in: place)
                 // What waits behind one that was cancelled itself has come later.
-                if !entry.isCancelled { cancelWaiting(behindFailureIn: place) }
+                if !entry.isCancelled { cancelWaiting(in: place) }
             }
         case .disconnected:
             deviceLeft()
@@ -409,6 +413,22 @@ final class HostDevice: USBDevice, HostHandleObserver {
     }
 
     // MARK: - Operations
+
+    /// Cancels the transfers of endpoints that an operation makes anew. The kernel would end them as
+    /// if the device had left, or as if they had succeeded without data.
+    private func cancelEnded(by operation: DeviceOperation) {
+        for place in pipes.indices.dropFirst() where !pipes[place].inFlight.isEmpty {
+            switch operation {
+            case .setConfiguration: break
+            case .setInterface(let interface, _):
+                let endpoint = EndpointAddress(UInt8(place & 15), place < 16 ? .out : .in)
+                guard endpoints.has(endpoint, interface: interface) else { continue }
+            case .clearHalt, .reset, .allocateStreams, .freeStreams: return
+            }
+            cancelInFlight(in: place)
+            cancelWaiting(in: place)
+        }
+    }
 
     /// Starts the operation that is due once the cancelled transfers it concerns have ended: the
     /// kernel would otherwise still carry them out, after a halt was cleared or in a device that

@@ -92,6 +92,7 @@ final class PassedDevice {
 
     private func judge(_ claims: DeviceControl.Claims) throws(BackendError) -> [String] {
         device.streams = claims.streams
+        device.endpoints = claims.endpoints
         if claims.isGone { throw Diagnosis.cannotOpen(name, .noDevice) }
         if claims.claimed.isEmpty && !claims.problems.isEmpty {
             throw Diagnosis.nothingClaimed(name, problems: claims.problems)
