@@ -69,7 +69,7 @@ extension HostDeviceTests {
     }
 
     @Test func `descriptors offer the streams that the host has`() throws {
-        device.streams = StreamLimit(granted: 7, of: 16)
+        device.offer.streams = StreamLimit(granted: 7, of: 16)
         let whole = StreamLimitTests.disk()
         let offered = StreamLimitTests.disk(exponent: 2)
         func answer(_ id: UInt64, _ setup: SetupPacket) -> [UInt8] {
@@ -90,8 +90,27 @@ extension HostDeviceTests {
         #expect(answer(3, get(0x80, 0x300)) == whole)
         #expect(answer(4, get(0xc0, 0x200)) == whole)
         #expect(answer(5, get(0x81, 0x200)) == whole)
-        device.streams = nil
+        device.offer.streams = nil
         #expect(answer(6, get(0x80, 0x200)) == whole)
+    }
+
+    /// Drivers ask for the beginning first.
+    @Test(arguments: [(2, 7), (2, 8), (2, 9), (2, 18), (7, 9)] as [(UInt8, Int)])
+    func `a guest is not offered that the device wakes it`(type: UInt8, count: Int) {
+        let whole: [UInt8] = [9, type, 18, 0, 1, 1, 0, 0xe0, 50, 9, 4, 0, 0, 0, 0xe0, 1, 1, 0x20]
+        let part = Array(whole.prefix(count))
+        let bytes = Bytes(part)
+        let setup = SetupPacket(
+            requestType: 0x80, request: 6, value: UInt16(type) << 8, index: 0,
+            length: UInt16(count))
+        device.submit(
+            Transfer(
+                id: .init(rawValue: 1), endpoint: .control, kind: .control(setup),
+                buffer: bytes.buffer))
+        handle.end(1, transferred: count)
+        var expected = part
+        if count > 7 { expected[7] = 0xc0 }
+        #expect(bytes.content == expected)
     }
 
     // MARK: - Operations

@@ -184,7 +184,7 @@ extension HostBackend {
         for problem in problems {
             logger.warning("\(device.name.specification): \(problem); the guest cannot use it")
         }
-        if let streams = device.device.streams {
+        if let streams = device.device.offer.streams {
             logger.warning("\(device.name.specification): \(streams.words)")
         }
         device.device.whenLost = { [weak self, weak device] in

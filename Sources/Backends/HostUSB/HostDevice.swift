@@ -52,7 +52,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
     var whenLost: (() -> Void)?
 
     /// What the guest must not be offered; set before the device is plugged in.
-    var streams: StreamLimit?
+    var offer = GuestOffer()
 
     /// Whose endpoints are whose; set before the device is plugged in.
     var endpoints = InterfaceEndpoints(in: [])
@@ -315,7 +315,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
             return
         }
         let entry = pipes[place].inFlight.remove(at: index)
-        limitStreams(in: transfer, completion)
+        limitOffer(in: transfer, completion)
         if transfer.buffer.count > Self.negligibleBytes { starvation?.since = loop.now }
         var status = completion.status
         var isIsochronous = false
@@ -353,12 +353,12 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     /// Changes descriptors of a configuration that the guest has asked for, before it is told that they
     /// are there.
-    private func limitStreams(in transfer: Transfer, _ completion: Transfer.Completion) {
-        guard let streams, case .control(let setup) = transfer.kind, setup.isHarmless,
+    private func limitOffer(in transfer: Transfer, _ completion: Transfer.Completion) {
+        guard case .control(let setup) = transfer.kind, setup.isHarmless,
             setup.getsConfiguration, completion.transferred > 0
         else { return }
         let bytes = transfer.buffer.bytes(count: completion.transferred)
-        for (offset, value) in streams.changes(to: bytes) {
+        for (offset, value) in offer.changes(to: bytes) {
             transfer.buffer.copy(from: [value], at: offset)
         }
     }

@@ -91,7 +91,7 @@ final class PassedDevice {
     }
 
     private func judge(_ claims: DeviceControl.Claims) throws(BackendError) -> [String] {
-        device.streams = claims.streams
+        device.offer.streams = claims.streams
         device.endpoints = claims.endpoints
         if claims.isGone { throw Diagnosis.cannotOpen(name, .noDevice) }
         if claims.claimed.isEmpty && !claims.problems.isEmpty {

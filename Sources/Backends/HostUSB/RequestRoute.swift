@@ -100,8 +100,12 @@ extension SetupPacket {
 
     /// Whether it asks for the descriptors of a configuration.
     var getsConfiguration: Bool {
-        kind == .standard && recipient == .device
-            && StandardRequest(rawValue: request) == .getDescriptor
-            && value >> 8 == UInt16(DescriptorType.configuration.rawValue)
+        guard kind == .standard, recipient == .device,
+            StandardRequest(rawValue: request) == .getDescriptor
+        else { return false }
+        switch DescriptorType(rawValue: UInt8(value >> 8)) {
+        case .configuration, .otherSpeedConfiguration: return true
+        default: return false
+        }
     }
 }

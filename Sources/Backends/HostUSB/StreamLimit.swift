@@ -47,10 +47,7 @@ struct StreamEndpoint: Equatable {
     }
 }
 
-/// How many streams the host has for a device that offers more.
-///
-/// A guest counts on what descriptors offer, so they must not offer what the host cannot do: they are
-/// changed on their way to the guest.
+/// How many streams the host has for a device that offers more; see ``GuestOffer``.
 struct StreamLimit: Equatable, Sendable {
     /// What our controller can use of an endpoint's streams (MaxPSASize is 7).
     static let mostUsed = 255
