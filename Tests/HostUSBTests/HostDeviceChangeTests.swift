@@ -223,6 +223,18 @@ extension HostDeviceTests {
         #expect(log.all == ["warning: host 1:4: interface 1 cannot be claimed: busy"])
     }
 
+    @Test func `a guest cannot fill the log with warnings`() {
+        func warn(_ id: UInt64, _ text: String) {
+            control(id, .setInterface(0, 1))
+            handle.endOperation(.refused, warnings: [text])
+        }
+        warn(1, "none")
+        warn(2, "none")
+        #expect(log.all == ["warning: host 1:4: none"])
+        for id in 3..<100 as Range<UInt64> { warn(id, "setting \(id)") }
+        #expect(log.all.count == Limits.warningsLogged)
+    }
+
     @Test func `the address is never set on the device`() {
         control(1, .setAddress(5))
         #expect(port.take() == ["1 completed 0"])

@@ -75,6 +75,9 @@ final class HostDevice: USBDevice, HostHandleObserver {
     private var isTouched = true
     private var isLost = false
 
+    /// What was said in the log, each once.
+    private var warnings: Set<String> = []
+
     private var starvation: Starvation?
     private var retry: Watch?
 
@@ -296,7 +299,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         starvation = starved
         if starved.id == transfer.id && loop.now - starved.since >= Self.longestStarvation {
             starvation = nil
-            logger.error("\(summary): \(Diagnosis.memoryLimit(transfer.buffer.count))")
+            warn(Diagnosis.memoryLimit(transfer.buffer.count))
             answer(transfer.completion(.failed), place)
             cancelWaiting(in: place)
             return false
@@ -363,7 +366,13 @@ final class HostDevice: USBDevice, HostHandleObserver {
         }
     }
 
-    func noted(_ problem: String) { logger.warning("\(summary): \(problem)") }
+    func noted(_ problem: String) { warn(problem) }
+
+    /// Says something once: a guest may cause it again and again.
+    private func warn(_ text: String) {
+        guard warnings.count < Limits.warningsLogged, warnings.insert(text).inserted else { return }
+        logger.warning("\(summary): \(text)")
+    }
 
     func deviceLeft() {
         guard !isLost else { return }
@@ -460,7 +469,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
     private func operationEnded(_ outcome: DeviceOperation.Outcome) {
         guard let ended = running else { return }
         running = nil
-        for warning in outcome.warnings { logger.warning("\(summary): \(warning)") }
+        for warning in outcome.warnings { warn(warning) }
         for note in outcome.notes { logger.debug("\(summary): \(note)") }
         switch outcome.result {
         case .disconnected:
