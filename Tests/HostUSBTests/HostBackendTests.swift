@@ -73,6 +73,19 @@ struct HostBackendTests {
                     + "MODE=\"0660\", GROUP=\"plugdev\""))
     }
 
+    @Test func `who has a device is told as far as it can be seen`() {
+        let name = HostDeviceName(bus: 1, address: 4, vendor: 1, product: 2)
+        func reason(_ programs: [String], seesAll: Bool) -> String {
+            Diagnosis.cannotOpen(name, .taken(by: programs), seesAll: seesAll).reason
+        }
+        let start = "host:bus=1,address=4 (0001:0002) is passed on already, by "
+        #expect(reason([], seesAll: true) == start + "another --device of this server")
+        #expect(
+            reason([], seesAll: false) == start
+                + "another --device of this server, or by a program of another user")
+        #expect(reason(["a", "b"], seesAll: false) == start + "a, b")
+    }
+
     @Test func `a device in use comes with its users`() {
         let name = HostDeviceName(bus: 1, address: 4, vendor: 1, product: 2, words: "X")
         let reason = Diagnosis.nothingClaimed(

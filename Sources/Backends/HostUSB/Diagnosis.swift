@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import BackendKit
+internal import Glibc
 
 /// Why a device cannot be passed through, with what the operator can do about it.
 enum Diagnosis {
@@ -56,13 +57,18 @@ enum Diagnosis {
         }
     }
 
-    static func cannotOpen(_ name: HostDeviceName, _ error: OpeningError) -> BackendError {
+    /// - Parameter seesAll: the programs of all users are seen, as by root.
+    static func cannotOpen(
+        _ name: HostDeviceName, _ error: OpeningError, seesAll: Bool = geteuid() == 0
+    ) -> BackendError {
         switch error {
         case .refused(let error): return cannotOpen(name, error)
         case .taken(let programs):
-            let who =
-                programs.isEmpty
-                ? "another --device of this server" : programs.joined(separator: ", ")
+            var who = programs.joined(separator: ", ")
+            if programs.isEmpty {
+                who = "another --device of this server"
+                if !seesAll { who += ", or by a program of another user" }
+            }
             return BackendError(
                 "\(name.specification) (\(name.identity)) is passed on already, by \(who)")
         }
