@@ -237,6 +237,19 @@ struct SystemFilesTests {
         try FileManager.default.removeItem(atPath: root)
     }
 
+    @Test func `two lanes of SuperSpeedPlus are SuperSpeedPlus`() throws {
+        try write("20000\n", to: "2-1/speed")
+        try write("unknown\n", to: "2-2/speed")
+        #expect(SystemFiles.speed(of: "2-1", devices: root) == .superSpeedPlus)
+        #expect(SystemFiles.speed(of: "2-2", devices: root) == nil)
+        #expect(SystemFiles.speed(of: "2-3", devices: root) == nil)
+        #expect(LibUSBDevice.speed(5) == .superSpeedPlus)
+        #expect(LibUSBDevice.speed(6) == .superSpeedPlus)
+        #expect(LibUSBDevice.speed(0) == nil)
+        #expect(LibUSBDevice.speed(7) == nil)
+        try FileManager.default.removeItem(atPath: root)
+    }
+
     @Test func `a device's name cannot play with the terminal`() throws {
         try write("\u{1b}[2Jevil\u{202e} \u{7}name\n", to: "1-2/product")
         #expect(SystemFiles.name(of: "1-2", devices: root) == "[2Jevil name")

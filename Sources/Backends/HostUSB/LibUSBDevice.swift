@@ -48,17 +48,26 @@ final class LibUSBDevice {
 
     deinit { unsafe libusb_unref_device(raw) }
 
-    /// The speed of the link, if libusb knows it.
+    /// The speed of the link, if libusb or the kernel knows it.
     var speed: USBSpeed? {
-        switch unsafe libusb_speed(UInt32(bitPattern: libusb_get_device_speed(raw))) {
+        let known = unsafe libusb_get_device_speed(raw)
+        return Self.speed(known) ?? SystemFiles.speed(of: portPath)
+    }
+
+    /// The speed that libusb's number stands for.
+    static func speed(_ number: CInt) -> USBSpeed? {
+        switch libusb_speed(UInt32(bitPattern: number)) {
         case LIBUSB_SPEED_LOW: .low
         case LIBUSB_SPEED_FULL: .full
         case LIBUSB_SPEED_HIGH: .high
         case LIBUSB_SPEED_SUPER: .superSpeed
-        case LIBUSB_SPEED_SUPER_PLUS: .superSpeedPlus
+        case LIBUSB_SPEED_SUPER_PLUS, superPlusByTwo: .superSpeedPlus
         default: nil
         }
     }
+
+    /// LIBUSB_SPEED_SUPER_PLUS_X2, two lanes of 10 Gb/s each, which only later versions know.
+    private static let superPlusByTwo = libusb_speed(6)
 
     var isHub: Bool { UInt32(deviceClass) == LIBUSB_CLASS_HUB.rawValue }
 

@@ -2,6 +2,7 @@
 
 internal import Glibc
 internal import Platform
+internal import USB
 
 /// What the kernel's file systems tell of USB devices beyond libusb: names and who uses what.
 enum SystemFiles {
@@ -34,6 +35,13 @@ enum SystemFiles {
         _ attribute: String, of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> String? {
         line("\(devices)/\(portPath)/\(attribute)")
+    }
+
+    /// A speed that libusb may not know: that of two lanes, in Mb/s.
+    static func speed(
+        of portPath: String, devices: String = "/sys/bus/usb/devices"
+    ) -> USBSpeed? {
+        text("speed", of: portPath, devices: devices) == "20000" ? .superSpeedPlus : nil
     }
 
     /// The descriptors of a device and of its configurations, as the kernel has read them.
