@@ -218,6 +218,19 @@ struct TransferSlotTests {
         #expect(bytes.content == [1, 2])
     }
 
+    @Test func `a transfer that the kernel has lost lets go of the guest's memory`() throws {
+        weak var memory: Bytes?
+        do {
+            let bytes = Bytes([1, 2, 3])
+            memory = bytes
+            try slot.prepare(transfer(EndpointAddress(1, .in), .bulk(stream: 0), bytes.buffer))
+        }
+        #expect(slot.abandon()?.id == .init(rawValue: 1))
+        #expect(memory == nil)
+        // It comes back after all.
+        #expect(end(count: 3) == nil)
+    }
+
     @Test func `the guest's memory is held until the kernel has given it back`() throws {
         weak var memory: Bytes?
         do {

@@ -200,6 +200,13 @@ extension HostBackend {
 
     // MARK: - Going
 
+    /// The kernel has lost transfers: the client has made the file shorter that they go to. Only a
+    /// device that is opened anew is free of them.
+    func endLost() {
+        let devices = leaving + (isAttached ? [current].compactMap(\.self) : [])
+        for device in devices where !device.isClosed { device.endLost() }
+    }
+
     /// libusb has noticed that a device is not there any more.
     func departed(_ identity: LibUSBDevice.Identity) {
         if let current, current.node.identity == identity {

@@ -189,6 +189,7 @@ public final class HostBackend: DeviceBackend {
     private func follow(on bus: any USBBus) {
         self.bus = bus
         context.whenDeparted = { [weak self] in self?.departed($0) }
+        context.whenLost = { [weak self] in self?.endLost() }
         guard rule.isLasting else { return }
         context.whenArrived = { [weak self] in
             self?.attempts = 0

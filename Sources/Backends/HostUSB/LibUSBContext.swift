@@ -35,6 +35,10 @@ final class LibUSBContext {
     var whenDeparted: ((LibUSBDevice.Identity) -> Void)?
     /// Called when devices have come to the host.
     var whenArrived: (() -> Void)?
+    /// Called in a turn of its own when the kernel has not given back something that has ended: it
+    /// could not copy the data. libusb does not know of what, and waits for it for ever.
+    var whenLost: (() -> Void)?
+    private var loss: Watch?
 
     init(loop: any EventLoop) throws(LibUSBError) {
         do { additions = try Mailbox() } catch { throw .noMemory }
@@ -66,6 +70,7 @@ final class LibUSBContext {
         unsafe libusb_set_pollfd_notifiers(raw, nil, nil, nil)
         watches = []
         retry = nil
+        loss = nil
         delivery = nil
         unsafe libusb_exit(raw)
     }
@@ -130,7 +135,8 @@ final class LibUSBContext {
         isHandlingEvents = true
         defer { isHandlingEvents = false }
         var time = timeval(tv_sec: 0, tv_usec: suseconds_t(limit.nanoseconds / 1000))
-        _ = unsafe libusb_handle_events_timeout_completed(raw, &time, nil)
+        let result = unsafe libusb_handle_events_timeout_completed(raw, &time, nil)
+        if LibUSBError(rawValue: result) == .inputOutput { noteLoss() }
         swap(&ended, &endedSpare)
         for slot in endedSpare { slot.finish() }
         endedSpare.removeAll(keepingCapacity: true)
@@ -140,6 +146,14 @@ final class LibUSBContext {
         guard hasArrivals else { return }
         hasArrivals = false
         whenArrived?()
+    }
+
+    private func noteLoss() {
+        guard loss == nil else { return }
+        loss = loop.schedule(at: loop.now) { [unowned self] in
+            loss = nil
+            whenLost?()
+        }
     }
 
     /// From a transfer's callback: it is to be finished once libusb has returned.

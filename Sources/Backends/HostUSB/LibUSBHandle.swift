@@ -137,6 +137,26 @@ final class LibUSBHandle: HostHandle {
         return buffers.reduce(0) { $0 + $1.count / 0x4000 + 1 }
     }
 
+    /// Ends what the kernel has lost, and the rest with it: which it is, shows when nothing else is
+    /// left. The device is one that has left then.
+    func endLost() {
+        observer?.deviceLeft()
+        cancelAll()
+        // Each one that is lost ends a round.
+        var rounds = requestCount + Self.spareRounds
+        repeat {
+            context.handleEvents()
+            rounds -= 1
+        } while hasCancelled && rounds > 0
+        let lost = active
+        active = []
+        for slot in lost {
+            guard let transfer = slot.abandon() else { continue }
+            observer?.transferEnded(transfer, with: transfer.completion(.failed))
+        }
+        closeIfIdle()
+    }
+
     private var hasCancelled: Bool {
         active.contains(where: \.isCancelled) || isochronous.batches.contains(where: \.isCancelled)
     }

@@ -100,6 +100,9 @@ final class PassedDevice {
         return claims.problems
     }
 
+    /// The kernel has lost transfers, perhaps of this device.
+    func endLost() { handle.endLost() }
+
     // MARK: - The end
 
     /// The device has left: closes it, once the kernel has given everything back.

@@ -69,6 +69,13 @@ final class TransferSlot: TransferCarrier {
         whenFinished?(self, transfer, completion)
     }
 
+    /// Ends a transfer that the kernel has forgotten, so that it writes to its memory no more. libusb
+    /// still has the slot, which is kept for ever and not used again.
+    func abandon() -> Transfer? {
+        defer { transfer = nil }
+        return transfer
+    }
+
     // MARK: - There
 
     /// Describes the transfer to libusb.
