@@ -98,7 +98,9 @@ extension Engine {
     }
 
     private func isValid(_ context: EndpointContext, index: Int) -> Bool {
-        context.kind.fits(index: index) && context.maxPacketSize > 0
+        // The isochronous endpoints of a first alternate setting have no bandwidth (USB 2.0, 5.6.3).
+        context.kind.fits(index: index)
+            && (context.maxPacketSize > 0 || context.kind.isIsochronous)
             && (context.maxPrimaryStreams == 0
                 || context.kind.isBulk
                     && context.maxPrimaryStreams <= Capabilities.maxPrimaryStreamsLog2)
