@@ -142,7 +142,7 @@ extension Engine {
         let isReady: Bool
         switch waiting.cause {
         case .stop(let endpoint):
-            isReady = slots[waiting.slot].endpoints[endpoint]?.isReadyToStop() ?? true
+            isReady = slots[waiting.slot].endpoints[endpoint]?.isReadyToStop ?? true
         case .abandoned(_, let connection):
             isReady = connection.isQuiet
         }

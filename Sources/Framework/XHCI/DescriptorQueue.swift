@@ -39,5 +39,12 @@ struct DescriptorQueue: RandomAccessCollection {
         return first
     }
 
-    mutating func removeAll() { self = DescriptorQueue() }
+    /// Takes the element at a place and all behind it.
+    mutating func removeLast(from place: Int) -> DescriptorQueue {
+        var taken = DescriptorQueue()
+        swap(&taken, &self)
+        for element in taken.prefix(place) { append(element) }
+        taken.head += count
+        return taken
+    }
 }

@@ -20,12 +20,8 @@ extension Endpoint {
     }
 
     /// Whether the device has given everything back.
-    mutating func isReadyToStop() -> Bool {
-        var isReady = true
-        forEachQueue { endpoint in
-            if endpoint.queue.inFlight.contains(where: { $0.outcome == nil }) { isReady = false }
-        }
-        return isReady
+    var isReadyToStop: Bool {
+        queue.isSettled && streams?.areSettled ?? true
     }
 
     /// Ends Stop Endpoint (xHCI 4.6.9): transfers that finished in the meantime have their events, a
@@ -51,12 +47,14 @@ extension Endpoint {
 
     /// Gives the selected queue's transfers back to its ring, the first as far as it did not come.
     ///
-    /// - Returns: that one, and the walk that has its events.
+    /// - Parameter count: so many that are finished stay, and keep their events for later.
+    /// - Returns: the first, and the walk that has its events.
+    @discardableResult
     private mutating func stopQueue(
-        _ owner: SlotIdentity, _ bus: SystemBus
+        _ owner: SlotIdentity, _ bus: SystemBus, behind count: Int = 0
     ) -> (walk: TransferWalk, head: TransferDescriptor)? {
-        let head = queue.inFlight.first
-        giveBackQueue(owner)
+        let head = queue.inFlight.dropFirst(count).first
+        giveBackQueue(owner, behind: count)
         guard let head else { return nil }
         var transferred = 0
         if case .cancelled(let count) = head.outcome { transferred = count }
@@ -64,6 +62,25 @@ extension Endpoint {
         let walk = TransferWalk(head, transferred: transferred, code: .stopped)
         standWhere(walk, head)
         return (walk, head)
+    }
+
+    /// Ends a halt of the controller, which began as Stop Endpoint does. The endpoint goes on running
+    /// with the controller: what has finished has its events then, and the rest is read again, from
+    /// where it came to.
+    ///
+    /// - Returns: whether there is any of it.
+    mutating func finishHalt(_ owner: SlotIdentity, _ bus: SystemBus) -> Bool {
+        var hasMore = false
+        forEachQueue { endpoint in
+            guard !endpoint.queue.inFlight.isEmpty || endpoint.schedule?.wakeTime != nil else {
+                return
+            }
+            hasMore = true
+            endpoint.stopQueue(owner, bus, behind: endpoint.queue.finishedCount)
+            if let selected = endpoint.streams?.selected { endpoint.streams?.markReady(selected) }
+        }
+        isStopping = false
+        return hasMore
     }
 
     // MARK: - Reset Endpoint, Set TR Dequeue Pointer

@@ -401,10 +401,11 @@ struct Endpoint {
         forEachQueue { $0.giveBackQueue(owner) }
     }
 
-    mutating func giveBackQueue(_ owner: SlotIdentity) {
+    /// The same of the selected queue, but for so many transfers that are finished.
+    mutating func giveBackQueue(_ owner: SlotIdentity, behind count: Int = 0) {
         // What is not due yet stands behind what the device has.
         if let position = schedule?.clear() { queue.ring = position }
-        for descriptor in queue.rewind().reversed() {
+        for descriptor in queue.rewind(to: count).reversed() {
             load.remove(descriptor)
             guard descriptor.outcome == nil else { continue }
             owner.connection?.abandon(descriptor.id, isCancelled: isStopping)

@@ -32,6 +32,8 @@ struct Engine {
     private var sequence: UInt64 = 0
     /// The next MFINDEX wrap, if the guest wants to be told.
     private var wrapTime: Duration?
+    /// R/S was cleared: until when HCH waits for devices to give back the guest's memory.
+    private var haltDeadline: Duration?
     /// Until when HCRST waits for devices to give back the guest's memory.
     private var resetDeadline: Duration?
     /// When the engine wants to be called without anything having happened.
@@ -59,6 +61,7 @@ struct Engine {
         blocked = EndpointSet(slots: count)
         scheduled = EndpointSet(slots: count)
         isRunning = false
+        haltDeadline = nil
         hasPortEvents = false
         wrapTime = nil
         resetDeadline = nil
@@ -115,7 +118,8 @@ struct Engine {
         let interrupts = bus.raiseInterrupts(now: now)
         // Until a reset is over, nothing else is looked at.
         if let resetDeadline { return resetDeadline }
-        return [interrupts, commands.deadline, wrapTime, nextScheduled()].reduce(nil, Self.earlier)
+        return [interrupts, commands.deadline, wrapTime, nextScheduled(), haltDeadline]
+            .reduce(nil, Self.earlier)
     }
 
     private static func earlier(_ one: Duration?, _ other: Duration?) -> Duration? {
@@ -148,21 +152,54 @@ struct Engine {
     // MARK: - Running and halting
 
     private mutating func followRunBit(now: Duration) {
-        let shallRun = registers.command.contains(.run)
-        guard shallRun != isRunning else { return }
-        isRunning = shallRun
-        if shallRun {
-            registers.status.remove(.halted)
-            registers.microframes.start(now: now)
-        } else {
-            abandonWaiting()
-            registers.status.insert(.halted)
-            registers.microframes.stop(now: now)
-            registers.commandRing.isRunning = false
-            registers.commandRing.stopRequest = nil
-            commands.mayHaveMore = false
-            wrapTime = nil
+        if isRunning, !registers.command.contains(.run) { beginHalt(now: now) }
+        if let limit = haltDeadline {
+            listenToDevices()
+            guard isReadyToHalt || limit <= now else { return }
+            finishHalt()
         }
+        guard !isRunning, registers.command.contains(.run) else { return }
+        isRunning = true
+        registers.status.remove(.halted)
+        registers.microframes.start(now: now)
+    }
+
+    /// Takes back what devices have: once HCH is set, the guest uses its memory for something else
+    /// (xHCI 5.4.1.1).
+    private mutating func beginHalt(now: Duration) {
+        isRunning = false
+        haltDeadline = now + Limits.haltPatience
+        abandonWaiting()
+        registers.microframes.stop(now: now)
+        registers.commandRing.isRunning = false
+        registers.commandRing.stopRequest = nil
+        commands.mayHaveMore = false
+        wrapTime = nil
+        for slot in slots.indices {
+            let owner = slots[slot].identity
+            for endpoint in slots[slot].endpoints.indices {
+                slots[slot].endpoints[endpoint]?.beginStop(owner)
+            }
+        }
+    }
+
+    private var isReadyToHalt: Bool {
+        hub.isQuiet
+            && slots.allSatisfy { $0.endpoints.allSatisfy { $0?.isReadyToStop ?? true } }
+    }
+
+    /// What was not finished is visited when the controller runs again, without a doorbell.
+    private mutating func finishHalt() {
+        haltDeadline = nil
+        for slot in slots.indices {
+            let owner = slots[slot].identity
+            for endpoint in slots[slot].endpoints.indices {
+                if slots[slot].endpoints[endpoint]?.finishHalt(owner, bus) ?? false {
+                    ready.insert(slot: slot, endpoint: endpoint)
+                }
+            }
+        }
+        registers.status.insert(.halted)
     }
 
     private mutating func reportWrap(now: Duration) {

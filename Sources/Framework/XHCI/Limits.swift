@@ -49,6 +49,9 @@ enum Limits {
     /// How long a command waits for a device to give up its transfers. FreeBSD's driver gives a
     /// command 100 ms.
     static let cancelPatience = Duration.milliseconds(40)
+    /// How long a controller that is stopped waits for devices to give up their transfers before it
+    /// shows HCHalted (xHCI 5.4.1.1). Linux waits 32 ms for it.
+    static let haltPatience = Duration.milliseconds(16)
     /// TRBs of an event ring segment (xHCI 6.5).
     static let trbsPerEventSegment = 4096
 }

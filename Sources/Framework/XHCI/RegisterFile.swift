@@ -91,7 +91,7 @@ final class RegisterFile {
     /// An access to guest memory failed where there is no other way to tell (xHCI 4.10.2.6): the
     /// controller stops.
     func reportHostSystemError() {
-        status.insert([.hostSystemError, .halted])
+        status.insert(.hostSystemError)
         command.remove(.run)
         commandRing.isRunning = false
         hasWork = true

@@ -107,6 +107,9 @@ struct StreamTable {
     /// All places.
     var indices: Range<Int> { streams.indices }
 
+    /// Whether the device has nothing of the streams that are not selected.
+    var areSettled: Bool { streams.allSatisfy(\.queue.isSettled) }
+
     /// The Stream ID of the selected stream.
     var selectedID: Int { selected.map { streams[$0].id } ?? 0 }
 

@@ -42,12 +42,24 @@ struct TransferQueue {
         return inFlight.removeFirst()
     }
 
-    /// Goes back to the first TRB that is not finished.
+    /// Whether the device has none of it.
+    var isSettled: Bool { inFlight.allSatisfy { $0.outcome != nil } }
+
+    /// How many have finished before the first that has not.
+    var finishedCount: Int {
+        inFlight.prefix { descriptor in
+            switch descriptor.outcome {
+            case .completed, .failed: true
+            case .cancelled, nil: false
+            }
+        }.count
+    }
+
+    /// Goes back to the first TRB of what was read, or to that of the transfer at a place.
     ///
     /// - Returns: what was read since.
-    mutating func rewind() -> DescriptorQueue {
-        let taken = inFlight
-        inFlight.removeAll()
+    mutating func rewind(to place: Int) -> DescriptorQueue {
+        let taken = inFlight.removeLast(from: place)
         firstPending = 0
         if let first = taken.first, let entry = first.entries.first {
             ring = entry.position
