@@ -111,6 +111,40 @@ struct CommandRingTests {
         #expect(event.code == .success)
     }
 
+    /// A driver that aborts a command writes both halves, and the ring may stop in between.
+    @Test(arguments: [2, 4] as [UInt32])
+    func `a ring that is stopped between two halves of the register goes on where it stands`(
+        bit: UInt32
+    ) throws {
+        for _ in 0..<3 { #expect(guest.answersCommands) }
+        let next = driver.commandRing.enqueuePointer.rawValue
+        let register = guest.registers.commandRing
+        machine.write32(UInt32(truncatingIfNeeded: next) | bit, at: register)
+        machine.turn()
+        #expect(!isRunning)
+        machine.write32(UInt32(truncatingIfNeeded: next >> 32), at: register + 4)
+        _ = driver.takeAll()
+        #expect(machine.read64(register) == 0)
+        #expect(guest.answersCommands)
+    }
+
+    /// The ring is then in its second lap, so that its cycle state is not the one it began with.
+    @Test func `a ring of a halted controller goes on where it stands, half written or not`() throws
+    {
+        for _ in 0..<40 { #expect(guest.answersCommands) }
+        let next = driver.commandRing.enqueuePointer.rawValue
+        for offset in [nil, 4] {
+            try driver.halt()
+            if let offset {
+                machine.write32(
+                    UInt32(truncatingIfNeeded: next >> 32),
+                    at: guest.registers.commandRing + offset)
+            }
+            try driver.run()
+            #expect(guest.answersCommands)
+        }
+    }
+
     @Test func `a running ring keeps its pointer`() throws {
         #expect(guest.answersCommands)
         machine.write64(guest.memory.base.rawValue, at: guest.registers.commandRing)

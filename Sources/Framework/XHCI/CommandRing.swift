@@ -39,7 +39,7 @@ extension Engine {
         finishWaiting(now: now)
         stopCommandRing()
         var budget = Limits.commandsPerService
-        while registers.commandRing.isRunning, commands.mayHaveMore, commands.waiting == nil,
+        while registers.command.contains(.run), commands.mayHaveMore, commands.waiting == nil,
             registers.commandRing.stopRequest == nil, bus.hasRoomForCommands
         {
             guard budget > 0 else { return true }
@@ -54,17 +54,14 @@ extension Engine {
         return registers.commandRing.stopRequest != nil && commands.waiting == nil
     }
 
-    /// Doorbell 0 starts the ring, at the place that was written if there is a new one.
+    /// Doorbell 0 starts the ring where the register says.
     private mutating func startCommandRing() {
         guard registers.hasCommands else { return }
         registers.hasCommands = false
         commands.mayHaveMore = true
         guard !registers.commandRing.isRunning else { return }
-        registers.commandRing.isRunning = true
-        if registers.commandRing.isStartNew {
-            registers.commandRing.isStartNew = false
-            commands.position = registers.commandRing.start
-        }
+        registers.commandRing.run()
+        commands.position = registers.commandRing.start
     }
 
     /// Carries out CS and CA (xHCI 4.6.1.1, 4.6.1.2).
@@ -75,8 +72,7 @@ extension Engine {
             guard request == .abort else { return }
             finish(waiting, aborted: true)
         }
-        registers.commandRing.stopRequest = nil
-        registers.commandRing.isRunning = false
+        registers.commandRing.stop(at: commands.position)
         commands.mayHaveMore = false
         bus.post(
             .commandCompletion(

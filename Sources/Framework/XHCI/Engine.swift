@@ -171,8 +171,7 @@ struct Engine {
         haltDeadline = now + Limits.haltPatience
         abandonWaiting()
         registers.microframes.stop(now: now)
-        registers.commandRing.isRunning = false
-        registers.commandRing.stopRequest = nil
+        registers.commandRing.stop(at: commands.position)
         commands.mayHaveMore = false
         wrapTime = nil
         for slot in slots.indices {

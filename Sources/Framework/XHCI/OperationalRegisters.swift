@@ -55,12 +55,10 @@ struct USBStatus: OptionSet {
 
 /// CRCR (xHCI 5.4.5): where the command ring begins, and the requests to stop it.
 struct CommandRingControl {
-    /// What was written while the ring stood still; the ring starts there.
+    /// Where the ring starts: where it was stopped, or what was written since.
     private(set) var start = RingPosition(rawValue: 0)
-    /// Set by a write of ``start``, cleared by the ring when it takes it.
-    var isStartNew = false
     /// CRR.
-    var isRunning = false
+    private(set) var isRunning = false
     /// A write of CS or CA that has not been carried out.
     var stopRequest: StopRequest?
 
@@ -70,6 +68,17 @@ struct CommandRingControl {
         case stop
         /// CA: that command is given up, too.
         case abort
+    }
+
+    mutating func run() { isRunning = true }
+
+    /// The ring has stopped. What is written of the pointer from now on is combined with the place
+    /// where it stands: a driver writes both halves to stop it, and the second may come too late.
+    mutating func stop(at position: RingPosition) {
+        stopRequest = nil
+        guard isRunning else { return }
+        isRunning = false
+        start = position
     }
 
     /// The pointer reads as zero.
@@ -87,14 +96,12 @@ struct CommandRingControl {
         }
         let high = start.address & ~0xffff_ffff
         start = RingPosition(rawValue: high | UInt64(value & ~0x3e))
-        isStartNew = true
     }
 
     /// Writes the high half of the pointer.
     mutating func writeHigh(_ value: UInt32) {
         guard !isRunning else { return }
         start = RingPosition(rawValue: start.rawValue & 0xffff_ffff | UInt64(value) << 32)
-        isStartNew = true
     }
 }
 

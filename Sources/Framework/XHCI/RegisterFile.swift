@@ -93,7 +93,6 @@ final class RegisterFile {
     func reportHostSystemError() {
         status.insert(.hostSystemError)
         command.remove(.run)
-        commandRing.isRunning = false
         hasWork = true
     }
 
