@@ -75,6 +75,41 @@ struct AbandonedTransferTests {
         #expect(guest.answersCommands)
     }
 
+    @Test func `a reset waits for what a command has waited for in vain`() throws {
+        send(.disableSlot)
+        #expect(driver.takeAll(after: .milliseconds(90)).map(\.code) == [.success])
+        // Other commands do not wait for it again.
+        let other = try driver.enableSlot(port: slot.port)
+        let before = guest.machine.now
+        try other.address()
+        #expect(guest.machine.now - before < .milliseconds(10))
+        var isQuiet = false
+        guest.machine.controller.reset()
+        guest.machine.controller.whenQuiet(by: guest.machine.now + .seconds(1)) { isQuiet = true }
+        guest.machine.pass(.milliseconds(90))
+        #expect(!isQuiet)
+        giveBack()
+        guest.machine.pass(.milliseconds(1))
+        #expect(isQuiet)
+    }
+
+    @Test func `commands that wait in vain for an unplugged device do not lose its last transfer`()
+        throws
+    {
+        let port = try #require(device.port)
+        let id = try #require(device.pending.first?.id)
+        device.transferInUse = id
+        guest.machine.detach(device)
+        #expect(try slot.control.stop().code == .success)
+        #expect(ends() == [])
+        driver.commandRing.push(
+            .command(.evaluateContext, slot: slot.number, parameter: slot.inputContext.rawValue))
+        driver.ringDoorbell(slot: 0, target: 0)
+        #expect(driver.takeAll(after: .milliseconds(90)).contains { $0.isCommandCompletion })
+        port.complete(Transfer.Completion(id: id, status: .cancelled, transferred: 0))
+        #expect(ends() == [.usbTransactionError])
+    }
+
     @Test func `a transfer of an unplugged device ends when its memory is no longer used`() throws {
         input.submit(.normal(guest.memory.allocate(512), 512, .interruptOnCompletion))
         guest.machine.pass(.milliseconds(1))

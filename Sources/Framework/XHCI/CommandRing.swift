@@ -140,7 +140,7 @@ extension Engine {
         case .stop(let endpoint):
             isReady = slots[waiting.slot].endpoints[endpoint]?.isReadyToStop ?? true
         case .abandoned(_, let connection):
-            isReady = connection.isQuiet
+            isReady = !connection.holdsUpCommands
         }
         guard isReady || waiting.deadline <= now else { return }
         finish(waiting, aborted: false)
@@ -157,7 +157,7 @@ extension Engine {
             code = isStopped ? .success : .contextStateError
         case .abandoned(let result, let connection):
             code = result
-            connection.forgetAbandoned()
+            connection.endPatience()
         }
         if aborted && code == .success { code = .commandAborted }
         complete(code, at: waiting.pointer, slot: waiting.slot)

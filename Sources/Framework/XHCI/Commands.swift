@@ -38,7 +38,7 @@ extension Engine {
         // forced headers. Unknown types have the same answer (xHCI 4.6).
         default: code = .trbError
         }
-        if let connection, !connection.isQuiet {
+        if let connection, connection.holdsUpCommands {
             commands.waiting = CommandRing.Waiting(
                 pointer: pointer, slot: slot, deadline: now + Limits.cancelPatience,
                 cause: .abandoned(code, connection))

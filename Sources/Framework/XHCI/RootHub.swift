@@ -44,6 +44,8 @@ final class PortConnection: USBPort {
     private var abandoned: [Transfer.ID] = []
     /// The transfer in whose memory an unplugged device is still at work.
     private(set) var lastTransfer: Transfer.ID?
+    /// Those of all these that commands have waited for long enough.
+    private var overdue: Set<Transfer.ID> = []
 
     init(port: Int, device: any USBDevice, inbox: DeviceInbox) {
         self.port = port
@@ -66,6 +68,7 @@ final class PortConnection: USBPort {
         if !abandoned.isEmpty, let place = abandoned.firstIndex(of: completion.id) {
             abandoned.remove(at: place)
         }
+        overdue.remove(completion.id)
         // Of an abandoned transfer too: a command may wait for it.
         inbox.append(.completed(completion))
     }
@@ -82,10 +85,16 @@ final class PortConnection: USBPort {
     /// Whether the device has given back all that was given up.
     var isQuiet: Bool { abandoned.isEmpty && lastTransfer == nil }
 
-    /// Waits no longer for what the device does not give back.
-    func forgetAbandoned() {
-        abandoned = []
-        lastTransfer = nil
+    /// Whether a command has to wait for the device.
+    var holdsUpCommands: Bool {
+        abandoned.contains { !overdue.contains($0) }
+            || lastTransfer.map { !overdue.contains($0) } ?? false
+    }
+
+    /// Lets commands wait no longer for what the device does not give back; resets still do.
+    func endPatience() {
+        overdue.formUnion(abandoned)
+        if let lastTransfer { overdue.insert(lastTransfer) }
     }
 
     func disconnect() {
@@ -102,6 +111,7 @@ final class PortConnection: USBPort {
         guard let device else { return }
         self.device = nil
         abandoned = []
+        overdue = []
         device.detached()
         lastTransfer = device.transferInUse
         if lastTransfer == nil { inbox = nil }
