@@ -152,6 +152,32 @@ struct StopEndpointTests {
         #expect(try input.receive(16) == [4])
     }
 
+    /// A processor of the guest goes on while the controller waits for memory.
+    @Test func `a doorbell that was rung before the command does not undo it`() throws {
+        let guest = try Guest(.remote)
+        let device = TestDevice()
+        let input = try guest.plug(device, .bulkIn(1))
+        #expect(try input.stop().code == .success)
+        input.ring.push(.normal(guest.memory.allocate(64), 64, .interruptOnCompletion))
+        let driver = guest.driver
+        _ = driver.takeAll()
+        driver.commandRing.push(.command(.noOpCommand))
+        driver.ringDoorbell(slot: 0, target: 0)
+        let remote = guest.machine.remote
+        remote.onAccess = { access in
+            guard access.isWrite else { return }
+            remote.onAccess = nil
+            input.ringDoorbell()
+            driver.commandRing.push(
+                .command(.stopEndpoint, slot: input.slot, endpoint: input.contextIndex))
+            driver.ringDoorbell(slot: 0, target: 0)
+        }
+        let completions = driver.takeAll().filter(\.isCommandCompletion)
+        #expect(completions.map(\.code) == [.success, .success])
+        #expect(input.context.state == .stopped)
+        #expect(device.pending.isEmpty)
+    }
+
     @Test func `stopping with Suspend works the same`() throws {
         input.submit(chain)
         guest.machine.pass(.milliseconds(1))

@@ -48,6 +48,12 @@ extension Engine {
                 commands.mayHaveMore = false
                 break
             }
+            // What was rung before the command was queued, while this waited for memory.
+            answerDoorbells()
+            guard registers.streamDoorbells.isEmpty else {
+                commands.position = entry.position
+                return true
+            }
             execute(CommandTRB(entry.trb), at: entry.position.address, now: now)
             finishWaiting(now: now)
         }

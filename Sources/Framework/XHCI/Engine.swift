@@ -269,7 +269,7 @@ struct Engine {
 
     // MARK: - Endpoints
 
-    private mutating func answerDoorbells() {
+    mutating func answerDoorbells() {
         while let (slot, endpoints) = registers.doorbells.popFirst() {
             for endpoint in endpoints.setBits {
                 answerDoorbell(slot, endpoint, stream: 0)
