@@ -32,4 +32,20 @@ struct FairnessTests {
         #expect(place < 400)
         #expect(Set(served[..<place]).count == 6, "each of the others had its turn")
     }
+
+    @Test func `what is read of unfinished transfers counts as work`() throws {
+        let guest = try Guest(.remote)
+        let device = TestDevice { $0.endpoint.number == 0 ? nil : .give([]) }
+        let endpoints = try guest.plug(device).configure(
+            (1...10).map { .bulkIn($0, segments: [512]) })
+        let buffer = guest.memory.allocate(512)
+        for endpoint in endpoints {
+            endpoint.submit((0..<500).map { _ in .normal(buffer, 1, .chain) })
+        }
+        let before = guest.machine.remote.accessCount
+        guest.machine.turn()
+        #expect(guest.machine.remote.accessCount - before < 5000)
+        for endpoint in endpoints { endpoint.submit(.normal(buffer, 1, .interruptOnCompletion)) }
+        #expect(guest.driver.takeAll().filter(\.isTransfer).count == 10)
+    }
 }

@@ -237,7 +237,7 @@ struct StreamTests {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 6)
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }
         for stream in 1...100 { streams.submit(stream, [normal, normal]) }
-        guest.machine.turn()
+        guest.machine.pass(.milliseconds(1))
         #expect(Set(device.pending.compactMap { self.stream(of: $0) }).count == 100)
         #expect(device.pending.count < 140, "and no more of the others than an endpoint may have")
         device.onTransfer = { $0.endpoint == .control ? nil : .give([1]) }

@@ -187,6 +187,16 @@ struct TransferRingTests {
 
     // MARK: - Broken rings
 
+    /// A link follows each TRB, so that there is one link less than there are TRBs.
+    @Test(arguments: [257, 258])
+    func `a TD has 256 links at the most`(count: Int) throws {
+        let endpoint = try slot.configureOne(
+            .bulkIn(1, segments: Array(repeating: 2, count: 300)))
+        endpoint.submit(
+            (1...count).map { .normal(buffer, 0, $0 < count ? .chain : .interruptOnCompletion) })
+        #expect(try endpoint.event().code == (count == 257 ? .success : .trbError))
+    }
+
     private enum Breakage: CaseIterable {
         case linkToItself, linkToItselfToggling, twoLinks, noOpsForEver, chainForEver, emptyForEver
     }

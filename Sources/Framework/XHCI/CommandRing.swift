@@ -88,7 +88,7 @@ extension Engine {
 
     /// The next command TRB that is the controller's.
     private mutating func nextCommand() -> RingEntry? {
-        for _ in 0...Limits.linksInARow {
+        for _ in 0...Limits.linksPerTransfer {
             let position = commands.position
             let fetched: TRB?
             do throws(DMAError) {

@@ -9,27 +9,27 @@ internal import USB
 extension Endpoint {
     /// Starts what is due, else reads the next descriptor.
     ///
-    /// - Returns: the TRBs that this was about; 0 if there is nothing to do for now.
+    /// - Returns: whether there was something to do.
     mutating func advanceSchedule(
-        _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64, now: Int64
-    ) -> Int {
-        guard takesTransfers else { return 0 }
+        _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
+        budget: inout Int, now: Int64
+    ) -> Bool {
+        guard takesTransfers else { return false }
         if owner.connection?.device?.keepsIsochronousTime ?? false {
-            return followDevice(owner, &bus, &sequence)
+            return followDevice(owner, &bus, &sequence, budget: &budget)
         }
         if let descriptor = schedule?.popDue(now: now) {
-            let count = descriptor.entries.count
+            budget -= descriptor.entries.count
             start(descriptor, owner, bus, &sequence)
-            return count
+            return true
         }
-        guard schedule?.isFull == false else { return 0 }
-        guard let descriptor = readNext(bus) else {
+        guard schedule?.isFull == false else { return false }
+        guard let descriptor = readNext(bus, budget: &budget) else {
             if schedule?.runDry(now: now) ?? false { reportDryRing(owner, &bus) }
-            return 0
+            return false
         }
-        let count = descriptor.entries.count
         enqueue(descriptor, now: now)
-        return count
+        return true
     }
 
     /// The microframe in which the endpoint is to be visited next. One that waits for its device is
@@ -52,16 +52,15 @@ extension Endpoint {
     }
 
     private mutating func followDevice(
-        _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64
-    ) -> Int {
-        guard let descriptor = readNext(bus) else {
+        _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64, budget: inout Int
+    ) -> Bool {
+        guard let descriptor = readNext(bus, budget: &budget) else {
             if queue.inFlight.isEmpty, schedule?.leave() ?? false { reportDryRing(owner, &bus) }
-            return 0
+            return false
         }
         schedule?.follow()
-        let count = descriptor.entries.count
         start(descriptor, owner, bus, &sequence)
-        return count
+        return true
     }
 
     /// Tells of the first service interval without a descriptor (xHCI 4.10.3.1). The endpoint goes on

@@ -134,12 +134,12 @@ struct Endpoint {
         while budget > max(0, end) {
             guard settle(owner, &bus) else { return .blocked }
             let bytes = load.bytes
-            let count =
+            let hasMore =
                 schedule == nil
-                ? startNext(owner, bus, &sequence)
-                : advanceSchedule(owner, &bus, &sequence, now: microframe)
-            guard count > 0 else { return .idle }
-            budget -= count + (load.bytes - bytes) >> 12
+                ? startNext(owner, bus, &sequence, budget: &budget)
+                : advanceSchedule(owner, &bus, &sequence, budget: &budget, now: microframe)
+            guard hasMore else { return .idle }
+            budget -= (load.bytes - bytes) >> 12
         }
         return .more
     }
@@ -214,9 +214,9 @@ struct Endpoint {
     var takesTransfers: Bool { state == .running && !isStopping && hasRoom }
 
     /// Reads the next descriptor of the ring, if there is a whole one.
-    mutating func readNext(_ bus: SystemBus) -> TransferDescriptor? {
+    mutating func readNext(_ bus: SystemBus, budget: inout Int) -> TransferDescriptor? {
         let descriptor = TransferReader.read(
-            kind, at: queue.ring, start: queue.progress, bus)
+            kind, at: queue.ring, start: queue.progress, bus, budget: &budget)
         guard let descriptor else { return nil }
         queue.ring = descriptor.end
         queue.progress = .nothing
@@ -225,14 +225,13 @@ struct Endpoint {
 
     /// Starts the transfer that is next on the ring.
     ///
-    /// - Returns: the TRBs that it has; 0 if there is none.
+    /// - Returns: whether there was one.
     private mutating func startNext(
-        _ owner: SlotIdentity, _ bus: SystemBus, _ sequence: inout UInt64
-    ) -> Int {
-        guard takesTransfers, let descriptor = readNext(bus) else { return 0 }
-        let count = descriptor.entries.count
+        _ owner: SlotIdentity, _ bus: SystemBus, _ sequence: inout UInt64, budget: inout Int
+    ) -> Bool {
+        guard takesTransfers, let descriptor = readNext(bus, budget: &budget) else { return false }
         start(descriptor, owner, bus, &sequence)
-        return count
+        return true
     }
 
     /// Gives a transfer to the device, unless its outcome is known already.

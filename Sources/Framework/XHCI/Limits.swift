@@ -2,8 +2,9 @@
 
 /// Every bound that the controller puts on what a guest may ask, in one place.
 enum Limits {
-    /// Link TRBs followed one after the other before a ring counts as a loop without content.
-    static let linksInARow = 256
+    /// Link TRBs in one transfer descriptor, or before one command. A ring that has more is a loop
+    /// without content, or as good as one.
+    static let linksPerTransfer = 256
     /// TRBs of one transfer descriptor.
     static let trbsPerTransfer = 4096
     /// Bytes of one transfer descriptor.
@@ -36,7 +37,8 @@ enum Limits {
     static let commandsPerService = 64
     /// Rounds through completions, commands and endpoints in one call of `service`.
     static let roundsPerService = 16
-    /// What one endpoint does before others have their turn: TRBs read, and pages of their data.
+    /// What one endpoint does before others have their turn: TRBs read, whether or not they make a
+    /// whole transfer, and pages of their data.
     static let workPerVisit = 64
     /// What all endpoints do in one call of `service`; the last transfer may exceed it. It is some
     /// 100 µs of work: the guest's register accesses wait that long.

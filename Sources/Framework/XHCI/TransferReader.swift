@@ -11,6 +11,9 @@ struct TransferReader {
     private var position: RingPosition
     private var descriptor: TransferDescriptor
     private var data = 0
+    private var links = 0
+    /// TRBs looked at, whatever came of them.
+    private var fetches = 0
 
     /// Why no more can be read.
     private enum End: Error {
@@ -26,10 +29,14 @@ struct TransferReader {
     }
 
     /// The descriptor at a place of a ring, if there is a whole one.
+    ///
+    /// - Parameter budget: each TRB that is looked at is taken off.
     static func read(
-        _ kind: EndpointKind, at position: RingPosition, start: PartialTransfer, _ bus: SystemBus
+        _ kind: EndpointKind, at position: RingPosition, start: PartialTransfer, _ bus: SystemBus,
+        budget: inout Int
     ) -> TransferDescriptor? {
         var reader = TransferReader(position, start)
+        defer { budget -= reader.fetches }
         do throws(End) {
             switch kind {
             case .control: try reader.readControl(bus)
@@ -152,7 +159,7 @@ struct TransferReader {
     private mutating func next(
         _ bus: SystemBus, stopsAtLinks: Bool = false
     ) throws(End) -> TransferTRB {
-        for _ in 0...Limits.linksInARow {
+        while links <= Limits.linksPerTransfer {
             let trb = try fetch(bus)
             guard let link = LinkTRB(trb) else {
                 append(trb, bus)
@@ -160,6 +167,7 @@ struct TransferReader {
                 guard descriptor.entries.count <= Limits.trbsPerTransfer else { throw .malformed }
                 return TransferTRB(trb)
             }
+            links += 1
             let wantsEvent = TransferTRB(trb).interruptOnCompletion
             if wantsEvent { append(trb, bus) }
             position = position.following(link)
@@ -170,6 +178,7 @@ struct TransferReader {
     }
 
     private mutating func fetch(_ bus: SystemBus) throws(End) -> TRB {
+        fetches += 1
         let fetched: TRB?
         do throws(DMAError) {
             fetched = try bus.fetch(at: position)
