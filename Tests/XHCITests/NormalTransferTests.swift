@@ -136,6 +136,21 @@ struct NormalTransferTests {
         #expect(guest.machine.interrupts.total == before + 1)
     }
 
+    @Test func `a blocked event interrupt is that of the event which IOC asks for`() throws {
+        give(4)
+        _ = driver.takeAll()
+        let before = guest.machine.interrupts.total
+        input.submit(.normal(buffer, 10, [.interruptOnShortPacket, .blockEventInterrupt]))
+        #expect(try input.event().code == .shortPacket)
+        guest.machine.pass(.milliseconds(10))
+        #expect(guest.machine.interrupts.total == before + 1)
+        device.onTransfer = { _ in .end(.stalled, transferred: 0) }
+        input.submit(.normal(buffer, 10, [.interruptOnCompletion, .blockEventInterrupt]))
+        #expect(try input.event().code == .stall)
+        guest.machine.pass(.milliseconds(10))
+        #expect(guest.machine.interrupts.total == before + 2)
+    }
+
     @Test(arguments: 0...8)
     func `immediate data goes out`(count: Int) throws {
         device.onTransfer = { _ in .accept }

@@ -166,7 +166,10 @@ struct TransferWalk {
                 descriptor.isControl
                     ? .nothing : PartialTransfer(bytes: done, accumulated: accumulated)
             )
-            return event(ending.code, at: position, trb, length: residue)
+            // An error has its event whatever the TRB asks for.
+            var ended = event(ending.code, at: position, trb, length: residue)
+            ended.interrupts = true
+            return ended
         }
         if trb.trb.kind == .eventData { return eventData(trb) }
         let wasShort = isShort

@@ -23,8 +23,8 @@ struct TransferTRB {
     var interruptOnCompletion: Bool { trb.control[bit: 5] }
     /// IDT, bit 6.
     var isImmediateData: Bool { trb.control[bit: 6] }
-    /// BEI, bit 9: the event asks for no interrupt.
-    var blockEventInterrupt: Bool { trb.control[bit: 9] }
+    /// BEI, bit 9: the event that IOC asks for, and no other, asserts no interrupt.
+    var blockEventInterrupt: Bool { interruptOnCompletion && trb.control[bit: 9] }
     /// DIR, bit 16, of a Data Stage or Status Stage TRB.
     var direction: Bool { trb.control[bit: 16] }
 
