@@ -84,7 +84,11 @@ final class SweptScene {
             throw Violation("descriptors are left: \(open), and there were \(before)")
         }
         let status = try server.terminate()
-        if status != 0 { throw Violation("it ended with status \(status): \(server.log)") }
+        // The last flush of all is one that may fail, and is told of.
+        let hasLost = status == 1 && server.log.contains("could not be written")
+        guard status == 0 || hasLost && fault.call == "fdatasync" else {
+            throw Violation("it ended with status \(status): \(server.log)")
+        }
         try checkFile()
     }
 
