@@ -68,7 +68,8 @@ final class PortConnection: USBPort {
         if !abandoned.isEmpty, let place = abandoned.firstIndex(of: completion.id) {
             abandoned.remove(at: place)
         }
-        overdue.remove(completion.id)
+        // To look for an id in a set costs its hash, empty or not.
+        if !overdue.isEmpty { overdue.remove(completion.id) }
         // Of an abandoned transfer too: a command may wait for it.
         inbox.append(.completed(completion))
     }
