@@ -117,7 +117,11 @@ final class LibUSBHandle: HostHandle {
     /// The kernel copies data when it is asked for what has ended, so this is all that can still come of
     /// cancelled transfers. libusb takes some requests at a time, and makes many of a large transfer.
     func reap() {
-        var rounds = requestCount / Self.requestsReaped + Self.spareRounds
+        reap(atMost: requestCount / Self.requestsReaped + Self.spareRounds)
+    }
+
+    private func reap(atMost limit: Int) {
+        var rounds = limit
         repeat {
             context.handleEvents()
             rounds -= 1
@@ -143,11 +147,7 @@ final class LibUSBHandle: HostHandle {
         observer?.deviceLeft()
         cancelAll()
         // Each one that is lost ends a round.
-        var rounds = requestCount + Self.spareRounds
-        repeat {
-            context.handleEvents()
-            rounds -= 1
-        } while hasCancelled && rounds > 0
+        reap(atMost: requestCount + Self.spareRounds)
         let lost = active
         active = []
         for slot in lost {

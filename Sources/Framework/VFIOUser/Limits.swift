@@ -36,7 +36,7 @@ public enum Limits {
     public static let unmappingTime: Duration = .seconds(4)
 
     /// How long the device waits for guest memory that comes by messages, in all accesses that it makes
-    /// before others have their turn. Shorter than QEMU's 5 s,
-    /// so that a client blocked by our silence meets a failed access and not a dead device.
+    /// before others have their turn. Shorter than QEMU's 5 s, so that a client blocked by our silence
+    /// meets a failed access and not a dead device.
     public static let memoryAccessTime: Duration = .seconds(4)
 }

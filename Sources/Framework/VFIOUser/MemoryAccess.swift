@@ -43,8 +43,7 @@ extension Connection {
     public func readMemory(
         into bytes: UnsafeMutableRawBufferPointer, at address: UInt64
     ) throws(Errno) {
-        let deadline = startAccess()
-        try inPieces(count: bytes.count, until: deadline) { piece throws(Errno) in
+        try inPieces(count: bytes.count) { (piece, deadline) throws(Errno) in
             let place = address &+ UInt64(piece.lowerBound)
             let target = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[piece])
             if try unsafe readPiece(into: target, at: place, until: deadline) == .ambiguous {
@@ -58,8 +57,7 @@ extension Connection {
     public func writeMemory(
         _ bytes: UnsafeRawBufferPointer, at address: UInt64
     ) throws(Errno) {
-        let deadline = startAccess()
-        try inPieces(count: bytes.count, until: deadline) { piece throws(Errno) in
+        try inPieces(count: bytes.count) { (piece, deadline) throws(Errno) in
             let place = address &+ UInt64(piece.lowerBound)
             if memoryLayout == nil { try determineLayout(at: place, until: deadline) }
             let layout = memoryLayout ?? .document
@@ -86,20 +84,21 @@ extension Connection {
         return deadline
     }
 
-    /// Calls `body` with ranges that are short enough for one message.
+    /// Calls `body` with ranges that are short enough for one message, and until when it may wait.
     private func inPieces(
-        count: Int, until deadline: Duration, _ body: (Range<Int>) throws(Errno) -> Void
+        count: Int, _ body: (Range<Int>, _ deadline: Duration) throws(Errno) -> Void
     ) throws(Errno) {
         guard servesMemory else { throw isClosed ? .socketNotConnected : .notSupported }
         // Neither within another access nor while a request is answered.
         guard access == nil, !isAnswering else { throw .resourceBusy }
         if mustRest || session.delayedReplies > 0 { throw .canceled }
+        let deadline = startAccess()
         if overdueRequest != nil || deadline <= loop.now { throw .timedOut }
         let longest = Int(min(session.client.dataTransfer, UInt64(Limits.dataTransfer)))
         var start = 0
         while start < count {
             let end = min(start + longest, count)
-            try body(start..<end)
+            try body(start..<end, deadline)
             start = end
         }
     }
