@@ -19,11 +19,18 @@ enum ControlTarget: FuzzTarget {
         case 2: try bench.send([10])
         case 3: bench.finishOne(input.number(0...7))
         case 4: try bench.pass(.milliseconds(input.number(0...12_000)))
-        case 5: try bench.send([UInt8](repeating: input.byte(), count: input.number(0...65_535)))
+        case 5: try repeated(&input, bench)
         case 6: try bench.reconnect()
         case 7: bench.disconnect(input.number(0...7))
         default: try request(&input, bench)
         }
+    }
+
+    /// The longest line, and more; ends of lines are fewer, since each of them is a request.
+    private static func repeated(_ input: inout FuzzInput, _ bench: ControlBench) throws {
+        let byte = input.byte()
+        let count = input.number(0...65_535)
+        try bench.send([UInt8](repeating: byte, count: byte == 10 ? count % 512 : count))
     }
 
     /// A request that is mostly right.
