@@ -3,7 +3,7 @@
 import Foundation
 import VMKit
 
-/// A real kernel in a virtual machine of the test bed uses our stick and, one after the other, those of
+/// A real kernel in a virtual machine of the test bed uses our sticks and, one after the other, those of
 /// QEMU's own controller, with copies of one image, measured by fio.
 struct GuestBenchmark {
     static let title = "In a guest"
@@ -18,7 +18,12 @@ struct GuestBenchmark {
         ("read 1 MiB", "--rw=read --bs=1M --iodepth=4"),
         ("write 1 MiB", "--rw=write --bs=1M --iodepth=4"),
     ]
-    private static let disks = ["usbvfiod", "usb-storage", "usb-uas"]
+    private static let disks = ["usbvfiod", "with uas", "usb-storage", "usb-uas"]
+    private static let ratios = [
+        (name: "by usb-storage", ours: "usbvfiod", theirs: "usb-storage"),
+        (name: "uas by usb-storage", ours: "with uas", theirs: "usb-storage"),
+        (name: "uas by usb-uas", ours: "with uas", theirs: "usb-uas"),
+    ]
 
     let folder: URL
 
@@ -32,14 +37,14 @@ struct GuestBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "MB/s of fio with direct access, medians of \(Self.rounds) rounds; usb-storage and "
-                    + "usb-uas are QEMU's, at its qemu-xhci, in the same guest. Ratios are ours by "
-                    + "theirs, the median of the rounds'.",
+                "MB/s of fio with direct access, medians of \(Self.rounds) rounds; 'with uas' is "
+                    + "a stick made with uas; usb-storage and usb-uas are QEMU's, at its qemu-xhci, "
+                    + "in the same guest. Ratios are ours by theirs, the median of the rounds'.",
                 Bed.hasKVM
                     ? "Guests run under KVM."
                     : "Guests run under a software CPU (TCG), which is what limits them.",
             ],
-            columns: Self.disks + ["by usb-storage", "by usb-uas"])
+            columns: Self.disks + Self.ratios.map(\.name))
         section.plots = [
             Plot(file: "guest", title: "\(Self.title): MB/s", columns: Self.disks)
         ]
@@ -49,7 +54,10 @@ struct GuestBenchmark {
             return image.path
         }
         let program = try RunningProgram(
-            devices: ["storage:file=\(images[0]),product=usbvfiod"], folder: folder)
+            devices: [
+                "storage:file=\(images[0]),product=bulk-only",
+                "storage:file=\(images[1]),product=attached,uas",
+            ], folder: folder)
         let script = folder.appending(path: "guest-script")
         try Data(Self.script.utf8).write(to: script)
         progress("guest: fio in a virtual machine, about two minutes")
@@ -58,9 +66,9 @@ struct GuestBenchmark {
             "-device",
             #"{"driver":"vfio-user-pci","socket":{"path":"\#(program.socket)","type":"unix"}}"#,
             "-device", "qemu-xhci,id=usb",
-            "-drive", "if=none,id=plain,format=raw,file=\(images[1])",
+            "-drive", "if=none,id=plain,format=raw,file=\(images[2])",
             "-device", "usb-storage,bus=usb.0,drive=plain",
-            "-drive", "if=none,id=attached,format=raw,file=\(images[2])",
+            "-drive", "if=none,id=attached,format=raw,file=\(images[3])",
             "-device", "usb-uas,bus=usb.0,id=uas",
             "-device", "scsi-hd,bus=uas.0,drive=attached,product=usb-uas",
         ])
@@ -86,11 +94,11 @@ struct GuestBenchmark {
         return patterns.map { pattern in
             let of = rates[pattern.name] ?? [:]
             var values = of.mapValues { median($0) }
-            let ours = of[disks[0]] ?? []
-            for other in disks.dropFirst() {
-                let theirs = of[other] ?? []
+            for ratio in ratios {
+                let ours = of[ratio.ours] ?? []
+                let theirs = of[ratio.theirs] ?? []
                 guard !ours.isEmpty, !theirs.isEmpty else { continue }
-                values["by \(other)"] = median(zip(ours, theirs).map { $0 / $1 })
+                values[ratio.name] = median(zip(ours, theirs).map { $0 / $1 })
             }
             return Report.Row(name: pattern.name, values: values)
         }
@@ -98,7 +106,7 @@ struct GuestBenchmark {
 
     /// What the guest does. The disks are told apart by the product's name.
     private static var script: String {
-        let jobs = patterns.enumerated().map { "    measure $disk \($0) \($1.arguments)" }
+        let jobs = patterns.enumerated().map { #"    measure "$disk" \#($0) \#($1.arguments)"# }
         return """
             find_disk() {
                 local model
@@ -115,11 +123,12 @@ struct GuestBenchmark {
                     --size=64M --time_based --runtime=\(seconds) --minimal "$@" |
                     awk -F';' -v what="$disk,$number" '{ print "result " what "," $7 + $48 }'
             }
-            declare -A names=([usbvfiod]=usbvfiod [usb-storage]=QEMU [usb-uas]=usb-uas)
+            declare -A names=(
+                [usbvfiod]=bulk-only ["with uas"]=attached [usb-storage]=QEMU [usb-uas]=usb-uas)
             for name in "${names[@]}"; do
                 for try in {1..300}; do find_disk $name >/dev/null && break; sleep 0.1; done
             done
-            for round in {1..\(rounds)}; do for disk in \(disks.joined(separator: " ")); do
+            for round in {1..\(rounds)}; do for disk in \(disks.map { "'\($0)'" }.joined(separator: " ")); do
             \(jobs.joined(separator: "\n"))
             done; done
             """

@@ -19,7 +19,8 @@ import USB
             unit: LogicalUnit(
                 identity: .init(serialNumber: "0123456789AB"),
                 blockCount: image.byteCount / 512, isReadOnly: image.isReadOnly, writeCache: true),
-            speed: speed, summary: "test", worker: try Worker(name: "t", loop: guest.machine.loop),
+            speed: speed, offersUAS: false, summary: "test",
+            worker: try Worker(name: "t", loop: guest.machine.loop),
             logger: Logger(label: "test"))
     }
 

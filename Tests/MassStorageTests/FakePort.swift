@@ -38,7 +38,8 @@ final class StickHost {
     var pieces = 1
 
     init(
-        _ image: any DiskImage, speed: USBSpeed = .superSpeed, writeCache: Bool = true,
+        _ image: any DiskImage, speed: USBSpeed = .superSpeed, offersUAS: Bool = false,
+        writeCache: Bool = true,
         identity: LogicalUnit.Identity = .init(serialNumber: "0123456789ABCDEF")
     ) throws {
         loop = try EpollLoop()
@@ -46,7 +47,7 @@ final class StickHost {
             identity: identity, blockCount: image.byteCount / UInt64(blockSize),
             isReadOnly: image.isReadOnly, writeCache: writeCache)
         device = StorageDevice(
-            image: image, unit: unit, speed: speed, summary: "test",
+            image: image, unit: unit, speed: speed, offersUAS: offersUAS, summary: "test",
             worker: try Worker(name: "test", loop: loop), logger: Logger(label: "test"))
         device.attach(to: port)
         setConfiguration(1)

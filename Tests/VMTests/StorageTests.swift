@@ -116,6 +116,48 @@ extension VMTests {
             try next.expectNoComplaints()
         }
 
+        /// Goal: many commands under way, on streams and without them, leave what they were to leave.
+        @Test(arguments: Kernel.allCases)
+        func `a guest that knows UAS gives a stick many commands at a time`(
+            kernel: Kernel
+        ) throws {
+            let images = [try lab.image(mebibytes: 16), try lab.image(mebibytes: 16)]
+            let server = try lab.serve(
+                "storage:file=\(images[0].path),uas,product=fast",
+                "storage:file=\(images[1].path),uas,product=slow,speed=high")
+            let guest = try lab.boot(kernel, with: server)
+
+            for (image, product) in zip(images, ["fast", "slow"]) {
+                let find = """
+                    disk=$(grep -l "^\(product) *$" /sys/bus/usb/drivers/uas/*:*/host*/target*/*/model)
+                    disk=$(echo "${disk%/model}"/block/sd*) && [[ -b /dev/${disk##*/} ]]
+                    """
+                try guest.wait(until: "{ \(find); } 2>/dev/null")
+                let disk = "/dev/" + (try guest.run("\(find); echo ${disk##*/}"))
+                #expect(try guest.checksum(of: disk) == image.checksum())
+                try guest.run(
+                    """
+                    fio --name=job --filename=\(disk) --direct=1 --ioengine=libaio --thread \
+                        --rw=randrw --rwmixread=30 --bsrange=512-256k --iodepth=24 --size=16M \
+                        --verify=crc32c --verify_fatal=1 --output=/tmp/fio || { cat /tmp/fio; exit 1; }
+                    sync \(disk)
+                    """)
+                #expect(try guest.checksum(of: disk) == image.checksum())
+                // The driver goes and comes back, in the middle of commands.
+                try guest.run(
+                    """
+                    dd if=\(disk) of=/dev/null bs=1M iflag=direct status=none & sleep 0.1
+                    interface=$(realpath /sys/block/\(disk.dropFirst(5))/device/../../..)
+                    interface=${interface##*/}
+                    echo $interface >/sys/bus/usb/drivers/uas/unbind; wait
+                    echo $interface >/sys/bus/usb/drivers/uas/bind
+                    """)
+                try guest.wait(until: "{ \(find); } 2>/dev/null")
+                let again = "/dev/" + (try guest.run("\(find); echo ${disk##*/}"))
+                #expect(try guest.checksum(of: again) == image.checksum())
+            }
+        }
+
         /// Goal: a VMM that keeps the guest's memory to itself is served through messages.
         @Test(arguments: Kernel.allCases)
         func `a guest whose memory is not shared reads and writes the image`(

@@ -31,13 +31,6 @@ struct BulkOnlyTransport {
         static let out = Endpoints(rawValue: 2)
     }
 
-    /// What the device means to move: Dn, Di or Do with a count, as section 6.7 calls them.
-    enum Intent {
-        case nothing
-        case send(Int)
-        case receive(Int)
-    }
-
     /// `bCSWStatus`.
     enum Status: UInt8 {
         case passed = 0
@@ -123,14 +116,11 @@ struct BulkOnlyTransport {
     ///
     /// - Returns: false if they contradict each other (cases 2, 3, 7, 8, 10 and 13); the command must
     ///   then not be carried out.
-    mutating func begin(_ intent: Intent) -> Bool {
-        switch intent {
-        case .nothing, .send(0), .receive(0):
-            return true
-        case .send(let count):
-            return begin(count, .in)
-        case .receive(let count):
-            return begin(count, .out)
+    mutating func begin(_ stage: DataStage) -> Bool {
+        switch stage {
+        case .none: true
+        case .send(let count): begin(count, .in)
+        case .receive(let count): begin(count, .out)
         }
     }
 

@@ -133,6 +133,9 @@ struct LogicalUnit {
     /// The command at work failed after all.
     mutating func fail(_ error: SenseData) { sense = error }
 
+    /// The host has the sense data of the last command.
+    mutating func senseWasSent() { sense = .none }
+
     /// A job has ended well.
     mutating func mediumJobEnded(_ job: MediumJob) {
         switch job {

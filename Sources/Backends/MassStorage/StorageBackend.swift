@@ -21,6 +21,9 @@ public final class StorageBackend: DeviceBackend {
         Parameter("product", value: "TEXT", summary: "product, at most 16 characters"),
         Parameter("speed", value: "high|super", summary: "USB 2 or USB 3; default super"),
         Parameter(
+            "uas", value: "on|off",
+            summary: "offers USB Attached SCSI: many commands at a time; default off"),
+        Parameter(
             "removable", value: "on|off", summary: "whether the medium can be ejected; default on"),
         Parameter(
             "cache", value: "writeback|writethrough|none",
@@ -72,8 +75,9 @@ public final class StorageBackend: DeviceBackend {
             identity: identity, blockCount: image.byteCount / UInt64(blockSize),
             isReadOnly: readOnly, writeCache: cache != .writethrough)
         device = StorageDevice(
-            image: image, unit: unit, speed: speed, summary: Self.summary(path), worker: worker,
-            logger: logger)
+            image: image, unit: unit, speed: speed,
+            offersUAS: try specification.flag("uas") ?? false, summary: Self.summary(path),
+            worker: worker, logger: logger)
     }
 
     /// Opens the image that a specification names, or takes it as it was opened by somebody else.

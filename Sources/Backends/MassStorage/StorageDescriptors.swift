@@ -3,10 +3,16 @@
 internal import USB
 
 /// What a stick says of itself over USB: one interface of the mass storage class, SCSI transparent,
-/// bulk-only, with a bulk endpoint in each direction.
+/// bulk-only, with a bulk endpoint in each direction. With UAS that is another setting of it, which
+/// has endpoints for commands and their status beside these.
 enum StorageDescriptors {
     static let inEndpoint = EndpointAddress(1, .in)
     static let outEndpoint = EndpointAddress(2, .out)
+    static let statusEndpoint = EndpointAddress(3, .in)
+    static let commandEndpoint = EndpointAddress(4, .out)
+
+    /// The alternate setting of UAS.
+    static let uasSetting: UInt8 = 1
 
     /// QEMU's numbers for an emulated stick: drivers know no quirks for them.
     private static let vendor: UInt16 = 0x46f4
@@ -15,7 +21,7 @@ enum StorageDescriptors {
     static func maxPacketSize(at speed: USBSpeed) -> Int { speed.isSuperSpeed ? 1024 : 512 }
 
     static func description(
-        speed: USBSpeed, identity: LogicalUnit.Identity
+        speed: USBSpeed, identity: LogicalUnit.Identity, offersUAS: Bool
     ) -> DeviceDescription {
         let strings = [identity.vendor, identity.product, identity.serialNumber]
         if speed.isSuperSpeed {
@@ -23,7 +29,7 @@ enum StorageDescriptors {
                 speed: speed,
                 device: DeviceDescriptor(
                     usbVersion: 0x0300, maxPacketSize: 512, vendor: vendor, product: product),
-                configurations: [configuration(maxPacketSize: 1024)],
+                configurations: [configuration(maxPacketSize: 1024, offersUAS: offersUAS)],
                 strings: strings,
                 capabilities: [
                     .usb2Extension(linkPowerManagement: false),
@@ -35,22 +41,45 @@ enum StorageDescriptors {
         let device = DeviceDescriptor(
             usbVersion: 0x0200, maxPacketSize: 64, vendor: vendor, product: product)
         return DeviceDescription(
-            speed: speed, device: device, configurations: [configuration(maxPacketSize: 512)],
+            speed: speed, device: device,
+            configurations: [configuration(maxPacketSize: 512, offersUAS: offersUAS)],
             strings: strings,
-            otherSpeed: .init(device: device, configurations: [configuration(maxPacketSize: 64)]))
+            otherSpeed: .init(
+                device: device,
+                configurations: [configuration(maxPacketSize: 64, offersUAS: offersUAS)]))
     }
 
-    private static func configuration(maxPacketSize: UInt16) -> ConfigurationDescriptor {
-        let companion = SuperSpeedCompanion(burst: 16)
-        return ConfigurationDescriptor(interfaces: [
-            InterfaceDescriptor(
-                interfaceClass: USBClass(0x08, subclass: 0x06, protocol: 0x50),
-                endpoints: [
-                    EndpointDescriptor(
-                        inEndpoint, .bulk, maxPacketSize: maxPacketSize, companion: companion),
-                    EndpointDescriptor(
-                        outEndpoint, .bulk, maxPacketSize: maxPacketSize, companion: companion),
-                ])
-        ])
+    private static func configuration(
+        maxPacketSize: UInt16, offersUAS: Bool
+    ) -> ConfigurationDescriptor {
+        let bulkOnly = InterfaceDescriptor(
+            interfaceClass: USBClass(0x08, subclass: 0x06, protocol: 0x50),
+            endpoints: [
+                endpoint(inEndpoint, maxPacketSize, burst: 16),
+                endpoint(outEndpoint, maxPacketSize, burst: 16),
+            ])
+        guard offersUAS else { return ConfigurationDescriptor(interfaces: [bulkOnly]) }
+        let uas = InterfaceDescriptor(
+            alternateSetting: uasSetting,
+            interfaceClass: USBClass(0x08, subclass: 0x06, protocol: 0x62),
+            endpoints: [
+                endpoint(commandEndpoint, maxPacketSize, pipe: 1),
+                endpoint(statusEndpoint, maxPacketSize, streams: true, pipe: 2),
+                endpoint(inEndpoint, maxPacketSize, burst: 16, streams: true, pipe: 3),
+                endpoint(outEndpoint, maxPacketSize, burst: 16, streams: true, pipe: 4),
+            ])
+        return ConfigurationDescriptor(interfaces: [bulkOnly, uas])
+    }
+
+    /// - Parameter pipe: `bPipeID` of the pipe usage descriptor (UAS, 5.2.3.6).
+    private static func endpoint(
+        _ address: EndpointAddress, _ maxPacketSize: UInt16, burst: Int = 1,
+        streams: Bool = false, pipe: UInt8? = nil
+    ) -> EndpointDescriptor {
+        // 2^5 streams: as many commands does a host have under way.
+        let companion = SuperSpeedCompanion(burst: burst, attributes: streams ? 5 : 0)
+        return EndpointDescriptor(
+            address, .bulk, maxPacketSize: maxPacketSize, companion: companion,
+            classDescriptors: pipe.map { [4, 0x24, $0, 0] } ?? [])
     }
 }

@@ -12,10 +12,9 @@ extension StorageDevice {
     func sendData(_ transfer: Transfer, count: Int) {
         switch command {
         case .reply(let bytes):
-            let start = pipes.transport.position
+            let start = pipes.position
             transfer.buffer.copy(from: Array(bytes[start..<start + count]))
-            pipes.transport.move(count)
-            if pipes.transport.phase == .working { finish(nil) }
+            if pipes.move(count) { finish(nil) }
             complete(transfer.id, .completed, count)
         case .read(let extent): read(transfer, extent, count: count)
         default: preconditionFailure("data for the host without a command that has them")
@@ -24,7 +23,7 @@ extension StorageDevice {
 
     private func read(_ transfer: Transfer, _ extent: Extent, count: Int) {
         let pieces = transfer.buffer.pieces(count: count)
-        let offset = extent.byteOffset + UInt64(pipes.transport.position)
+        let offset = extent.byteOffset + UInt64(pipes.position)
         var done = 0
         if canTryReading {
             do throws(Errno) {
@@ -51,19 +50,18 @@ extension StorageDevice {
         _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int
     ) {
         guard let error = movement.error else {
-            pipes.transport.move(count)
-            if pipes.transport.phase == .working { finish(nil) }
+            if pipes.move(count) { finish(nil) }
             complete(transfer.id, .completed, count)
             return
         }
-        // The blocks before the bad one have been sent; then the endpoint halts.
+        // The blocks before the bad one have been sent; then the data stage ends.
         let good = movement.count - movement.count % blockSize
-        pipes.transport.move(good)
-        let failed = extent.block + UInt64(pipes.transport.position / blockSize)
+        _ = pipes.move(good)
+        let failed = extent.block + UInt64(pipes.position / blockSize)
         tell("reading block \(failed) failed: \(error)")
         finish(SenseData(reading: error, block: failed))
-        let endsShort = good % pipes.transport.maxPacketSize != 0
-        complete(transfer.id, endsShort ? .completed : .stalled, good)
+        let endsShort = good % pipes.maxPacketSize != 0
+        complete(transfer.id, endsShort ? .completed : pipes.statusOfExcess, good)
     }
 
     // MARK: - Data from the host
@@ -90,7 +88,7 @@ extension StorageDevice {
 
     private func write(_ transfer: Transfer, _ extent: Extent, durably: Bool, count: Int) {
         let pieces = transfer.buffer.pieces(count: count)
-        let offset = extent.byteOffset + UInt64(pipes.transport.position)
+        let offset = extent.byteOffset + UInt64(pipes.position)
         var done = 0
         if canTryWriting && !durably {
             do throws(Errno) {
@@ -121,14 +119,14 @@ extension StorageDevice {
             return
         }
         let good = movement.count - movement.count % blockSize
-        let failed = extent.block + UInt64((pipes.transport.position + good) / blockSize)
+        let failed = extent.block + UInt64((pipes.position + good) / blockSize)
         tell("writing block \(failed) failed: \(error)")
         received(transfer, processed: good, of: count, SenseData(writing: error, block: failed))
     }
 
     private func compare(_ transfer: Transfer, _ extent: Extent, count: Int) {
         let pieces = transfer.buffer.pieces(count: count)
-        let offset = extent.byteOffset + UInt64(pipes.transport.position)
+        let offset = extent.byteOffset + UInt64(pipes.position)
         let image = image
         onWorker(for: transfer) {
             image.compare(pieces, at: offset)
@@ -144,13 +142,13 @@ extension StorageDevice {
         _ transfer: Transfer, processed: Int, of count: Int, _ error: SenseData?,
         end: (() -> Void)? = nil
     ) {
-        pipes.transport.move(count, processed: processed)
+        let isLast = pipes.move(count, processed: processed)
         // What the host sends beyond the command's data is refused.
         let isTooLong = transfer.buffer.count > count
-        complete(transfer.id, isTooLong ? .stalled : .completed, count)
+        complete(transfer.id, isTooLong ? pipes.statusOfExcess : .completed, count)
         if let error {
             finish(error)
-        } else if pipes.transport.phase == .working {
+        } else if isLast {
             if let end { end() } else { finish(nil) }
         }
     }

@@ -56,8 +56,8 @@ final class StorageDevice: USBDevice {
     }
 
     init(
-        image: any DiskImage, unit: LogicalUnit, speed: USBSpeed, summary: String, worker: Worker,
-        logger: Logger
+        image: any DiskImage, unit: LogicalUnit, speed: USBSpeed, offersUAS: Bool, summary: String,
+        worker: Worker, logger: Logger
     ) {
         self.image = image
         self.unit = unit
@@ -67,9 +67,9 @@ final class StorageDevice: USBDevice {
         self.logger = logger
         pipes = StoragePipes(
             control: DefaultControlPipe(
-                StorageDescriptors.description(speed: speed, identity: unit.identity)),
-            transport: BulkOnlyTransport(
-                maxPacketSize: StorageDescriptors.maxPacketSize(at: speed)))
+                StorageDescriptors.description(
+                    speed: speed, identity: unit.identity, offersUAS: offersUAS)),
+            maxPacketSize: StorageDescriptors.maxPacketSize(at: speed))
     }
 
     /// Whether the worker has nothing to do for this device.
@@ -105,7 +105,7 @@ final class StorageDevice: USBDevice {
         era += 1
         cancellation?.cancel()
         command = nil
-        pipes.transport.reset()
+        for transfer in pipes.reset() { complete(transfer.id, .failed, 0) }
     }
 
     func submit(_ transfer: Transfer) {
@@ -115,6 +115,10 @@ final class StorageDevice: USBDevice {
             complete(transfer.id, .failed, 0)
         }
         advance()
+    }
+
+    func setStreams(_ count: Int, for endpoint: EndpointAddress) {
+        pipes.setStreams(count, for: endpoint)
     }
 
     func cancel(_ id: Transfer.ID) {
@@ -130,7 +134,7 @@ final class StorageDevice: USBDevice {
             port?.complete(completion)
             switch change {
             case .configuration, .alternateSetting: resetTransport()
-            case .haltCleared where pipes.transport.phase == .broken:
+            case .haltCleared where pipes.bulkOnly.phase == .broken:
                 // Only a reset of the transport gets out of this.
                 pipes.control.halt(StorageDescriptors.inEndpoint)
                 pipes.control.halt(StorageDescriptors.outEndpoint)
@@ -144,7 +148,7 @@ final class StorageDevice: USBDevice {
     private func classRequest(_ transfer: Transfer, _ setup: SetupPacket) {
         let isOurs =
             setup.kind == .class && setup.recipient == .interface && setup.index == 0
-            && setup.value == 0 && pipes.control.configuration != 0
+            && setup.value == 0 && pipes.control.configuration != 0 && !pipes.usesUAS
         switch (setup.request, setup.direction, setup.length) {
         case (0xff, .out, 0) where isOurs:
             logger.debug("\(summary): reset of the bulk-only transport")
@@ -168,6 +172,9 @@ final class StorageDevice: USBDevice {
     private func take(_ step: consuming StoragePipes.Step) {
         switch consume step {
         case .command(let transfer): receiveCommand(transfer)
+        case .request(let transfer): receiveRequest(transfer)
+        case .begin(let command):
+            begin(unit.execute(command.block, at: command.unit), command.block)
         case .receive(let transfer, let count): receiveData(transfer, count: count)
         case .send(let transfer, let count): sendData(transfer, count: count)
         case .status(let transfer, let count): complete(transfer.id, .completed, count)
@@ -176,9 +183,8 @@ final class StorageDevice: USBDevice {
         case .babble(let transfer): complete(transfer.id, .babbled, transfer.buffer.count)
         case .phaseError(let transfer):
             command = nil
-            pipes.transport.finish(.phaseError)
-            pipes.applyHalts()
-            complete(transfer.id, .stalled, 0)
+            pipes.finishWithPhaseError()
+            complete(transfer.id, pipes.statusOfExcess, 0)
         }
     }
 
@@ -195,10 +201,8 @@ final class StorageDevice: USBDevice {
             while !bytes.isFull { bytes.append(0) }
         }
         let count = min(transfer.buffer.count, bytes.count)
-        guard let wrapper = pipes.transport.receiveCommand(bytes.span.extracting(first: count))
-        else {
+        guard let wrapper = pipes.receiveCommand(bytes.span.extracting(first: count)) else {
             logger.debug("\(summary): an invalid command block wrapper")
-            pipes.applyHalts()
             complete(transfer.id, .stalled, 0)
             return
         }
@@ -206,20 +210,33 @@ final class StorageDevice: USBDevice {
         begin(unit.execute(wrapper.command, at: wrapper.logicalUnit), wrapper.command)
     }
 
+    /// A request of UAS: commands wait for their turn, task management is done at once.
+    private func receiveRequest(_ transfer: Transfer) {
+        let bytes = InlineArray<32, UInt8> { (bytes: inout OutputSpan<UInt8>) in
+            transfer.buffer.copy(into: &bytes)
+            while !bytes.isFull { bytes.append(0) }
+        }
+        let count = min(transfer.buffer.count, bytes.count)
+        switch pipes.receiveRequest(bytes.span.extracting(first: count)) {
+        case .none: break
+        case .abort: forgetAbortedCommand()
+        case .reset:
+            forgetAbortedCommand()
+            unit.reset()
+        case .refuse:
+            logger.debug("\(summary): a request that names no stream")
+            return complete(transfer.id, .stalled, 0)
+        }
+        complete(transfer.id, .completed, transfer.buffer.count)
+    }
+
+    private func forgetAbortedCommand() {
+        if pipes.uas.current == nil { command = nil }
+    }
+
     /// Compares the action with what the host expects, and starts it.
     private func begin(_ action: LogicalUnit.Action, _ block: CommandBlock) {
-        let intent: BulkOnlyTransport.Intent
-        switch action {
-        case .good, .check, .perform: intent = .nothing
-        case .reply(let bytes): intent = .send(bytes.count)
-        case .read(let extent): intent = .send(extent.byteCount)
-        case .write(let extent, _), .compare(let extent): intent = .receive(extent.byteCount)
-        case .receiveParameters(let count): intent = .receive(count)
-        }
-        guard pipes.transport.begin(intent) else {
-            pipes.applyHalts()
-            return
-        }
+        guard pipes.begin(DataStage(action)) else { return }
         switch action {
         case .good: finish(nil)
         case .reply(let bytes):
@@ -236,9 +253,10 @@ final class StorageDevice: USBDevice {
     /// Ends the command: good, or with the sense data that say why not.
     func finish(_ error: SenseData?) {
         command = nil
-        if let error { unit.fail(error) }
-        pipes.transport.finish(error == nil ? .passed : .failed)
-        pipes.applyHalts()
+        // UAS sends the sense data with the status, so nothing is left to ask for.
+        if let error, !pipes.usesUAS { unit.fail(error) }
+        if pipes.usesUAS { unit.senseWasSent() }
+        pipes.finish(error)
     }
 
     /// Work on the medium without data.

@@ -3,24 +3,34 @@
 internal import DequeModule
 internal import USB
 
-/// The pipes of a stick: the control pipe with its halted endpoints, the transport, and the transfers
-/// that wait in the two bulk pipes.
+/// The pipes of a stick: the control pipe with its halted endpoints, the transport that the host has
+/// chosen, and the transfers that wait in the bulk pipes.
 ///
 /// ``next()`` takes from the bulk pipes whatever the transport can use now, one transfer at a time.
 struct StoragePipes {
     var control: DefaultControlPipe
-    var transport: BulkOnlyTransport
+    /// The host has chosen UAS instead of Bulk-Only Transport, which is what there is at first.
+    private(set) var usesUAS = false
+    private(set) var bulkOnly: BulkOnlyTransport
+    private(set) var uas: UASTransport
+
     private var inTransfers: Deque<Transfer> = []
     private var outTransfers: Deque<Transfer> = []
+    private var statusTransfers: Deque<Transfer> = []
+    private var commandTransfers: Deque<Transfer> = []
 
-    /// What becomes of a transfer that was taken.
+    /// What is to be done next.
     enum Step {
         /// A command block wrapper.
         case command(Transfer)
+        /// A request of UAS.
+        case request(Transfer)
+        /// A command of UAS has its turn.
+        case begin(UASTransport.Command)
         /// The next bytes of the data stage. What the transfer holds beyond them is refused.
         case receive(Transfer, count: Int)
         case send(Transfer, count: Int)
-        /// The command status wrapper is in the transfer.
+        /// The status is in the transfer.
         case status(Transfer, count: Int)
         /// Its endpoint does not exist, as the device is not configured.
         case fail(Transfer)
@@ -32,33 +42,30 @@ struct StoragePipes {
         case babble(Transfer)
     }
 
-    init(control: DefaultControlPipe, transport: BulkOnlyTransport) {
+    init(control: DefaultControlPipe, maxPacketSize: Int) {
         self.control = control
-        self.transport = transport
+        bulkOnly = BulkOnlyTransport(maxPacketSize: maxPacketSize)
+        uas = UASTransport(maxPacketSize: maxPacketSize)
     }
+
+    // MARK: - Transfers that wait
 
     /// Lets a transfer wait; false if it is for no bulk pipe.
     mutating func enqueue(_ transfer: consuming Transfer) -> Bool {
-        if transfer.endpoint == StorageDescriptors.inEndpoint {
-            inTransfers.append(transfer)
-        } else if transfer.endpoint == StorageDescriptors.outEndpoint {
-            outTransfers.append(transfer)
-        } else {
-            return false
+        switch transfer.endpoint {
+        case StorageDescriptors.inEndpoint: inTransfers.append(transfer)
+        case StorageDescriptors.outEndpoint: outTransfers.append(transfer)
+        case StorageDescriptors.statusEndpoint where usesUAS: statusTransfers.append(transfer)
+        case StorageDescriptors.commandEndpoint where usesUAS: commandTransfers.append(transfer)
+        default: return false
         }
         return true
     }
 
     /// Takes back a transfer that waits.
     mutating func remove(_ id: Transfer.ID) -> Bool {
-        if let index = inTransfers.firstIndex(where: { $0.id == id }) {
-            inTransfers.remove(at: index)
-        } else if let index = outTransfers.firstIndex(where: { $0.id == id }) {
-            outTransfers.remove(at: index)
-        } else {
-            return false
-        }
-        return true
+        inTransfers.remove(id) || outTransfers.remove(id) || statusTransfers.remove(id)
+            || commandTransfers.remove(id)
     }
 
     /// Takes back all transfers that wait.
@@ -66,21 +73,110 @@ struct StoragePipes {
         let all = Array(inTransfers) + outTransfers
         inTransfers = []
         outTransfers = []
+        return all + removeUAS()
+    }
+
+    /// Takes back those of endpoints that Bulk-Only Transport does not have.
+    private mutating func removeUAS() -> [Transfer] {
+        let all = Array(statusTransfers) + commandTransfers
+        statusTransfers = []
+        commandTransfers = []
         return all
     }
 
-    /// Halts what the transport has halted.
-    mutating func applyHalts() {
-        let halts = transport.takeHalts()
+    // MARK: - Transport
+
+    /// A reset of the device or of the transport, or a choice of the host's: nothing is under way.
+    ///
+    /// - Returns: transfers whose endpoints are no more.
+    mutating func reset() -> [Transfer] {
+        usesUAS =
+            control.configuration != 0
+            && control.alternateSetting(ofInterface: 0) == StorageDescriptors.uasSetting
+        bulkOnly.reset()
+        uas.reset()
+        return usesUAS ? [] : removeUAS()
+    }
+
+    mutating func setStreams(_ count: Int, for endpoint: EndpointAddress) {
+        if endpoint == StorageDescriptors.statusEndpoint { uas.streamCount = count }
+    }
+
+    mutating func receiveCommand(_ bytes: Span<UInt8>) -> CommandBlockWrapper? {
+        let wrapper = bulkOnly.receiveCommand(bytes)
+        applyHalts()
+        return wrapper
+    }
+
+    mutating func receiveRequest(_ bytes: Span<UInt8>) -> UASTransport.Effect {
+        let effect = uas.receive(bytes)
+        if effect == .refuse { control.halt(StorageDescriptors.commandEndpoint) }
+        return effect
+    }
+
+    /// Says what the command means to move.
+    ///
+    /// - Returns: false if the host expects something else; the command has ended then.
+    mutating func begin(_ stage: DataStage) -> Bool {
+        if usesUAS {
+            uas.begin(stage)
+            return true
+        }
+        defer { applyHalts() }
+        return bulkOnly.begin(stage)
+    }
+
+    /// Where in the data stage the next byte belongs.
+    var position: Int { usesUAS ? uas.position : bulkOnly.position }
+
+    var maxPacketSize: Int { bulkOnly.maxPacketSize }
+
+    /// Data moved over the bus; all of them count unless `processed` says otherwise.
+    ///
+    /// - Returns: whether these were the last.
+    mutating func move(_ count: Int, processed: Int? = nil) -> Bool {
+        if usesUAS {
+            uas.move(count)
+            return uas.direction == nil
+        }
+        bulkOnly.move(count, processed: processed)
+        return bulkOnly.phase == .working
+    }
+
+    /// The command is done, or cannot go on.
+    mutating func finish(_ error: SenseData?) {
+        if usesUAS { return uas.finish(error) }
+        bulkOnly.finish(error == nil ? .passed : .failed)
+        applyHalts()
+    }
+
+    /// A transfer contradicts the command, which cannot go on.
+    mutating func finishWithPhaseError() {
+        if usesUAS { return uas.finish(.dataPhaseError) }
+        bulkOnly.finish(.phaseError)
+        applyHalts()
+    }
+
+    /// How a transfer ends that is longer than what the command moves: UAS tells the host by the
+    /// status alone, Bulk-Only Transport by a halt.
+    var statusOfExcess: Transfer.Status { usesUAS ? .completed : .stalled }
+
+    /// Halts what Bulk-Only Transport has halted.
+    private mutating func applyHalts() {
+        let halts = bulkOnly.takeHalts()
         if halts.contains(.in) { control.halt(StorageDescriptors.inEndpoint) }
         if halts.contains(.out) { control.halt(StorageDescriptors.outEndpoint) }
     }
 
     // MARK: - Steps
 
-    /// Takes the next transfer that can be used; `nil` if there is none or it must wait.
-    mutating func next() -> Step? { nextOut() ?? nextIn() }
+    /// Takes what is next; `nil` if there is nothing or it must wait.
+    mutating func next() -> Step? { usesUAS ? nextOfUAS() : nextOut() ?? nextIn() }
+}
 
+// MARK: - Bulk-Only Transport
+
+extension StoragePipes {
     private mutating func nextOut() -> Step? {
         guard !outTransfers.isEmpty else { return nil }
         if control.configuration == 0 { return .fail(outTransfers.removeFirst()) }
@@ -88,8 +184,8 @@ struct StoragePipes {
             return .refuse(outTransfers.removeFirst())
         }
         // Mostly it has to wait, and a look at what it holds is not for nothing.
-        guard transport.takesOut, let count = outTransfers.first?.buffer.count else { return nil }
-        switch transport.action(forOut: count) {
+        guard bulkOnly.takesOut, let count = outTransfers.first?.buffer.count else { return nil }
+        switch bulkOnly.action(forOut: count) {
         case .wait: return nil
         case .command: return .command(outTransfers.removeFirst())
         case .data(let count): return .receive(outTransfers.removeFirst(), count: count)
@@ -103,16 +199,96 @@ struct StoragePipes {
         if control.isHalted(StorageDescriptors.inEndpoint) {
             return .refuse(inTransfers.removeFirst())
         }
-        guard transport.takesIn, let count = inTransfers.first?.buffer.count else { return nil }
-        switch transport.action(forIn: count) {
+        guard bulkOnly.takesIn, let count = inTransfers.first?.buffer.count else { return nil }
+        switch bulkOnly.action(forIn: count) {
         case .wait: return nil
         case .data(let count): return .send(inTransfers.removeFirst(), count: count)
         case .status:
             let transfer = inTransfers.removeFirst()
-            let count = transfer.buffer.copy(from: transport.statusWrapper.bytes.span)
-            transport.statusSent()
+            let count = transfer.buffer.copy(from: bulkOnly.statusWrapper.bytes.span)
+            bulkOnly.statusSent()
             return .status(transfer, count: count)
         case .babble: return .babble(inTransfers.removeFirst())
         }
+    }
+}
+
+// MARK: - USB Attached SCSI
+
+extension StoragePipes {
+    private mutating func nextOfUAS() -> Step? {
+        nextHalted() ?? nextStatus() ?? nextRequest() ?? nextCommand() ?? nextData()
+    }
+
+    private mutating func nextHalted() -> Step? {
+        let halted =
+            nextHalted(StorageDescriptors.inEndpoint, &inTransfers)
+            ?? nextHalted(StorageDescriptors.outEndpoint, &outTransfers)
+            ?? nextHalted(StorageDescriptors.statusEndpoint, &statusTransfers)
+            ?? nextHalted(StorageDescriptors.commandEndpoint, &commandTransfers)
+        return halted.map { .refuse($0) }
+    }
+
+    private func nextHalted(
+        _ endpoint: EndpointAddress, _ transfers: inout Deque<Transfer>
+    ) -> Transfer? {
+        control.isHalted(endpoint) ? transfers.popFirst() : nil
+    }
+
+    private mutating func nextStatus() -> Step? {
+        guard !statusTransfers.isEmpty else { return nil }
+        for (index, reply) in uas.replies.enumerated() {
+            guard let place = statusTransfers.firstIndex(where: { uas.isFor(reply, $0.stream) })
+            else { continue }
+            let transfer = statusTransfers.remove(at: place)
+            let bytes = uas.takeReply(at: index).bytes
+            guard transfer.buffer.count >= bytes.count else { return .babble(transfer) }
+            return .status(transfer, count: transfer.buffer.copy(from: bytes))
+        }
+        return nil
+    }
+
+    private mutating func nextRequest() -> Step? {
+        guard uas.takesRequests, let transfer = commandTransfers.popFirst() else { return nil }
+        return .request(transfer)
+    }
+
+    private mutating func nextCommand() -> Step? { uas.nextCommand().map { .begin($0) } }
+
+    private mutating func nextData() -> Step? {
+        switch uas.direction {
+        case .in:
+            guard let (transfer, count) = takeData(&inTransfers) else { return nil }
+            return count.map { .send(transfer, count: $0) } ?? .babble(transfer)
+        case .out:
+            guard let (transfer, count) = takeData(&outTransfers) else { return nil }
+            return count.map { .receive(transfer, count: $0) } ?? .phaseError(transfer)
+        case nil: return nil
+        }
+    }
+
+    /// The next transfer of the command at work, and how much of it is used.
+    private func takeData(_ transfers: inout Deque<Transfer>) -> (Transfer, Int?)? {
+        guard let place = transfers.firstIndex(where: { uas.isCurrent($0.stream) }) else {
+            return nil
+        }
+        let transfer = transfers.remove(at: place)
+        return (transfer, uas.use(of: transfer.buffer.count))
+    }
+}
+
+extension Deque<Transfer> {
+    fileprivate mutating func remove(_ id: Transfer.ID) -> Bool {
+        guard let index = firstIndex(where: { $0.id == id }) else { return false }
+        remove(at: index)
+        return true
+    }
+}
+
+extension Transfer {
+    /// 0 without streams.
+    fileprivate var stream: UInt16 {
+        if case .bulk(let stream) = kind { return stream }
+        return 0
     }
 }

@@ -200,16 +200,20 @@ public struct EndpointDescriptor: Hashable, Sendable {
     public var interval: UInt8
     /// Written at SuperSpeed only, where every endpoint has one.
     public var companion: SuperSpeedCompanion
+    /// Class descriptors, which come last.
+    public var classDescriptors: [UInt8]
 
     public init(
         _ address: EndpointAddress, _ transferType: TransferType, maxPacketSize: UInt16,
-        interval: UInt8 = 0, companion: SuperSpeedCompanion = .init()
+        interval: UInt8 = 0, companion: SuperSpeedCompanion = .init(),
+        classDescriptors: [UInt8] = []
     ) {
         self.address = address
         self.transferType = transferType
         self.maxPacketSize = maxPacketSize
         self.interval = interval
         self.companion = companion
+        self.classDescriptors = classDescriptors
     }
 
     func bytes(superSpeed: Bool) -> [UInt8] {
@@ -219,7 +223,7 @@ public struct EndpointDescriptor: Hashable, Sendable {
             $0.append(maxPacketSize)
             $0.append(interval)
         }
-        return superSpeed ? endpoint + companion.bytes : endpoint
+        return endpoint + (superSpeed ? companion.bytes : []) + classDescriptors
     }
 }
 

@@ -11,6 +11,8 @@ import USB
 final class StickHost: USBBus, USBPort {
     static let inEndpoint = EndpointAddress(1, .in)
     static let outEndpoint = EndpointAddress(2, .out)
+    static let statusEndpoint = EndpointAddress(3, .in)
+    static let commandEndpoint = EndpointAddress(4, .out)
 
     let loop = SimulatedLoop()
     private let backend: StorageBackend
@@ -58,7 +60,10 @@ final class StickHost: USBBus, USBPort {
         if completion.transferred < 0 || completion.transferred > transfer.buffer.count {
             violation = "\(completion) for \(transfer.buffer.count) bytes"
         }
-        let isFirst = !waiting[..<place].contains { $0.endpoint == transfer.endpoint }
+        // Streams have nothing to do with each other.
+        let isFirst = !waiting[..<place].contains {
+            $0.endpoint == transfer.endpoint && $0.stream == transfer.stream
+        }
         if completion.status != .cancelled, !isFirst { violation = "out of order: \(completion)" }
         if completion.status == .disconnected { violation = "a stick does not disconnect" }
     }
@@ -104,6 +109,18 @@ final class StickHost: USBBus, USBPort {
 
     func setConfiguration(_ value: UInt16) {
         control(SetupPacket(requestType: 0, request: 9, value: value, index: 0, length: 0))
+    }
+
+    /// The setting of UAS, if the stick has one, after the host's controller has made its streams.
+    func chooseUAS(streams: Int) {
+        for endpoint in [Self.statusEndpoint, Self.inEndpoint, Self.outEndpoint] {
+            device?.setStreams(streams, for: endpoint)
+        }
+        control(SetupPacket(requestType: 1, request: 11, value: 1, index: 0, length: 0))
+    }
+
+    func chooseBulkOnly() {
+        control(SetupPacket(requestType: 1, request: 11, value: 0, index: 0, length: 0))
     }
 
     func cancel(_ index: Int) {
@@ -192,6 +209,13 @@ final class StickHost: USBBus, USBPort {
 
     private static func bytes(_ word: UInt32) -> [UInt8] {
         (0..<4).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) }
+    }
+}
+
+extension Transfer {
+    fileprivate var stream: UInt16 {
+        if case .bulk(let stream) = kind { return stream }
+        return 0
     }
 }
 

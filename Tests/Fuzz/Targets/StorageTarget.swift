@@ -2,7 +2,8 @@
 
 import USB
 
-/// CBWs, SCSI and everything else that a host may say to a stick, on a file that others make shorter.
+/// CBWs, units of UAS, SCSI and everything else that a host may say to a stick, on a file that others
+/// make shorter.
 enum StorageTarget: FuzzTarget {
     static let name = "storage"
 
@@ -16,11 +17,19 @@ enum StorageTarget: FuzzTarget {
             "storage:file=\(file.path)" + (isReadOnly ? ",readonly" : "")
                 + (options & 2 != 0 ? ",speed=high" : "")
                 + (options & 4 != 0 ? ",cache=writethrough" : "")
-                + (options & 8 != 0 ? ",removable=off" : ""))
+                + (options & 8 != 0 ? ",removable=off" : "")
+                + (options & 32 != 0 ? ",uas" : ""))
         file.removeName()
         if options & 16 == 0 { host.setConfiguration(1) }
+        if options & 48 == 32 { host.chooseUAS(streams: options & 64 == 0 ? 8 : 0) }
         var wasCut = false
-        while !input.isAtEnd { try step(&input, host, file, &wasCut) }
+        while !input.isAtEnd {
+            if options & 32 != 0, input.flag() {
+                try uasStep(&input, host)
+            } else {
+                try step(&input, host, file, &wasCut)
+            }
+        }
         try host.settle()
 
         // A write makes a file longer that was cut, but not longer than the medium.
@@ -78,6 +87,37 @@ enum StorageTarget: FuzzTarget {
         try host.check()
     }
 
+    /// What only a host of UAS does. Tags and streams are few, so that they meet.
+    private static func uasStep(_ input: inout FuzzInput, _ host: StickHost) throws {
+        let tag = UInt16(input.byte() % 12)
+        switch input.byte() % 8 {
+        case 0, 1:
+            let header = [1, 0, 0, UInt8(tag), input.byte(), 0, 0, 0]
+            let unit = [0, input.byte() / 128, 0, 0, 0, 0, 0, 0]
+            let block = input.bytes(atMost: 16)
+            host.submit(
+                StickHost.commandEndpoint,
+                header + unit + block + [UInt8](repeating: 0, count: 16 - block.count))
+        case 2:
+            let function: [UInt8] = [5, 0, 0, UInt8(tag), input.byte(), 0, 0, input.byte() % 12]
+            host.submit(StickHost.commandEndpoint, function + [UInt8](repeating: 0, count: 8))
+        case 3: host.submit(StickHost.commandEndpoint, input.bytes(atMost: 40))
+        case 4:
+            let room = input.flag() ? 112 : Int(input.byte())
+            host.submit(
+                StickHost.statusEndpoint, [UInt8](repeating: 0, count: room),
+                as: .bulk(stream: tag))
+        case 5, 6:
+            let endpoint = input.flag() ? StickHost.inEndpoint : StickHost.outEndpoint
+            let count = input.number(0...8192)
+            host.submit(
+                endpoint, [UInt8](repeating: input.byte(), count: count),
+                as: .bulk(stream: tag), pieces: input.number(1...4))
+        default: host.chooseUAS(streams: input.number(0...12))
+        }
+        try host.check()
+    }
+
     /// A command of a host that keeps to the rules: who fails must say why.
     private static func command(_ input: inout FuzzInput, _ host: StickHost) throws {
         let direction: Direction = input.flag() ? .in : .out
@@ -90,6 +130,7 @@ enum StorageTarget: FuzzTarget {
             try host.settle()
             try require(host.waiting.count < count, "a transfer is not given back")
         }
+        host.chooseBulkOnly()
         host.recover()
         let (outcome, _) = try host.run(block, length: length, direction, fill: fill)
         guard outcome == .failed else { return }
