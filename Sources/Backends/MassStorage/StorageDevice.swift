@@ -108,11 +108,12 @@ final class StorageDevice: USBDevice {
         for transfer in pipes.reset() { complete(transfer.id, .failed, 0) }
     }
 
-    func submit(_ transfer: Transfer) {
+    func submit(_ transfer: consuming Transfer) {
+        let id = transfer.id
         if case .control(let setup) = transfer.kind {
             control(transfer, setup)
         } else if !pipes.enqueue(transfer) {
-            complete(transfer.id, .failed, 0)
+            complete(id, .failed, 0)
         }
         advance()
     }

@@ -184,8 +184,8 @@ extension StoragePipes {
             return .refuse(outTransfers.removeFirst())
         }
         // Mostly it has to wait, and a look at what it holds is not for nothing.
-        guard bulkOnly.takesOut, let count = outTransfers.first?.buffer.count else { return nil }
-        switch bulkOnly.action(forOut: count) {
+        guard bulkOnly.takesOut else { return nil }
+        switch bulkOnly.action(forOut: outTransfers[0].buffer.count) {
         case .wait: return nil
         case .command: return .command(outTransfers.removeFirst())
         case .data(let count): return .receive(outTransfers.removeFirst(), count: count)
@@ -199,8 +199,8 @@ extension StoragePipes {
         if control.isHalted(StorageDescriptors.inEndpoint) {
             return .refuse(inTransfers.removeFirst())
         }
-        guard bulkOnly.takesIn, let count = inTransfers.first?.buffer.count else { return nil }
-        switch bulkOnly.action(forIn: count) {
+        guard bulkOnly.takesIn else { return nil }
+        switch bulkOnly.action(forIn: inTransfers[0].buffer.count) {
         case .wait: return nil
         case .data(let count): return .send(inTransfers.removeFirst(), count: count)
         case .status:

@@ -32,7 +32,7 @@ public protocol USBDevice: AnyObject {
     /// Starts a transfer, which ends with exactly one ``USBPort/complete(_:)``.
     ///
     /// Transfers of one endpoint complete in the order in which they were submitted.
-    func submit(_ transfer: Transfer)
+    func submit(_ transfer: consuming Transfer)
 
     /// Asks for an early end of a transfer: it completes as ``Transfer/Status/cancelled``, or as
     /// whatever it had become by then. An unknown id is no error: the completion was on its way.
