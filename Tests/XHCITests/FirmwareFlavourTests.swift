@@ -107,6 +107,87 @@ struct FirmwareFlavourTests {
         try change()
     }
 
+    /// FreeBSD before 2020, or with `hw.usb.xhci.ctlquirk=0`: 1024 bytes of a Data Stage at a time. The
+    /// first are a Data Stage TRB, further ones Normal TRBs, once Data Stage TRBs. The last come with
+    /// the Status Stage; after a short packet there is none, and the next request follows.
+    @Test(arguments: [(3000, true), (3000, false), (1500, true), (2048, true), (4000, true)])
+    func `FreeBSD reads a long descriptor piece by piece`(given: Int, usesNormal: Bool) throws {
+        let guest = try Guest()
+        let bytes = (0..<given).map { UInt8(truncatingIfNeeded: $0 / 5) }
+        let device = TestDevice { transfer in
+            guard case .control(let setup) = transfer.kind, setup.value == 0x200 else { return nil }
+            return .give(Array(bytes[..<min(given, transfer.buffer.count)]))
+        }
+        let slot = try guest.plug(device)
+        var ring = try FreeBSDRing(slot.control)
+        let request = SetupPacket(
+            requestType: 0x80, request: 6, value: 0x200, index: 0, length: 3000)
+        let buffer = guest.memory.allocate(1024)
+        let flags: GuestTRB.Flags = [.interruptOnCompletion, .interruptOnShortPacket]
+        let setup = GuestTRB.setup(request, .interruptOnCompletion)
+        let status = GuestTRB.status(.out, .interruptOnCompletion)
+        for _ in 0..<3 {
+            var received: [UInt8] = []
+            var residue = 0
+            while received.count < 3000, residue == 0 {
+                let size = min(1024, 3000 - received.count)
+                let isFirst = received.isEmpty
+                let data: GuestTRB =
+                    isFirst || !usesNormal
+                    ? .data(buffer, size, .in, flags) : .normal(buffer, size, flags)
+                let isLast = received.count + size == 3000
+                let tds = (isFirst ? [setup] : []) + [data] + (isLast ? [status] : [])
+                let events = ring.run(tds)
+                try #require(events.count == tds.count)
+                residue = events[isFirst ? 1 : 0].length
+                received += guest.memory.bytes(at: buffer, count: size - residue)
+            }
+            #expect(received == Array(bytes.prefix(3000)))
+        }
+        #expect(device.records.suffix(3).allSatisfy { $0.setup == request && $0.count == 3000 })
+        #expect(try slot.control.stop().code == .success)
+    }
+
+    /// FreeBSD's transfer ring: each TD is elsewhere and ends in a Link TRB that wants an event, the last
+    /// of a transfer in one back to the ring, which has nothing but Link TRBs itself.
+    private struct FreeBSDRing {
+        private let endpoint: GuestEndpoint
+        private var place: GuestAddress
+        private var memory: GuestRAM { endpoint.driver.memory }
+
+        init(_ endpoint: GuestEndpoint) throws {
+            self.endpoint = endpoint
+            place = endpoint.driver.memory.allocate(256, alignment: 64)
+            try endpoint.stop()
+            try endpoint.setDequeuePointer(place, cycle: true)
+        }
+
+        /// Gives TDs of one TRB each to the controller.
+        ///
+        /// - Returns: for each the first event, as that driver looks for it.
+        mutating func run(_ tds: [GuestTRB]) -> [GuestEvent] {
+            let addresses = tds.map { _ in memory.allocate(32, alignment: 64) }
+            for (number, td) in tds.enumerated() {
+                let next = number + 1 < tds.count ? addresses[number + 1] : place + 16
+                write(td, at: addresses[number])
+                write(.link(to: next, .interruptOnCompletion), at: addresses[number] + 16)
+            }
+            write(.link(to: addresses[0]), at: place)
+            place = place + 16
+            endpoint.ringDoorbell()
+            let events = endpoint.driver.takeAll()
+            return addresses.compactMap { address in
+                events.first { $0.pointer == address || $0.pointer == address + 16 }
+            }
+        }
+
+        private func write(_ trb: GuestTRB, at address: GuestAddress) {
+            memory.store(trb.parameter, at: address)
+            memory.store(trb.status, at: address + 8)
+            memory.store(trb.control | 1, at: address + 12)
+        }
+    }
+
     /// FreeBSD: commands have 100 ms each, whatever devices do.
     @Test func `commands are quick while a device is silent`() throws {
         let guest = try Guest()

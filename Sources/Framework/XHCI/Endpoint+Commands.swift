@@ -111,6 +111,7 @@ extension Endpoint {
         queue.ring = command.dequeuePointer
         queue.progress = .nothing
         queue.hasFailed = false
+        request = nil
         storeStream(bus)
         select(nil)
         if streams == nil || state != .stopped { setState(.stopped, bus) }

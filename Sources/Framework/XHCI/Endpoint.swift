@@ -31,6 +31,8 @@ struct Endpoint {
     var streams: StreamTable?
     /// Stop Endpoint waits for the device to give back what is in flight.
     var isStopping = false
+    /// What goes on where the Data Stage comes in pieces; control endpoints only.
+    var request: ControlRequest?
     /// When transfers are due; isochronous endpoints only.
     var schedule: IsochronousSchedule?
     /// The endpoint's part of the output Device Context, and its first doubleword.
@@ -170,7 +172,8 @@ struct Endpoint {
             case .babbled: .failed(.babbleDetectedError, transferred: transferred)
             case .failed, .disconnected: .failed(.usbTransactionError, transferred: transferred)
             }
-        queue.setOutcome(outcome, at: place)
+        queue.setOutcome(
+            request == nil ? outcome : recordPart(outcome, queue.inFlight[place]), at: place)
         if let selected = streams?.selected { streams?.markReady(selected) }
         return true
     }
@@ -216,7 +219,8 @@ struct Endpoint {
     /// Reads the next descriptor of the ring, if there is a whole one.
     mutating func readNext(_ bus: SystemBus, budget: inout Int) -> TransferDescriptor? {
         let descriptor = TransferReader.read(
-            kind, at: queue.ring, start: queue.progress, bus, budget: &budget)
+            kind, at: queue.ring, start: queue.progress,
+            continuing: request?.setup.direction, bus, budget: &budget)
         guard let descriptor else { return nil }
         queue.ring = descriptor.end
         queue.progress = .nothing
@@ -230,7 +234,13 @@ struct Endpoint {
         _ owner: SlotIdentity, _ bus: SystemBus, _ sequence: inout UInt64, budget: inout Int
     ) -> Bool {
         guard takesTransfers, let descriptor = readNext(bus, budget: &budget) else { return false }
-        start(descriptor, owner, bus, &sequence)
+        if descriptor.isPart {
+            startPart(descriptor, owner, bus, &sequence)
+        } else {
+            // A Setup Stage ends what has not come to its Status Stage.
+            if descriptor.isControl { request = nil }
+            start(descriptor, owner, bus, &sequence)
+        }
         return true
     }
 
@@ -243,9 +253,6 @@ struct Endpoint {
             hold(descriptor)
             return
         }
-        sequence &+= 1
-        descriptor.id = Transfer.ID(
-            sequence: sequence, slot: owner.slot, endpoint: index, stream: streams?.selected ?? 0)
         var transferKind = Transfer.Kind.bulk(
             stream: UInt16(truncatingIfNeeded: streams?.selectedID ?? 0))
         var direction = address.direction
@@ -277,20 +284,34 @@ struct Endpoint {
             descriptor.isTruncated = kind.isIsochronous
         }
         descriptor.length = buffer.count
-        guard let connection = owner.connection, connection.isOpen,
-            bus.registers.isPortEnabled(connection.port)
-        else {
+        guard reaches(owner, bus) else {
             descriptor.outcome = .failed(.usbTransactionError, transferred: 0)
             hold(descriptor)
             return
         }
-        let id = descriptor.id
-        hold(descriptor)
-        connection.submit(
-            Transfer(id: id, endpoint: address, kind: transferKind, buffer: buffer))
+        submit(descriptor, transferKind, buffer, owner, &sequence)
     }
 
-    private mutating func hold(_ descriptor: consuming TransferDescriptor) {
+    /// Whether the device is there and may be talked to.
+    func reaches(_ owner: SlotIdentity, _ bus: SystemBus) -> Bool {
+        guard let connection = owner.connection, connection.isOpen else { return false }
+        return bus.registers.isPortEnabled(connection.port)
+    }
+
+    mutating func submit(
+        _ descriptor: consuming TransferDescriptor, _ kind: Transfer.Kind,
+        _ buffer: TransferBuffer, _ owner: SlotIdentity, _ sequence: inout UInt64
+    ) {
+        sequence &+= 1
+        let id = Transfer.ID(
+            sequence: sequence, slot: owner.slot, endpoint: index, stream: streams?.selected ?? 0)
+        descriptor.id = id
+        hold(descriptor)
+        owner.connection?.submit(
+            Transfer(id: id, endpoint: address, kind: kind, buffer: buffer))
+    }
+
+    mutating func hold(_ descriptor: consuming TransferDescriptor) {
         load.add(descriptor)
         queue.append(descriptor)
     }
@@ -330,6 +351,7 @@ struct Endpoint {
             fail(descriptor, .dataBufferError, transferred, entry: nil, owner, &bus)
             return
         }
+        finishPart(descriptor, transferred)
         let code: CompletionCode? = descriptor.isTruncated ? .bandwidthOverrunError : nil
         var walk = TransferWalk(descriptor, transferred: transferred, code: code)
         post(&walk, descriptor, owner, &bus)
@@ -341,6 +363,7 @@ struct Endpoint {
         entry: Int?, _ owner: SlotIdentity, _ bus: inout SystemBus
     ) {
         _ = writeBack(descriptor, transferred, bus)
+        request = nil
         var walk = TransferWalk(descriptor, transferred: transferred, code: code, entry: entry)
         // Data that cannot be reached is the end of this transfer, not of the endpoint. Isochronous
         // endpoints do not halt: what they lose is lost, and the next interval is another one.
@@ -406,6 +429,8 @@ struct Endpoint {
         if let position = schedule?.clear() { queue.ring = position }
         for descriptor in queue.rewind(to: count).reversed() {
             load.remove(descriptor)
+            // It begins again with its Setup Stage.
+            if descriptor.stages == .setup { request = nil }
             guard descriptor.outcome == nil else { continue }
             owner.connection?.abandon(descriptor.id, isCancelled: isStopping)
         }

@@ -11,7 +11,8 @@ enum Limits {
     static let bytesPerTransfer = 64 << 20
     /// Transfers that one endpoint has at its device at a time. Control endpoints have one.
     static let transfersInFlight = 32
-    /// Memory that stands in for guest memory which this process cannot see, in all transfers.
+    /// Memory that stands in for guest memory which this process cannot see, in all transfers, or
+    /// holds the data of control requests that come in pieces.
     static let bounceBytes = 256 << 20
     /// Data that one endpoint has at its device, unless a single transfer is larger.
     static let bytesInFlight = 8 << 20

@@ -15,7 +15,8 @@ struct TransferDescriptor {
     var end: RingPosition
     /// What was done of the first TRB before the endpoint stopped in its middle.
     var start = PartialTransfer.nothing
-    var isControl = false
+    /// `nil` for what is not of a control request.
+    var stages: ControlStages?
     /// The bytes that the device is asked for.
     var length = 0
     /// The interrupters that its events may go to, one bit each.
@@ -28,7 +29,7 @@ struct TransferDescriptor {
     var interruptsAtOnce = false
     /// Isochronous: it asked for more than a service interval holds.
     var isTruncated = false
-    /// Data for memory that this process cannot see.
+    /// Data on their way to guest memory that the device does not write to.
     var bounce: BounceBuffer?
 
     enum Outcome {
@@ -37,6 +38,11 @@ struct TransferDescriptor {
         /// `entry` is the TRB to blame, if it is not the one that the transferred bytes lead to.
         case failed(CompletionCode, transferred: Int, entry: Int? = nil)
     }
+
+    var isControl: Bool { stages != nil }
+
+    /// Whether it is a part of a control request whose Data Stage comes in pieces.
+    var isPart: Bool { isControl && stages != .all }
 
     /// The data bytes that the TRB at an index asks for.
     func length(ofEntry index: Int) -> Int {
@@ -49,6 +55,18 @@ struct TransferDescriptor {
         if case .failed = outcome { return true }
         return false
     }
+}
+
+/// Which stages of a control request a descriptor holds (xHCI 4.11.2.2).
+enum ControlStages {
+    /// The whole request.
+    case all
+    /// The Setup Stage and the first piece of the Data Stage; more is to come.
+    case setup
+    /// A further piece of the Data Stage.
+    case data
+    /// The Status Stage that ends a Data Stage in pieces.
+    case status
 }
 
 /// How far an endpoint had come in the middle of a TRB, so that it can go on there.

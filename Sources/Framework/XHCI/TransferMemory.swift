@@ -6,8 +6,8 @@ internal import USB
 /// Memory of our own behind a transfer's buffer: immediate data, or what stands in for memory that
 /// this process cannot see.
 @safe
-private final class OwnedBytes {
-    let bytes: UnsafeMutableRawBufferPointer
+final class OwnedBytes {
+    fileprivate let bytes: UnsafeMutableRawBufferPointer
     private let budget: BounceBudget?
 
     init(count: Int, of budget: BounceBudget? = nil) {
@@ -22,6 +22,12 @@ private final class OwnedBytes {
         budget?.used -= count
         unsafe bytes.deallocate()
     }
+
+    var buffer: TransferBuffer {
+        var result = TransferBuffer()
+        unsafe result.append(bytes, keeping: self)
+        return result
+    }
 }
 
 /// How much memory of this process stands in for the guest's, in all transfers together.
@@ -29,17 +35,20 @@ final class BounceBudget {
     fileprivate var used = 0
 
     /// Whether a transfer may have so much more.
-    fileprivate func allows(_ count: Int) -> Bool { used + count <= Limits.bounceBytes }
+    func allows(_ count: Int) -> Bool { used + count <= Limits.bounceBytes }
 }
 
-/// The data of a transfer that goes to guest memory by messages: filled before an OUT transfer,
+/// The data of a transfer that does not reach guest memory by itself: filled before an OUT transfer,
 /// written back after an IN transfer.
 final class BounceBuffer {
     private let storage: OwnedBytes
+    /// Where in it the data begin.
+    private let start: Int
     private var pieces: [(address: GuestAddress, count: Int)] = []
 
-    fileprivate init(count: Int, of budget: BounceBudget) {
-        storage = OwnedBytes(count: count, of: budget)
+    init(_ storage: OwnedBytes, from start: Int = 0) {
+        self.storage = storage
+        self.start = start
     }
 
     fileprivate func append(_ address: GuestAddress, count: Int) {
@@ -47,7 +56,7 @@ final class BounceBuffer {
     }
 
     fileprivate func fill(_ memory: GuestMemory) throws(DMAError) {
-        var offset = 0
+        var offset = start
         for (address, count) in pieces {
             let part = unsafe UnsafeMutableRawBufferPointer(
                 rebasing: storage.bytes[offset..<offset + count])
@@ -58,9 +67,10 @@ final class BounceBuffer {
 
     /// Writes the first bytes to where they belong.
     func writeBack(_ transferred: Int, _ memory: GuestMemory) throws(DMAError) {
-        var offset = 0
-        for (address, count) in pieces where offset < transferred {
-            let length = min(count, transferred - offset)
+        var offset = start
+        let end = start + transferred
+        for (address, count) in pieces where offset < end {
+            let length = min(count, end - offset)
             let part = unsafe UnsafeRawBufferPointer(
                 rebasing: storage.bytes[offset..<offset + length])
             unsafe try memory.write(part, at: address)
@@ -68,11 +78,7 @@ final class BounceBuffer {
         }
     }
 
-    fileprivate var buffer: TransferBuffer {
-        var result = TransferBuffer()
-        unsafe result.append(storage.bytes, keeping: storage)
-        return result
-    }
+    fileprivate var buffer: TransferBuffer { storage.buffer }
 }
 
 extension TransferDescriptor {
@@ -112,23 +118,38 @@ extension TransferDescriptor {
     private mutating func makeBounce(
         _ direction: Direction, _ memory: GuestMemory, _ budget: BounceBudget
     ) throws(DMAError) -> TransferBuffer {
+        let total = dataCount
+        guard budget.allows(total) else {
+            throw DMAError(.noBuffer, at: GuestAddress(entries[0].position.address), count: total)
+        }
+        let bounce = BounceBuffer(OwnedBytes(count: total, of: budget))
+        try self.bounce(total, through: bounce, direction, memory)
+        return bounce.buffer
+    }
+
+    /// Lets the first bytes of all data go through a buffer, which an OUT transfer fills now.
+    mutating func bounce(
+        _ count: Int, through bounce: BounceBuffer, _ direction: Direction, _ memory: GuestMemory
+    ) throws(DMAError) {
+        var left = count
+        for index in entries.indices where TransferTRB(entries[index].trb).hasData {
+            let trb = TransferTRB(entries[index].trb)
+            let length = length(ofEntry: index)
+            // Immediate data among remote pieces is found where the TRB itself is.
+            let base = trb.isImmediateData ? entries[index].position.address : trb.parameter
+            bounce.append(GuestAddress(base) + (trb.length - length), count: min(length, left))
+            left -= min(length, left)
+        }
+        if direction == .out { try bounce.fill(memory) } else { self.bounce = bounce }
+    }
+
+    /// The data bytes that all TRBs ask for.
+    var dataCount: Int {
         var total = 0
         for index in entries.indices where TransferTRB(entries[index].trb).hasData {
             total += length(ofEntry: index)
         }
-        guard budget.allows(total) else {
-            throw DMAError(.noBuffer, at: GuestAddress(entries[0].position.address), count: total)
-        }
-        let bounce = BounceBuffer(count: total, of: budget)
-        for index in entries.indices where TransferTRB(entries[index].trb).hasData {
-            let trb = TransferTRB(entries[index].trb)
-            let count = length(ofEntry: index)
-            // Immediate data among remote pieces is found where the TRB itself is.
-            let base = trb.isImmediateData ? entries[index].position.address : trb.parameter
-            bounce.append(GuestAddress(base) + (trb.length - count), count: count)
-        }
-        if direction == .out { try bounce.fill(memory) } else { self.bounce = bounce }
-        return bounce.buffer
+        return total
     }
 
     /// IDT: up to eight bytes in the TRB itself (xHCI 4.11.7).

@@ -30,16 +30,18 @@ struct TransferReader {
 
     /// The descriptor at a place of a ring, if there is a whole one.
     ///
-    /// - Parameter budget: each TRB that is looked at is taken off.
+    /// - Parameters:
+    ///   - request: the direction of a control request whose Data Stage is not complete.
+    ///   - budget: each TRB that is looked at is taken off.
     static func read(
-        _ kind: EndpointKind, at position: RingPosition, start: PartialTransfer, _ bus: SystemBus,
-        budget: inout Int
+        _ kind: EndpointKind, at position: RingPosition, start: PartialTransfer,
+        continuing request: Direction?, _ bus: SystemBus, budget: inout Int
     ) -> TransferDescriptor? {
         var reader = TransferReader(position, start)
         defer { budget -= reader.fetches }
         do throws(End) {
             switch kind {
-            case .control: try reader.readControl(bus)
+            case .control: try reader.readControl(continuing: request, bus)
             case .isochronousIn, .isochronousOut:
                 try reader.readIsochronous(isIn: kind == .isochronousIn, bus)
             default: try reader.readChain(isIn: kind == .bulkIn || kind == .interruptIn, bus)
@@ -73,39 +75,94 @@ struct TransferReader {
         finishWithoutDevice(unless: .normal)
     }
 
-    /// A control transfer: the Setup Stage, an optional Data Stage with what is chained to it, and
-    /// the Status Stage with what is chained to that (xHCI 4.11.2.2).
-    private mutating func readControl(_ bus: SystemBus) throws(End) {
-        guard let setup = try readStart(bus) else { return }
-        switch setup.trb.kind {
-        case .noOperation:
-            finishWithoutDevice(unless: .setupStage)
-            return
-        case .setupStage where setup.isImmediateData && setup.length == 8: break
+    /// A control transfer, or a part of one whose Data Stage comes in pieces (xHCI 4.11.2.2).
+    ///
+    /// - Parameter request: the direction of the request that the part may be of.
+    private mutating func readControl(
+        continuing request: Direction?, _ bus: SystemBus
+    ) throws(End) {
+        guard let trb = try readStart(bus) else { return }
+        switch (trb.trb.kind, request) {
+        case (.noOperation, _): finishWithoutDevice(unless: .setupStage)
+        case (.setupStage, _): try readRequest(trb, bus)
+        case (.dataStage, let direction?), (.normal, let direction?):
+            try readDataStage(trb, direction, bus)
+            descriptor.stages = .data
+        case (.statusStage, .some):
+            try readStatusStage(trb, bus)
+            descriptor.stages = .status
         default: throw .malformed
         }
-        descriptor.isControl = true
-        var trb = try next(bus)
-        while trb.trb.kind == .noOperation { trb = try next(bus) }
-        if trb.trb.kind == .dataStage {
-            let isIn = SetupPacket(wire: setup.parameter).direction == .in
-            guard trb.direction == isIn else { throw .malformed }
-            try count(trb, isIn: isIn)
-            while trb.chain {
-                trb = try next(bus)
-                switch trb.trb.kind {
-                case .normal: try count(trb, isIn: isIn)
-                case .noOperation, .eventData: break
-                default: throw .malformed
-                }
-            }
-            trb = try next(bus)
+    }
+
+    /// The Setup Stage, an optional Data Stage with what is chained to it, and the Status Stage with
+    /// what is chained to that.
+    ///
+    /// A driver that has given less room than wLength and wants an event for it may wait for that
+    /// before it gives more. So where the Status Stage does not follow, this is only a part.
+    private mutating func readRequest(_ setup: TransferTRB, _ bus: SystemBus) throws(End) {
+        guard setup.isImmediateData, setup.length == 8 else { throw .malformed }
+        let packet = SetupPacket(wire: setup.parameter)
+        descriptor.stages = .all
+        let trb = try nextStage(bus)
+        guard trb.trb.kind == .dataStage else {
+            try readStatusStage(trb, bus)
+            return
         }
-        while trb.trb.kind == .noOperation { trb = try next(bus) }
+        let last = try readDataStage(trb, packet.direction, bus)
+        guard last.interruptOnCompletion, data < Int(packet.length) else {
+            try readStatusStage(nextStage(bus), bus)
+            return
+        }
+        let piece = self
+        do throws(End) {
+            try readStatusStage(nextStage(bus), bus)
+        } catch {
+            let count = fetches
+            self = piece
+            fetches = count
+            descriptor.stages = .setup
+        }
+    }
+
+    /// The Data Stage, or a piece of it, with what is chained to it.
+    ///
+    /// - Returns: the last TRB.
+    @discardableResult
+    private mutating func readDataStage(
+        _ first: TransferTRB, _ direction: Direction, _ bus: SystemBus
+    ) throws(End) -> TransferTRB {
+        var trb = first
+        // A further piece may be of Normal TRBs, which have no direction.
+        guard trb.trb.kind == .normal || trb.direction == (direction == .in) else {
+            throw .malformed
+        }
+        try count(trb, isIn: direction == .in)
+        while trb.chain {
+            trb = try next(bus)
+            switch trb.trb.kind {
+            case .normal: try count(trb, isIn: direction == .in)
+            case .noOperation, .eventData: break
+            default: throw .malformed
+            }
+        }
+        return trb
+    }
+
+    private mutating func readStatusStage(_ first: TransferTRB, _ bus: SystemBus) throws(End) {
+        var trb = first
         guard trb.trb.kind == .statusStage else { throw .malformed }
         while trb.chain {
             trb = try next(bus)
             guard trb.trb.kind == .eventData else { throw .malformed }
+        }
+    }
+
+    /// The first TRB of the next stage.
+    private mutating func nextStage(_ bus: SystemBus) throws(End) -> TransferTRB {
+        while true {
+            let trb = try next(bus)
+            if trb.trb.kind != .noOperation { return trb }
         }
     }
 
