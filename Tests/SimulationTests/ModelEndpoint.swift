@@ -95,7 +95,9 @@ final class ModelEndpoint {
                 return fail("event data of \(event.length) instead of \(head.requested)", event)
             }
             if !event.isEventData, event.length != 0 { return fail("success with residue", event) }
-            if place == head.trbs.count - 1 { end(head, head.shortDataStage ?? head.requested) }
+            if place == head.trbs.count - 1, head.rest.isEmpty {
+                end(head, head.shortDataStage ?? head.requested)
+            }
         case .shortPacket:
             guard head.isIn else { return fail("a short packet that goes out", event) }
             guard

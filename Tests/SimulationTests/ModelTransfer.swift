@@ -5,12 +5,15 @@ import GuestKit
 
 /// A TD that the simulated guest has queued, with all that the oracle needs to judge its events.
 final class ModelTransfer {
-    let trbs: [GuestTRB]
-    let addresses: [GuestAddress]
+    private(set) var trbs: [GuestTRB]
+    private(set) var addresses: [GuestAddress]
     /// The bytes of data that each TRB stands for.
-    let lengths: [Int]
+    private(set) var lengths: [Int]
     /// Where the data of each TRB is; `nil` for immediate data and TRBs without.
-    let buffers: [GuestAddress?]
+    private(set) var buffers: [GuestAddress?]
+    /// What is queued when all TRBs so far have ended: of control requests whose Data Stage comes in
+    /// pieces, these and then the Status Stage.
+    var rest: [Part] = []
     /// What an OUT transfer sends.
     let bytes: [UInt8]
     let isIn: Bool
@@ -27,6 +30,13 @@ final class ModelTransfer {
     /// How the last attempt failed, if it did.
     var failure: GuestEvent.Code?
 
+    /// A TRB that is not on the ring yet.
+    struct Part {
+        let trb: GuestTRB
+        var length = 0
+        var buffer: GuestAddress?
+    }
+
     init(
         trbs: [GuestTRB], addresses: [GuestAddress], lengths: [Int], buffers: [GuestAddress?],
         bytes: [UInt8], isIn: Bool, isControl: Bool
@@ -38,6 +48,17 @@ final class ModelTransfer {
         self.bytes = bytes
         self.isIn = isIn
         self.isControl = isControl
+    }
+
+    /// Whether the driver waits for nothing but to queue more.
+    var wantsMore: Bool { !rest.isEmpty && lastPlace == trbs.count - 1 }
+
+    /// Notes where the next parts were queued.
+    func append(_ parts: [Part], at places: [GuestAddress]) {
+        trbs += parts.map(\.trb)
+        addresses += places
+        lengths += parts.map(\.length)
+        buffers += parts.map(\.buffer)
     }
 
     var requested: Int { lengths.reduce(0, +) }

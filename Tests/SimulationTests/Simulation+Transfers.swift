@@ -9,7 +9,11 @@ extension Simulation {
     func submit(_ endpoint: ModelEndpoint, ringing: Bool) {
         let drawn: ModelTransfer?
         if endpoint.isControl {
-            drawn = endpoint.queue.isEmpty ? control(endpoint) : nil
+            if !endpoint.queue.isEmpty {
+                drawn = nil
+            } else {
+                drawn = random.oneIn(3) ? piecewise(endpoint) : control(endpoint)
+            }
         } else {
             drawn = normal(endpoint)
         }
@@ -37,6 +41,63 @@ extension Simulation {
         return ModelTransfer(
             trbs: trbs, addresses: addresses, lengths: length > 0 ? [0, length, 0] : [0, 0],
             buffers: buffers, bytes: bytes, isIn: isIn, isControl: true)
+    }
+
+    /// A control request whose Data Stage comes in pieces; only the first is queued now.
+    private func piecewise(_ endpoint: ModelEndpoint) -> ModelTransfer {
+        let length = random.pick([2, 18, 200, 1500])
+        let isIn = random.oneIn(2)
+        let packet = SetupPacket(
+            requestType: isIn ? 0xc0 : 0x40, request: 9, value: 0, index: 0, length: UInt16(length))
+        let bytes = isIn ? [] : random.bytes(length)
+        var parts = [ModelTransfer.Part(trb: .setup(packet))]
+        var done = 0
+        while done < length {
+            let isFirst = done == 0
+            let left = length - done
+            let size = parts.count > 4 ? left : random.number(1...(isFirst ? left - 1 : left))
+            let buffer = allocate(size, bytes: isIn ? nil : Array(bytes[done..<done + size]))
+            var flags = GuestTRB.Flags.interruptOnCompletion
+            if random.oneIn(2) { flags.insert(.interruptOnShortPacket) }
+            let trb: GuestTRB =
+                isFirst || random.oneIn(2)
+                ? .data(buffer, size, isIn ? .in : .out, flags) : .normal(buffer, size, flags)
+            parts.append(ModelTransfer.Part(trb: trb, length: size, buffer: buffer))
+            done += size
+        }
+        parts.append(ModelTransfer.Part(trb: .status(isIn ? .out : .in, .interruptOnCompletion)))
+        let first = Array(parts.prefix(2))
+        let transfer = ModelTransfer(
+            trbs: [], addresses: [], lengths: [], buffers: [], bytes: bytes, isIn: isIn,
+            isControl: true)
+        transfer.append(first, at: endpoint.endpoint.ring.push(first.map(\.trb)))
+        transfer.rest = Array(parts.dropFirst(2))
+        return transfer
+    }
+
+    /// Queues the next piece of a control request, if the last has ended.
+    ///
+    /// - Returns: whether it had.
+    @discardableResult
+    func queueNextPiece(_ endpoint: ModelEndpoint) -> Bool {
+        guard !endpoint.isHalted, let head = endpoint.queue.first, head.wantsMore else {
+            return false
+        }
+        if let moved = head.shortDataStage {
+            // FreeBSD has no Status Stage then, and goes on with another request.
+            if random.oneIn(2) {
+                endpoint.end(head, moved)
+                return true
+            }
+            head.rest = Array(head.rest.suffix(1))
+        }
+        // The last piece may come with the Status Stage.
+        let count = head.rest.count == 2 && random.oneIn(2) ? 2 : 1
+        let parts = Array(head.rest.prefix(count))
+        head.rest.removeFirst(count)
+        head.append(parts, at: endpoint.endpoint.ring.push(parts.map(\.trb)))
+        endpoint.endpoint.ringDoorbell()
+        return true
     }
 
     private func normal(_ endpoint: ModelEndpoint) -> ModelTransfer? {

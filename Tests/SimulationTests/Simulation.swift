@@ -191,6 +191,7 @@ final class Simulation {
         default: machine.turn()
         }
         driver.collect()
+        for endpoint in endpoints { queueNextPiece(endpoint) }
         for endpoint in endpoints where endpoint.isHalted {
             settle()
             try recover(endpoint)
@@ -210,6 +211,10 @@ final class Simulation {
             machine.pass(.milliseconds(100))
             driver.collect()
             for endpoint in endpoints where !endpoint.queue.isEmpty && !endpoint.isHalted {
+                if queueNextPiece(endpoint) { continue }
+                if endpoint.isControl, !endpoint.device.holds(endpoint.address) {
+                    endpoint.fail("a control request waits, and not for its device")
+                }
                 // A silent device lets go of a transfer only when the driver stops it.
                 if try endpoint.endpoint.stop().code == .success, endpoint.isControl {
                     try skip(endpoint)
