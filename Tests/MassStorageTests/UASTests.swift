@@ -186,6 +186,20 @@ import USB
         #expect(uas.answer(submission) == .check(key: 5, code: 0x2500))
     }
 
+    @Test func `what takes the loop long is moved beside it`() throws {
+        let big = FakeImage(byteCount: 8 << 20)
+        let uas = try UASHost(big)
+        // 1 MiB at once; 512 bytes more wait for the worker.
+        for (count, isAtOnce) in [(2048, true), (2049, false)] {
+            let block: [UInt8] = [
+                0x28, 0, 0, 0, 0, 0, 0, UInt8(count >> 8), UInt8(count & 0xff), 0,
+            ]
+            let read = uas.submit(block, in: count * 512)
+            #expect(uas.host.isDone(read.status) == isAtOnce)
+            #expect(uas.answer(read) == .good)
+        }
+    }
+
     // MARK: - Task management
 
     @Test func `a command that was aborted is not answered`() throws {
@@ -267,7 +281,7 @@ import USB
     @Test func `requests wait when nobody takes the answers`() throws {
         let uas = try uas()
         let requests = (0..<500).map { _ in uas.request([0x77, 0, 0, 1]) }
-        #expect(requests.count { uas.host.isDone($0) } == UASTransport.capacity)
+        #expect(requests.count { uas.host.isDone($0) } == Limits.uasCommands)
         for request in requests {
             #expect(uas.answer(uas.status(1), tag: 1) == .response(2))
             #expect(uas.host.isDone(request))

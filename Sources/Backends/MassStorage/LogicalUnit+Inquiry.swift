@@ -2,15 +2,6 @@
 
 /// INQUIRY and its vital product data (SPC-4, 6.6 and 7.8; SBC-3, 6.5).
 extension LogicalUnit {
-    /// What UNMAP and WRITE SAME take at a time, told in the block limits page.
-    enum Limits {
-        /// 4 GiB in all descriptors of one UNMAP.
-        static let unmapBlocks: UInt64 = 0x80_0000
-        static let unmapDescriptors = 256
-        /// 32 MiB: a pattern is written out, and a reset must not wait for long.
-        static let writeSameBlocks: UInt64 = 0x1_0000
-    }
-
     func inquiry(_ block: CommandBlock) throws(SenseData) -> Action {
         // CMDDT, which REPORT SUPPORTED OPERATION CODES has replaced.
         try block.requireZero(1, mask: 0x02)

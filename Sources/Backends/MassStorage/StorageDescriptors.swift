@@ -76,8 +76,8 @@ enum StorageDescriptors {
         _ address: EndpointAddress, _ maxPacketSize: UInt16, burst: Int = 1,
         streams: Bool = false, pipe: UInt8? = nil
     ) -> EndpointDescriptor {
-        // 2^5 streams: as many commands does a host have under way.
-        let companion = SuperSpeedCompanion(burst: burst, attributes: streams ? 5 : 0)
+        let companion = SuperSpeedCompanion(
+            burst: burst, attributes: streams ? Limits.uasStreamsLog2 : 0)
         return EndpointDescriptor(
             address, .bulk, maxPacketSize: maxPacketSize, companion: companion,
             classDescriptors: pipe.map { [4, 0x24, $0, 0] } ?? [])

@@ -25,7 +25,7 @@ extension StorageDevice {
         let pieces = transfer.buffer.pieces(count: count)
         let offset = extent.byteOffset + UInt64(pipes.position)
         var done = 0
-        if canTryReading {
+        if canTryReading && count <= Limits.bytesAtOnce {
             do throws(Errno) {
                 done = try image.read(into: pieces, at: offset, waiting: false)
             } catch .notSupported {
@@ -90,7 +90,7 @@ extension StorageDevice {
         let pieces = transfer.buffer.pieces(count: count)
         let offset = extent.byteOffset + UInt64(pipes.position)
         var done = 0
-        if canTryWriting && !durably {
+        if canTryWriting && !durably && count <= Limits.bytesAtOnce {
             do throws(Errno) {
                 done = try image.write(pieces, at: offset, durably: false, waiting: false)
             } catch .notSupported {

@@ -28,9 +28,6 @@ struct UASTransport {
         case refuse
     }
 
-    /// Commands and answers that are kept; the host's next requests wait in their pipe meanwhile.
-    static let capacity = 64
-
     let maxPacketSize: Int
     /// 0: the pipes have none.
     var streamCount = 0
@@ -55,7 +52,7 @@ struct UASTransport {
 
     // MARK: - Command pipe
 
-    var takesRequests: Bool { waiting.count + replies.count < Self.capacity }
+    var takesRequests: Bool { waiting.count + replies.count < Limits.uasCommands }
 
     mutating func receive(_ bytes: Span<UInt8>) -> Effect {
         guard let request = UASRequest(bytes), streamCount == 0 || hasStream(request.tag) else {
