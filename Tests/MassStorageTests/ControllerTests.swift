@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import BackendKit
+import DMA
 import GuestKit
 import Logging
 import Platform
@@ -12,14 +13,15 @@ import USB
 /// The stick behind the real controller, used by a guest's driver.
 @Suite struct ControllerTests {
     private func stick(
-        _ image: any DiskImage, on guest: Guest, speed: USBSpeed = .superSpeed
+        _ image: any DiskImage, on guest: Guest, speed: USBSpeed = .superSpeed,
+        offersUAS: Bool = false
     ) throws -> StorageDevice {
         StorageDevice(
             image: image,
             unit: LogicalUnit(
                 identity: .init(serialNumber: "0123456789AB"),
                 blockCount: image.byteCount / 512, isReadOnly: image.isReadOnly, writeCache: true),
-            speed: speed, offersUAS: false, summary: "test",
+            speed: speed, offersUAS: offersUAS, summary: "test",
             worker: try Worker(name: "t", loop: guest.machine.loop),
             logger: Logger(label: "test"))
     }
@@ -117,5 +119,46 @@ import USB
         try guest.machine.attach(device)
         let again = try GuestStick(guest.driver)
         #expect(try again.read(block: 0, count: 8).count == 4096)
+    }
+
+    @Test func `UAS over streams: a slow read outlives a command that fails beside it`() throws {
+        let guest = try Guest()
+        let image = FakeImage(byteCount: 1 << 20)
+        let data = (0..<4096).map { UInt8(truncatingIfNeeded: $0 / 7) }
+        image.fill(at: 0, data)
+        image.set { $0.impatience = .wouldBlock }
+        let device = try stick(image, on: guest, offersUAS: true)
+        let slot = try guest.plug(device)
+        var pipe = GuestEndpointConfiguration.bulkOut(4)
+        pipe.maxPacketSize = 1024
+        let command = try slot.configure(pipe)[0]
+        let status = try GuestStreams(
+            slot, StorageDescriptors.statusEndpoint, maxPrimaryStreams: 2)
+        let stream = try GuestStreams(slot, StorageDescriptors.inEndpoint, maxPrimaryStreams: 2)
+        let setting = UInt16(StorageDescriptors.uasSetting)
+        for (type, request, value) in [(0, 9, 1), (1, 11, setting)] as [(UInt8, UInt8, UInt16)] {
+            try slot.control(
+                SetupPacket(
+                    requestType: type, request: request, value: value, index: 0, length: 0))
+        }
+        let buffer = guest.memory.allocate(0x10000, alignment: 65536)
+        func give(_ tag: Int, _ block: [UInt8], _ count: Int) throws {
+            let flags: GuestTRB.Flags = [.interruptOnCompletion, .interruptOnShortPacket]
+            status.submit(tag, [.normal(buffer + 0x8000 + tag * 256, 112, flags)])
+            stream.submit(tag, [.normal(buffer + tag * 4096, count, flags)])
+            _ = try command.send(UASHost.command(block, UInt16(tag)))
+        }
+
+        image.shutGate()
+        try give(1, [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], 4096)
+        try give(2, [0x4d, 0, 0, 0, 0, 0, 0, 0, 64, 0], 64)
+        image.openGate()
+        // The data of the command that fails come back without bytes, before its status.
+        #expect(try stream.event().length == 0)
+        #expect(try stream.event().length == 64)
+        #expect(try status.event().code == .shortPacket)
+        #expect(try status.event().code == .shortPacket)
+        #expect(guest.memory.bytes(at: buffer + 4096, count: 4096) == data)
+        #expect(!guest.hasFailed)
     }
 }

@@ -79,6 +79,7 @@ final class UASHost {
     enum Answer: Equatable {
         case good
         case check(key: UInt8, code: UInt16)
+        case full
         case response(UInt8)
         case ready(Direction)
         case none
@@ -91,6 +92,7 @@ final class UASHost {
         guard bytes.count >= 4, bytes[2] == tag >> 8, bytes[3] == tag & 0xff else { return .none }
         switch bytes[0] {
         case 0x03 where bytes.count == 16 && bytes[6] == 0 && bytes[15] == 0: return .good
+        case 0x03 where bytes.count == 16 && bytes[6] == 0x28 && bytes[15] == 0: return .full
         case 0x03 where bytes.count == 34 && bytes[6] == 2 && bytes[15] == 18:
             return .check(
                 key: bytes[18] & 0xf, code: UInt16(bytes[28]) << 8 | UInt16(bytes[29]))

@@ -72,7 +72,7 @@ import USB
     @Test func `a stick without UAS has one setting`() throws {
         let host = try StickHost(image)
         #expect(host.control(0x01, 11, value: 1).status == .stalled)
-        #expect(host.control(0x80, 6, value: 0x0200, length: 0xffff).bytes[4...8].contains(1))
+        #expect(host.control(0x80, 6, value: 0x0200, length: 0xffff).bytes.count == 9 + 9 + 2 * 13)
     }
 
     @Test func `a host goes to UAS and back`() throws {
@@ -126,6 +126,9 @@ import USB
         fail { if case .write(10 * 512, _, _) = $0 { .noSpace } else { nil } }
         let data = [UInt8](repeating: 1, count: 2048)
         #expect(uas.run(Self.write(9, 4), out: data).0 == .check(key: 7, code: 0x2707))
+        image.set { $0.fault = { _ in nil } }
+        #expect(uas.run(Self.write(9, 4), out: data).0 == .good)
+        #expect(Array(contents[9 * 512..<13 * 512]) == data)
         expectAlive(uas)
     }
 
@@ -234,6 +237,9 @@ import USB
         let query = uas.status(21)
         uas.request(UASHost.function(0x81, 21))
         #expect(uas.answer(query, tag: 21) == .response(0))
+        if function >= 0x08 {
+            #expect(uas.run([0, 0, 0, 0, 0, 0]).0 == .check(key: 6, code: 0x2900))
+        }
         expectAlive(uas)
         #expect(contents == pattern)
     }
@@ -255,14 +261,92 @@ import USB
         expectAlive(uas)
     }
 
-    @Test func `a tag that is in use ends both commands`() throws {
+    @Test(arguments: [[UInt8](), UASHost.function(0x80, 4, of: 9)])
+    func `a tag that is in use ends both`(function: [UInt8]) throws {
         let uas = try uas()
         uas.request(UASHost.command(Self.write(1, 1), 4))
         let status = uas.status(4)
-        uas.request(UASHost.command(inquiry, 4))
+        uas.request(function.isEmpty ? UASHost.command(inquiry, 4) : function)
         #expect(uas.answer(status, tag: 4) == .response(0x0a))
         expectAlive(uas)
         #expect(contents == pattern)
+    }
+
+    @Test(arguments: [UInt8(0x01), 0x02, 0x08, 0x10])
+    func `a status that nobody took is not told to the next command of its tag`(
+        function: UInt8
+    ) throws {
+        let uas = try uas()
+        uas.request(UASHost.command([0, 0, 0, 0, 0, 0], 5))
+        uas.request(UASHost.function(function, 6, of: 5))
+        #expect(uas.answer(uas.status(6), tag: 6) == .response(0))
+        // A reset is told of first.
+        if function >= 0x08 { _ = uas.run([0, 0, 0, 0, 0, 0]) }
+        let status = uas.status(7)
+        uas.request(UASHost.command(Self.write(1, 1), 7))
+        uas.request(UASHost.function(0x01, 8, of: 7))
+        let again = uas.status(5)
+        uas.request(UASHost.command(Self.write(1, 1), 5))
+        #expect(!uas.host.isDone(again))
+        #expect(!uas.host.isDone(status))
+    }
+
+    @Test func `commands are aborted while the disk is busy with one`() throws {
+        let uas = try uas()
+        image.set { $0.impatience = .wouldBlock }
+        image.shutGate()
+        let read = uas.submit(Self.read(0, 8), in: 4096)
+        let waiting = uas.submit(Self.write(1, 1), out: [UInt8](repeating: 1, count: 512))
+        let done = uas.status(30)
+        uas.request(UASHost.function(0x02, 30))
+        #expect(uas.host.isDone(done))
+        // The memory is given back when the disk has let go of it.
+        #expect(read.data.map { uas.host.isDone($0) } == false)
+        image.openGate()
+        uas.host.settle()
+        #expect(read.data.flatMap { uas.host.port.completions[$0]?.transferred } == 0)
+        #expect(!uas.host.isDone(read.status))
+        #expect(!uas.host.isDone(waiting.status))
+        expectAlive(uas)
+        #expect(contents == pattern)
+    }
+
+    @Test func `a queue that is full says so, and can be emptied`() throws {
+        let uas = try uas(streams: 0)
+        for tag in 1...100 as ClosedRange<UInt16> {
+            uas.request(UASHost.command(Self.read(1, 1), tag))
+        }
+        #expect(uas.answer(uas.status(1), tag: 1) == .ready(.in))
+        // One is at work.
+        for tag in UInt16(Limits.uasCommands + 2)...100 {
+            #expect(uas.answer(uas.status(tag), tag: tag) == .full)
+        }
+        let done = uas.status(200)
+        uas.request(UASHost.function(0x02, 200))
+        #expect(uas.answer(done, tag: 200) == .response(0))
+        // The transfer that was asked for is not mistaken for that of the next command.
+        let late = uas.data(in: 512, 1)
+        #expect(uas.host.port.completions[late]?.transferred == 0)
+        expectAlive(uas)
+    }
+
+    @Test func `READY of an aborted command is not sent any more`() throws {
+        let uas = try uas(streams: 0)
+        uas.request(UASHost.command(Self.read(1, 1), 5))
+        uas.request(UASHost.function(1, 6, of: 5))
+        #expect(uas.answer(uas.status(6), tag: 6) == .response(0))
+        expectAlive(uas)
+    }
+
+    @Test func `a reset of the logical unit is told of, and leaves an ejected medium out`() throws {
+        let uas = try uas()
+        let ready: [UInt8] = [0, 0, 0, 0, 0, 0]
+        #expect(uas.run([0x1b, 0, 0, 0, 2, 0]).0 == .good)
+        let done = uas.status(20)
+        uas.request(UASHost.function(0x08, 20))
+        #expect(uas.answer(done, tag: 20) == .response(0))
+        #expect(uas.run(ready).0 == .check(key: 6, code: 0x2900))
+        #expect(uas.run(ready).0 == .check(key: 2, code: 0x3a00))
     }
 
     @Test(arguments: [[UInt8](), [1, 0, 0], UASHost.command([], 0), UASHost.command([], 33)])
@@ -281,7 +365,7 @@ import USB
     @Test func `requests wait when nobody takes the answers`() throws {
         let uas = try uas()
         let requests = (0..<500).map { _ in uas.request([0x77, 0, 0, 1]) }
-        #expect(requests.count { uas.host.isDone($0) } == Limits.uasCommands)
+        #expect(requests.count { uas.host.isDone($0) } == Limits.uasReplies)
         for request in requests {
             #expect(uas.answer(uas.status(1), tag: 1) == .response(2))
             #expect(uas.host.isDone(request))
@@ -316,10 +400,101 @@ import USB
         let submission = uas.submit(Self.write(1, 1), out: [UInt8](repeating: 9, count: 2048))
         #expect(uas.answer(submission) == .good)
         #expect(submission.data.flatMap { uas.host.port.completions[$0]?.transferred } == 512)
+        #expect(Array(contents[512..<1024]) == [UInt8](repeating: 9, count: 512))
         #expect(Array(contents[1024..<3072]) == Array(pattern[1024..<3072]))
     }
 
+    @Test func `empty packets in a write are packets that end too early`() throws {
+        let uas = try uas()
+        let submission = uas.submit(Self.write(1, 1), out: [])
+        #expect(uas.answer(submission) == .check(key: 0xb, code: 0x4b00))
+        expectAlive(uas)
+    }
+
+    @Test func `a command without data gives the host's transfer back before its status`() throws {
+        let uas = try uas()
+        // No room for what INQUIRY tells; and a command that is not known.
+        for (block, answer) in [
+            ([UInt8](arrayLiteral: 0x12, 0, 0, 0, 0, 0), UASHost.Answer.good),
+            ([0x4d, 0, 0, 0, 0, 0, 0, 0, 64, 0], .check(key: 5, code: 0x2000)),
+        ] {
+            let submission = uas.submit(block, in: 64)
+            #expect(uas.answer(submission) == answer)
+            let order = uas.host.port.order
+            let data = try #require(submission.data.flatMap { order.firstIndex(of: $0) })
+            #expect(try data < #require(order.firstIndex(of: submission.status)))
+        }
+    }
+
+    @Test func `a status transfer that is too small does not lose the status`() throws {
+        let uas = try uas()
+        uas.request(UASHost.command([0xff, 0, 0, 0, 0, 0], 5))
+        #expect(uas.host.wait(uas.status(5, room: 20))?.status == .babbled)
+        #expect(uas.answer(uas.status(5), tag: 5) == .check(key: 5, code: 0x2000))
+    }
+
     // MARK: - Resets and media
+
+    @Test func `a flush that failed is remembered until its status was taken`() throws {
+        let uas = try uas()
+        let flush: [UInt8] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        image.set { $0.fault = { $0 == .flush ? .ioError : nil } }
+        uas.request(UASHost.command(flush, 5))
+        uas.host.settle()
+        uas.request(UASHost.function(0x02, 6))
+        #expect(uas.answer(uas.status(6), tag: 6) == .response(0))
+        image.set { $0.fault = { _ in nil } }
+        #expect(uas.run(flush).0 == .check(key: 3, code: 0x0c00))
+        #expect(uas.run(flush).0 == .good)
+    }
+
+    @Test func `commands for one medium are not carried out on the next`() throws {
+        let uas = try uas()
+        uas.request(UASHost.command(inquiry, 1))
+        let writes = (10...13 as ClosedRange<UInt16>).map { tag in
+            let status = uas.status(tag)
+            _ = uas.data(out: [UInt8](repeating: 0xbb, count: 512), tag)
+            uas.request(UASHost.command(Self.write(UInt8(tag), 1), tag))
+            return (tag, status)
+        }
+        let next = FakeImage(byteCount: 1 << 20)
+        uas.host.device.changeMedium(to: next, force: false) { #expect($0 == nil) }
+        uas.host.settle()
+        _ = uas.data(in: 36, 1)
+        #expect(uas.answer(writes[0].1, tag: writes[0].0) == .check(key: 6, code: 0x2800))
+        for (tag, status) in writes.dropFirst() {
+            #expect(uas.answer(status, tag: tag) == .check(key: 2, code: 0x3a00))
+        }
+        #expect(contents == pattern)
+        #expect(next.bytes(at: 0, count: 1 << 20).allSatisfy { $0 == 0 })
+        #expect(uas.run(Self.read(3, 2), in: 1024).0 == .good)
+    }
+
+    @Test func `data that the host was asked for are not mistaken for those of the next`() throws {
+        let uas = try uas(streams: 0)
+        uas.request(UASHost.command(Self.read(1, 1), 1))
+        uas.request(UASHost.command(inquiry, 2))
+        #expect(uas.answer(uas.status(1), tag: 1) == .ready(.in))
+        uas.host.device.changeMedium(to: nil, force: false) { #expect($0 == nil) }
+        uas.host.settle()
+        let first = uas.data(in: 512, 1)
+        #expect(uas.host.port.completions[first]?.transferred == 0)
+        #expect(uas.answer(uas.status(1), tag: 1) == .check(key: 2, code: 0x3a00))
+        #expect(uas.answer(uas.status(2), tag: 2) == .ready(.in))
+        let second = uas.data(in: 36, 2)
+        #expect(uas.answer(uas.status(2), tag: 2) == .good)
+        #expect(uas.host.bytes(second).count == 36)
+    }
+
+    @Test func `streams of one host are not those of the next`() throws {
+        let uas = try uas()
+        uas.host.device.detached()
+        uas.host.device.attach(to: uas.host.port)
+        uas.host.setConfiguration(1)
+        uas.host.control(0x01, 11, value: UInt16(StorageDescriptors.uasSetting))
+        let request = uas.request(UASHost.command([0, 0, 0, 0, 0, 0], 0x100))
+        #expect(uas.host.wait(request)?.status == .completed)
+    }
 
     @Test func `a reset of the port ends everything`() throws {
         let uas = try uas()

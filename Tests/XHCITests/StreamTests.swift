@@ -331,4 +331,25 @@ struct StreamTests {
         #expect(try slot.configureCommand().code == .success)
         #expect(device.streams[address] == 0)
     }
+
+    @Test func `a stream that found no room is started when others have given some`() throws {
+        let streams = try GuestStreams(slot, address, maxPrimaryStreams: 1, segments: [5000])
+        device.onTransfer = { $0.endpoint == .control ? nil : .hold }
+        // Two of the longest transfers are all that an endpoint may have in flight.
+        let long =
+            (0..<4095).map { _ in GuestTRB.normal(buffer, 16, .chain) }
+            + [GuestTRB.normal(buffer, 16, .interruptOnCompletion)]
+        streams.submit(1, long)
+        streams.submit(2, long)
+        guest.machine.pass(.seconds(1))
+        streams.submit(3, [.normal(buffer, 16, .interruptOnCompletion)])
+        guest.machine.pass(.seconds(1))
+        #expect(device.pending.compactMap { stream(of: $0) } == [1, 2])
+        for transfer in device.pending {
+            device.complete(transfer.completion(.completed, transferred: transfer.buffer.count))
+        }
+        guest.machine.pass(.seconds(1))
+        #expect(device.pending.compactMap { stream(of: $0) } == [1, 2, 3])
+        #expect(!guest.machine.isSpinning)
+    }
 }

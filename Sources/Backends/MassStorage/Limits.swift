@@ -6,8 +6,10 @@ enum Limits {
     /// work. A worker moves larger ones, so that commands of UAS, which may all come at once, do not
     /// make the guest's other accesses wait for long.
     static let bytesAtOnce = 1 << 20
-    /// Commands of UAS and answers to them that are kept; the host's next requests wait in their pipe.
+    /// Commands of UAS that wait for their turn; a further one is told that the task set is full.
     static let uasCommands = 64
+    /// Answers of UAS that nobody takes; the host's next requests wait in their pipe.
+    static let uasReplies = 128
     /// Streams of UAS, as a power of two: as many commands does a host have under way.
     static let uasStreamsLog2: UInt8 = 5
     /// Blocks in all descriptors of one UNMAP: 4 GiB. The block limits page tells of this and what follows.

@@ -21,13 +21,15 @@ extension LogicalUnit {
             identity.isRemovable ? 0x80 : 0x00,
             0x06,  // SPC-4
             0x02,  // response data format
-            0, 0, 0, 0,
+            0, 0, 0,
+            takesManyCommands ? 0x02 : 0x00,  // CMDQUE
         ]
         bytes += Self.padded(identity.vendor, to: 8)
         bytes += Self.padded(identity.product, to: 16)
         bytes += Self.padded(identity.revision, to: 4)
         bytes += [UInt8](repeating: 0, count: 22)
-        for standard: UInt16 in [0x0460, 0x04c0, 0x1730] {  // SPC-4, SBC-3, USB bulk-only
+        // SPC-4, SBC-3, and UAS or Bulk-Only Transport.
+        for standard: UInt16 in [0x0460, 0x04c0, takesManyCommands ? 0x1740 : 0x1730] {
             bytes.append(bigEndian: standard)
         }
         bytes[4] = UInt8(clamping: bytes.count - 5)

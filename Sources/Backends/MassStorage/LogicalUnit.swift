@@ -67,6 +67,8 @@ struct LogicalUnit {
     }
 
     let identity: Identity
+    /// The transport has commands wait here, as UAS does.
+    var takesManyCommands = false
     /// Of the medium, or of the last one if there is none.
     private(set) var blockCount: UInt64
     private(set) var isReadOnly: Bool
@@ -106,6 +108,13 @@ struct LogicalUnit {
         isRemovalPrevented = false
         isWriteCacheEnabled = isWriteCacheEnabled && defaultWriteCache
         sense = .none
+    }
+
+    /// A reset of the logical unit alone, by a request of UAS: the host hears of it, as others might.
+    mutating func resetUnit() {
+        isRemovalPrevented = false
+        sense = .none
+        unitAttention = .wasReset
     }
 
     // MARK: - Commands

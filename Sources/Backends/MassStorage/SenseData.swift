@@ -2,8 +2,8 @@
 
 /// Why a SCSI command was not carried out, in the words of SPC-4, 4.5.
 ///
-/// It is thrown by the commands' code and kept until the host asks with REQUEST SENSE, as
-/// Bulk-Only Transport has no other way to tell.
+/// It is thrown by the commands' code. With Bulk-Only Transport it is kept until the host asks with
+/// REQUEST SENSE; UAS tells it with the status.
 struct SenseData: Error, Equatable, Sendable {
     enum Key: UInt8, Sendable {
         case noSense = 0x0
@@ -53,7 +53,9 @@ struct SenseData: Error, Equatable, Sendable {
     /// SPACE ALLOCATION FAILED WRITE PROTECT, from which hosts make "no space left".
     static let spaceAllocationFailed = SenseData(.dataProtect, 0x2707)
     static let miscompare = SenseData(.miscompare, 0x1d00)
-    /// DATA PHASE ERROR: the memory of the transfer is gone.
+    /// POWER ON, RESET, OR BUS DEVICE RESET OCCURRED.
+    static let wasReset = SenseData(.unitAttention, 0x2900)
+    /// DATA PHASE ERROR: the memory of the transfer is gone, or the data end too early.
     static let dataPhaseError = SenseData(.abortedCommand, 0x4b00)
 
     static func unrecoveredReadError(block: UInt64) -> Self {
@@ -76,6 +78,11 @@ struct SenseData: Error, Equatable, Sendable {
         sense.fieldPointer = FieldPointer(
             isInCommand: false, byte: UInt16(clamping: byte), bit: bit)
         return sense
+    }
+
+    /// Fixed format, unless it has no room for the block.
+    var shortestFormat: [UInt8] {
+        information ?? 0 > UInt64(UInt32.max) ? descriptorFormat : fixedFormat
     }
 
     /// Fixed format (SPC-4, 4.5.3).

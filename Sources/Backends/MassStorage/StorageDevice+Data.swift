@@ -14,8 +14,8 @@ extension StorageDevice {
         case .reply(let bytes):
             let start = pipes.position
             transfer.buffer.copy(from: Array(bytes[start..<start + count]))
-            if pipes.move(count) { finish(nil) }
             complete(transfer.id, .completed, count)
+            if pipes.move(count) { finish(nil) }
         case .read(let extent): read(transfer, extent, count: count)
         default: preconditionFailure("data for the host without a command that has them")
         }
@@ -50,8 +50,8 @@ extension StorageDevice {
         _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int
     ) {
         guard let error = movement.error else {
-            if pipes.move(count) { finish(nil) }
             complete(transfer.id, .completed, count)
+            if pipes.move(count) { finish(nil) }
             return
         }
         // The blocks before the bad one have been sent; then the data stage ends.
@@ -59,9 +59,9 @@ extension StorageDevice {
         _ = pipes.move(good)
         let failed = extent.block + UInt64(pipes.position / blockSize)
         tell("reading block \(failed) failed: \(error)")
-        finish(SenseData(reading: error, block: failed))
         let endsShort = good % pipes.maxPacketSize != 0
         complete(transfer.id, endsShort ? .completed : pipes.statusOfExcess, good)
+        finish(SenseData(reading: error, block: failed))
     }
 
     // MARK: - Data from the host
@@ -143,7 +143,6 @@ extension StorageDevice {
         end: (() -> Void)? = nil
     ) {
         let isLast = pipes.move(count, processed: processed)
-        // What the host sends beyond the command's data is refused.
         let isTooLong = transfer.buffer.count > count
         complete(transfer.id, isTooLong ? pipes.statusOfExcess : .completed, count)
         if let error {

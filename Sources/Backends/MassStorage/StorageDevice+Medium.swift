@@ -22,6 +22,7 @@ extension StorageDevice {
         precondition(!isChangingMedium, "one change at a time")
         isChangingMedium = true
         unit.removeMedium()
+        pipes.mediumChanged()
         cancellation?.cancel()
         // What the worker is at comes to its own end.
         if !isBusy {

@@ -5,7 +5,7 @@ internal import Platform
 internal import SystemPackage
 internal import USB
 
-/// A USB stick: the device that joins control pipe, Bulk-Only Transport, logical unit and image.
+/// A USB stick: the device that joins control pipe, transport, logical unit and image.
 ///
 /// Transfers wait in ``StoragePipes``. ``advance()`` takes from there whatever can be used now. Bytes
 /// move between the image and the transfer's memory without a copy in between:
@@ -38,6 +38,8 @@ final class StorageDevice: USBDevice {
     var isFlushingInBackground = false
     /// Of the present image.
     var lostWrites = LostWrites()
+    /// The command of UAS whose status tells of them.
+    private var lossTag: UInt16?
     /// The operator learns of the first error; a guest cannot fill the log with more.
     var hasToldOfErrors = false
     /// Counts resets of the transport: what was begun before the last one has no say any more.
@@ -85,6 +87,7 @@ final class StorageDevice: USBDevice {
     func detached() {
         port = nil
         _ = pipes.removeAll()
+        pipes.setStreams(0, for: StorageDescriptors.statusEndpoint)
         restart()
     }
 
@@ -105,7 +108,9 @@ final class StorageDevice: USBDevice {
         era += 1
         cancellation?.cancel()
         command = nil
+        lossTag = nil
         for transfer in pipes.reset() { complete(transfer.id, .failed, 0) }
+        unit.takesManyCommands = pipes.usesUAS
     }
 
     func submit(_ transfer: consuming Transfer) {
@@ -167,25 +172,28 @@ final class StorageDevice: USBDevice {
 
     /// Uses waiting transfers for as long as that is possible.
     func advance() {
-        while !isBusy, let step = pipes.next() { take(step) }
+        while let step = isBusy ? pipes.nextWhileBusy() : pipes.next() { take(step) }
     }
 
     private func take(_ step: consuming StoragePipes.Step) {
         switch consume step {
         case .command(let transfer): receiveCommand(transfer)
         case .request(let transfer): receiveRequest(transfer)
-        case .begin(let command):
-            begin(unit.execute(command.block, at: command.unit), command.block)
+        case .begin(let command): begin(command)
         case .receive(let transfer, let count): receiveData(transfer, count: count)
         case .send(let transfer, let count): sendData(transfer, count: count)
-        case .status(let transfer, let count): complete(transfer.id, .completed, count)
+        case .status(let transfer, let count, let reply):
+            complete(transfer.id, .completed, count)
+            if let reply, lossTag == reply.tag { statusOfLossSent(reply) }
+        case .unused(let transfer): complete(transfer.id, .completed, 0)
         case .fail(let transfer): complete(transfer.id, .failed, 0)
         case .refuse(let transfer): complete(transfer.id, .stalled, 0)
         case .babble(let transfer): complete(transfer.id, .babbled, transfer.buffer.count)
         case .phaseError(let transfer):
+            complete(transfer.id, pipes.statusOfExcess, 0)
+            if pipes.usesUAS { return finish(.dataPhaseError) }
             command = nil
             pipes.finishWithPhaseError()
-            complete(transfer.id, pipes.statusOfExcess, 0)
         }
     }
 
@@ -197,11 +205,7 @@ final class StorageDevice: USBDevice {
 
     private func receiveCommand(_ transfer: Transfer) {
         // One byte more than a CBW has is enough to see that it is none.
-        let bytes = InlineArray<32, UInt8> { (bytes: inout OutputSpan<UInt8>) in
-            transfer.buffer.copy(into: &bytes)
-            while !bytes.isFull { bytes.append(0) }
-        }
-        let count = min(transfer.buffer.count, bytes.count)
+        let (bytes, count) = transfer.buffer.beginning
         guard let wrapper = pipes.receiveCommand(bytes.span.extracting(first: count)) else {
             logger.debug("\(summary): an invalid command block wrapper")
             complete(transfer.id, .stalled, 0)
@@ -213,17 +217,13 @@ final class StorageDevice: USBDevice {
 
     /// A request of UAS: commands wait for their turn, task management is done at once.
     private func receiveRequest(_ transfer: Transfer) {
-        let bytes = InlineArray<32, UInt8> { (bytes: inout OutputSpan<UInt8>) in
-            transfer.buffer.copy(into: &bytes)
-            while !bytes.isFull { bytes.append(0) }
-        }
-        let count = min(transfer.buffer.count, bytes.count)
+        let (bytes, count) = transfer.buffer.beginning
         switch pipes.receiveRequest(bytes.span.extracting(first: count)) {
         case .none: break
-        case .abort: forgetAbortedCommand()
+        case .abort: forgetCommand()
         case .reset:
-            forgetAbortedCommand()
-            unit.reset()
+            forgetCommand()
+            unit.resetUnit()
         case .refuse:
             logger.debug("\(summary): a request that names no stream")
             return complete(transfer.id, .stalled, 0)
@@ -231,8 +231,20 @@ final class StorageDevice: USBDevice {
         complete(transfer.id, .completed, transfer.buffer.count)
     }
 
-    private func forgetAbortedCommand() {
-        if pipes.uas.current == nil { command = nil }
+    /// The command at work was aborted. What the worker does for it ends by itself, and the next
+    /// command waits for that.
+    private func forgetCommand() {
+        command = nil
+        guard isBusy else { return }
+        era += 1
+        cancellation?.cancel()
+    }
+
+    /// A command of UAS has its turn.
+    private func begin(_ command: UASTransport.Command) {
+        var action = unit.execute(command.block, at: command.unit)
+        if pipes.uas.isStale(command), action.concernsMedium { action = .check(.mediumNotPresent) }
+        begin(action, command.block)
     }
 
     /// Compares the action with what the host expects, and starts it.
@@ -254,9 +266,14 @@ final class StorageDevice: USBDevice {
     /// Ends the command: good, or with the sense data that say why not.
     func finish(_ error: SenseData?) {
         command = nil
-        // UAS sends the sense data with the status, so nothing is left to ask for.
-        if let error, !pipes.usesUAS { unit.fail(error) }
-        if pipes.usesUAS { unit.senseWasSent() }
+        if pipes.usesUAS {
+            // The sense data go with the status, so nothing is left to ask for.
+            unit.senseWasSent()
+            // The host is told that no more data move before it is told why.
+            for transfer in pipes.takeUnused() { complete(transfer.id, .completed, 0) }
+        } else if let error {
+            unit.fail(error)
+        }
         pipes.finish(error)
     }
 
@@ -290,18 +307,25 @@ final class StorageDevice: USBDevice {
                 unit.mediumJobEnded(job)
             } else {
                 tell("\(job.words) failed")
-                lostWrites.forget()
+                if pipes.usesUAS { lossTag = pipes.uas.current } else { lostWrites.forget() }
             }
             finish(error)
         }
+    }
+
+    /// With Bulk-Only Transport a host hears of an error for sure; of UAS it may have aborted the
+    /// command before.
+    private func statusOfLossSent(_ reply: UASReply) {
+        lossTag = nil
+        if case .check = reply.content { lostWrites.forget() }
     }
 
     // MARK: - Worker
 
     /// Runs a job on the worker while the bulk pipes wait, then goes on with the command.
     ///
-    /// If the transport was reset meanwhile there is no command any more, and the transfer that the
-    /// job worked for is given back as cancelled.
+    /// If the transport was reset or the command aborted meanwhile, there is no command any more, and
+    /// the transfer that the job worked for is given back.
     func onWorker<Result: Sendable>(
         for transfer: Transfer?, _ job: @escaping @Sendable () -> Result,
         then: @escaping (Result) -> Void
@@ -319,9 +343,30 @@ final class StorageDevice: USBDevice {
                 if isChangingMedium { abandonCommand() }
             } else if let transfer {
                 // Of a port that it has left as well: the guest waits for its memory.
-                port?.complete(transfer.completion(.cancelled))
+                port?.complete(transfer.completion(pipes.usesUAS ? .completed : .cancelled))
             }
             advance()
+        }
+    }
+}
+
+extension TransferBuffer {
+    /// The first 32 bytes, zeroes where there are fewer, and how many there are.
+    fileprivate var beginning: (bytes: InlineArray<32, UInt8>, count: Int) {
+        let bytes = InlineArray<32, UInt8> { (bytes: inout OutputSpan<UInt8>) in
+            copy(into: &bytes)
+            while !bytes.isFull { bytes.append(0) }
+        }
+        return (bytes, min(count, bytes.count))
+    }
+}
+
+extension LogicalUnit.Action {
+    /// Whether it is about what the medium holds.
+    fileprivate var concernsMedium: Bool {
+        switch self {
+        case .good, .reply, .check: false
+        case .read, .write, .compare, .receiveParameters, .perform: true
         }
     }
 }

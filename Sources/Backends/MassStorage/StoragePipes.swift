@@ -16,8 +16,11 @@ struct StoragePipes {
 
     private var inTransfers: Deque<Transfer> = []
     private var outTransfers: Deque<Transfer> = []
-    private var statusTransfers: Deque<Transfer> = []
+    /// By stream. A stream that was used once keeps its place.
+    private var statusTransfers: [UInt16: Deque<Transfer>] = [:]
     private var commandTransfers: Deque<Transfer> = []
+    /// A reply or a status transfer has come since the last search for such that meet.
+    private var mayHaveStatus = false
 
     /// What is to be done next.
     enum Step {
@@ -27,11 +30,13 @@ struct StoragePipes {
         case request(Transfer)
         /// A command of UAS has its turn.
         case begin(UASTransport.Command)
-        /// The next bytes of the data stage. What the transfer holds beyond them is refused.
+        /// The next bytes of the data stage. What the transfer holds beyond them is not used.
         case receive(Transfer, count: Int)
         case send(Transfer, count: Int)
-        /// The status is in the transfer.
-        case status(Transfer, count: Int)
+        /// The status is in the transfer; with UAS it is this one.
+        case status(Transfer, count: Int, UASReply?)
+        /// Nothing is left to move.
+        case unused(Transfer)
         /// Its endpoint does not exist, as the device is not configured.
         case fail(Transfer)
         /// Its endpoint is halted.
@@ -55,7 +60,9 @@ struct StoragePipes {
         switch transfer.endpoint {
         case StorageDescriptors.inEndpoint: inTransfers.append(transfer)
         case StorageDescriptors.outEndpoint: outTransfers.append(transfer)
-        case StorageDescriptors.statusEndpoint where usesUAS: statusTransfers.append(transfer)
+        case StorageDescriptors.statusEndpoint where usesUAS:
+            statusTransfers[transfer.stream, default: []].append(transfer)
+            mayHaveStatus = true
         case StorageDescriptors.commandEndpoint where usesUAS: commandTransfers.append(transfer)
         default: return false
         }
@@ -64,8 +71,15 @@ struct StoragePipes {
 
     /// Takes back a transfer that waits.
     mutating func remove(_ id: Transfer.ID) -> Bool {
-        inTransfers.remove(id) || outTransfers.remove(id) || statusTransfers.remove(id)
-            || commandTransfers.remove(id)
+        if inTransfers.remove(id) || outTransfers.remove(id) {
+            uas.withdrawn()
+            return true
+        }
+        if commandTransfers.remove(id) { return true }
+        for stream in statusTransfers.keys where statusTransfers[stream]?.remove(id) == true {
+            return true
+        }
+        return false
     }
 
     /// Takes back all transfers that wait.
@@ -78,8 +92,8 @@ struct StoragePipes {
 
     /// Takes back those of endpoints that Bulk-Only Transport does not have.
     private mutating func removeUAS() -> [Transfer] {
-        let all = Array(statusTransfers) + commandTransfers
-        statusTransfers = []
+        let all = statusTransfers.values.flatMap { Array($0) } + commandTransfers
+        statusTransfers = [:]
         commandTransfers = []
         return all
     }
@@ -110,9 +124,19 @@ struct StoragePipes {
 
     mutating func receiveRequest(_ bytes: Span<UInt8>) -> UASTransport.Effect {
         let effect = uas.receive(bytes)
+        mayHaveStatus = true
         if effect == .refuse { control.halt(StorageDescriptors.commandEndpoint) }
         return effect
     }
+
+    /// Data transfers of a command that ends without them, where they can be told from others'.
+    mutating func takeUnused() -> [Transfer] {
+        guard usesUAS, uas.streamCount > 0, let stream = uas.current else { return [] }
+        return inTransfers.removeAll(of: stream) + outTransfers.removeAll(of: stream)
+    }
+
+    /// The medium is another one, or none.
+    mutating func mediumChanged() { uas.mediumChanged() }
 
     /// Says what the command means to move.
     ///
@@ -120,6 +144,7 @@ struct StoragePipes {
     mutating func begin(_ stage: DataStage) -> Bool {
         if usesUAS {
             uas.begin(stage)
+            mayHaveStatus = true
             return true
         }
         defer { applyHalts() }
@@ -145,14 +170,17 @@ struct StoragePipes {
 
     /// The command is done, or cannot go on.
     mutating func finish(_ error: SenseData?) {
-        if usesUAS { return uas.finish(error) }
+        if usesUAS {
+            uas.finish(error)
+            mayHaveStatus = true
+            return
+        }
         bulkOnly.finish(error == nil ? .passed : .failed)
         applyHalts()
     }
 
-    /// A transfer contradicts the command, which cannot go on.
+    /// A transfer contradicts the command of Bulk-Only Transport, which cannot go on.
     mutating func finishWithPhaseError() {
-        if usesUAS { return uas.finish(.dataPhaseError) }
         bulkOnly.finish(.phaseError)
         applyHalts()
     }
@@ -171,7 +199,12 @@ struct StoragePipes {
     // MARK: - Steps
 
     /// Takes what is next; `nil` if there is nothing or it must wait.
-    mutating func next() -> Step? { usesUAS ? nextOfUAS() : nextOut() ?? nextIn() }
+    mutating func next() -> Step? {
+        usesUAS ? nextBesideCommand() ?? nextOfCommand() : nextOut() ?? nextIn()
+    }
+
+    /// The same while the command at work keeps the device busy.
+    mutating func nextWhileBusy() -> Step? { usesUAS ? nextBesideCommand() : nil }
 }
 
 // MARK: - Bulk-Only Transport
@@ -207,7 +240,7 @@ extension StoragePipes {
             let transfer = inTransfers.removeFirst()
             let count = transfer.buffer.copy(from: bulkOnly.statusWrapper.bytes.span)
             bulkOnly.statusSent()
-            return .status(transfer, count: count)
+            return .status(transfer, count: count, nil)
         case .babble: return .babble(inTransfers.removeFirst())
         }
     }
@@ -216,35 +249,49 @@ extension StoragePipes {
 // MARK: - USB Attached SCSI
 
 extension StoragePipes {
-    private mutating func nextOfUAS() -> Step? {
-        nextHalted() ?? nextStatus() ?? nextRequest() ?? nextCommand() ?? nextData()
+    private mutating func nextBesideCommand() -> Step? {
+        nextHalted() ?? nextStatus() ?? nextRequest()
+    }
+
+    private mutating func nextOfCommand() -> Step? {
+        if let command = uas.nextCommand() { return .begin(command) }
+        return nextData(.in) ?? nextData(.out)
     }
 
     private mutating func nextHalted() -> Step? {
-        let halted =
-            nextHalted(StorageDescriptors.inEndpoint, &inTransfers)
-            ?? nextHalted(StorageDescriptors.outEndpoint, &outTransfers)
-            ?? nextHalted(StorageDescriptors.statusEndpoint, &statusTransfers)
-            ?? nextHalted(StorageDescriptors.commandEndpoint, &commandTransfers)
-        return halted.map { .refuse($0) }
-    }
-
-    private func nextHalted(
-        _ endpoint: EndpointAddress, _ transfers: inout Deque<Transfer>
-    ) -> Transfer? {
-        control.isHalted(endpoint) ? transfers.popFirst() : nil
+        if control.isHalted(StorageDescriptors.inEndpoint), let transfer = inTransfers.popFirst() {
+            return .refuse(transfer)
+        }
+        if control.isHalted(StorageDescriptors.outEndpoint),
+            let transfer = outTransfers.popFirst()
+        {
+            return .refuse(transfer)
+        }
+        if control.isHalted(StorageDescriptors.commandEndpoint),
+            let transfer = commandTransfers.popFirst()
+        {
+            return .refuse(transfer)
+        }
+        guard control.isHalted(StorageDescriptors.statusEndpoint) else { return nil }
+        for stream in statusTransfers.keys {
+            if let transfer = statusTransfers[stream]?.popFirst() { return .refuse(transfer) }
+        }
+        return nil
     }
 
     private mutating func nextStatus() -> Step? {
-        guard !statusTransfers.isEmpty else { return nil }
-        for (index, reply) in uas.replies.enumerated() {
-            guard let place = statusTransfers.firstIndex(where: { uas.isFor(reply, $0.stream) })
-            else { continue }
-            let transfer = statusTransfers.remove(at: place)
-            let bytes = uas.takeReply(at: index).bytes
+        guard mayHaveStatus else { return nil }
+        for index in uas.replies.indices {
+            let reply = uas.replies[index]
+            guard let transfer = statusTransfers[uas.stream(of: reply)]?.popFirst() else {
+                continue
+            }
+            let bytes = reply.bytes
             guard transfer.buffer.count >= bytes.count else { return .babble(transfer) }
-            return .status(transfer, count: transfer.buffer.copy(from: bytes))
+            uas.removeReply(at: index)
+            return .status(transfer, count: transfer.buffer.copy(from: bytes), reply)
         }
+        mayHaveStatus = false
         return nil
     }
 
@@ -253,27 +300,27 @@ extension StoragePipes {
         return .request(transfer)
     }
 
-    private mutating func nextCommand() -> Step? { uas.nextCommand().map { .begin($0) } }
-
-    private mutating func nextData() -> Step? {
-        switch uas.direction {
-        case .in:
-            guard let (transfer, count) = takeData(&inTransfers) else { return nil }
-            return count.map { .send(transfer, count: $0) } ?? .babble(transfer)
-        case .out:
-            guard let (transfer, count) = takeData(&outTransfers) else { return nil }
-            return count.map { .receive(transfer, count: $0) } ?? .phaseError(transfer)
-        case nil: return nil
+    private mutating func nextData(_ direction: Direction) -> Step? {
+        guard uas.takesData(direction), let transfer = takeData(direction) else { return nil }
+        switch uas.use(transfer.buffer.count, direction) {
+        case .data(let count):
+            return direction == .in
+                ? .send(transfer, count: count) : .receive(transfer, count: count)
+        case .mismatch: return direction == .in ? .babble(transfer) : .phaseError(transfer)
+        case .none:
+            mayHaveStatus = true
+            return .unused(transfer)
         }
     }
 
-    /// The next transfer of the command at work, and how much of it is used.
-    private func takeData(_ transfers: inout Deque<Transfer>) -> (Transfer, Int?)? {
-        guard let place = transfers.firstIndex(where: { uas.isCurrent($0.stream) }) else {
-            return nil
+    private mutating func takeData(_ direction: Direction) -> Transfer? {
+        switch direction {
+        case .in:
+            inTransfers.firstIndex { uas.isCurrent($0.stream) }.map { inTransfers.remove(at: $0) }
+        case .out:
+            outTransfers.firstIndex { uas.isCurrent($0.stream) }
+                .map { outTransfers.remove(at: $0) }
         }
-        let transfer = transfers.remove(at: place)
-        return (transfer, uas.use(of: transfer.buffer.count))
     }
 }
 
@@ -282,6 +329,13 @@ extension Deque<Transfer> {
         guard let index = firstIndex(where: { $0.id == id }) else { return false }
         remove(at: index)
         return true
+    }
+
+    fileprivate mutating func removeAll(of stream: UInt16) -> [Transfer] {
+        guard contains(where: { $0.stream == stream }) else { return [] }
+        let all = filter { $0.stream == stream }
+        removeAll { $0.stream == stream }
+        return Array(all)
     }
 }
 

@@ -15,17 +15,26 @@ struct UASTransport {
         let tag: UInt16
         let unit: UInt8
         let block: CommandBlock
+        /// The medium that the host meant, see ``mediumChanged()``.
+        let medium: Int
     }
 
     /// What a request did beside being taken.
     enum Effect {
         case none
-        /// The command at work may have ended without an answer.
+        /// The command at work has ended without an answer.
         case abort
-        /// The same, and the logical unit is as after power-on.
+        /// The same if there was one, and the logical unit is reset.
         case reset
         /// Nothing can be answered on the stream that it names, as there is none.
         case refuse
+    }
+
+    /// What became of READ READY or WRITE READY, which a host answers with one transfer.
+    private enum Announcement {
+        case none
+        case made
+        case answered
     }
 
     let maxPacketSize: Int
@@ -39,37 +48,57 @@ struct UASTransport {
     /// Where in the data stage the next byte belongs.
     private(set) var position = 0
     private var remaining = 0
+    private var announcement = Announcement.none
+    /// The answer of a command that is done, while the transfer that the host was asked for is missing.
+    private var lateAnswer: UASReply.Content?
+    /// Transfers that the host was asked for by commands that were aborted.
+    private var unusedIn = 0
+    private var unusedOut = 0
     private var waiting: Deque<Command> = []
     private(set) var replies: Deque<UASReply> = []
+    private var medium = 0
 
     init(maxPacketSize: Int) { self.maxPacketSize = maxPacketSize }
 
     /// As after power-on, but for the streams, which belong to the host's controller.
     mutating func reset() {
-        abortAll()
+        leave()
+        waiting = []
         replies = []
+        (unusedIn, unusedOut) = (0, 0)
     }
+
+    /// Commands that have come are not for the medium that is there from now on.
+    mutating func mediumChanged() { medium += 1 }
+
+    /// Whether a command was meant for another medium than the one that is there.
+    func isStale(_ command: Command) -> Bool { command.medium != medium }
 
     // MARK: - Command pipe
 
-    var takesRequests: Bool { waiting.count + replies.count < Limits.uasCommands }
+    /// Whether there is room for an answer.
+    var takesRequests: Bool { replies.count < Limits.uasReplies }
 
     mutating func receive(_ bytes: Span<UInt8>) -> Effect {
         guard let request = UASRequest(bytes), streamCount == 0 || hasStream(request.tag) else {
             return .refuse
         }
+        if isKnown(request.tag) {
+            let hasEnded = abort { $0 == request.tag }
+            reply(request.tag, .response(.overlappedTag))
+            return hasEnded ? .abort : .none
+        }
         switch request.content {
         case .command(let block, let unit, let isFirst):
-            if isKnown(request.tag) {
-                abort(request.tag)
-                reply(request.tag, .response(.overlappedTag))
-                return .abort
+            guard waiting.count < Limits.uasCommands else {
+                reply(request.tag, .taskSetFull)
+                return .none
             }
-            let command = Command(tag: request.tag, unit: unit, block: block)
+            let command = Command(tag: request.tag, unit: unit, block: block, medium: medium)
             if isFirst { waiting.prepend(command) } else { waiting.append(command) }
             return .none
         case .function(let function, let unit, let tag):
-            guard unit == 0 else {
+            guard unit == 0 || function == .nexusReset else {
                 reply(request.tag, .response(.incorrectLogicalUnit))
                 return .none
             }
@@ -86,14 +115,10 @@ struct UASTransport {
         _ function: UASFunction?, of tag: UInt16
     ) -> (UASReply.Response, Effect) {
         switch function {
-        case .abortTask:
-            abort(tag)
-            return (.complete, .abort)
-        case .abortTaskSet, .clearTaskSet:
-            abortAll()
-            return (.complete, .abort)
+        case .abortTask: return (.complete, abort { $0 == tag } ? .abort : .none)
+        case .abortTaskSet, .clearTaskSet: return (.complete, abort { _ in true } ? .abort : .none)
         case .logicalUnitReset, .nexusReset:
-            abortAll()
+            _ = abort { _ in true }
             return (.complete, .reset)
         case .queryTask: return (isKnown(tag) ? .succeeded : .complete, .none)
         case .queryTaskSet:
@@ -104,23 +129,32 @@ struct UASTransport {
 
     private func hasStream(_ tag: UInt16) -> Bool { tag > 0 && Int(tag) <= streamCount }
 
+    /// Whether a command has this tag, if only because the host has not taken its status.
     private func isKnown(_ tag: UInt16) -> Bool {
         current == tag || waiting.contains { $0.tag == tag }
+            || replies.contains { $0.tag == tag && $0.isOfCommand }
     }
 
-    private mutating func abort(_ tag: UInt16) {
-        waiting.removeAll { $0.tag == tag }
-        if current == tag { leave() }
-    }
-
-    private mutating func abortAll() {
-        waiting = []
+    /// Forgets commands and what they have to say.
+    ///
+    /// - Returns: whether the one at work is among them.
+    private mutating func abort(where isConcerned: (UInt16) -> Bool) -> Bool {
+        waiting.removeAll { isConcerned($0.tag) }
+        let isReadyWaiting = replies.contains { $0.isReady }
+        replies.removeAll { $0.isOfCommand && isConcerned($0.tag) }
+        guard let current, isConcerned(current) else { return false }
+        if announcement == .made, !isReadyWaiting {
+            if direction == .in { unusedIn += 1 } else { unusedOut += 1 }
+        }
         leave()
+        return true
     }
 
     private mutating func leave() {
         current = nil
         direction = nil
+        announcement = .none
+        lateAnswer = nil
     }
 
     // MARK: - Commands
@@ -145,25 +179,69 @@ struct UASTransport {
     private mutating func begin(_ count: Int, _ direction: Direction) {
         remaining = count
         self.direction = direction
-        if streamCount == 0, let current { reply(current, .ready(direction)) }
+        guard streamCount == 0, let current else { return }
+        announcement = .made
+        reply(current, .ready(direction))
     }
 
     mutating func finish(_ error: SenseData?) {
         guard let current else { return }
-        reply(current, error.map { .check($0) } ?? .good)
+        let answer = error.map { UASReply.Content.check($0) } ?? .good
+        if announcement == .made {
+            guard replies.contains(where: { $0.isReady }) else {
+                // The host has been asked for a transfer and will give it, to this command.
+                lateAnswer = answer
+                return
+            }
+            replies.removeAll { $0.isReady }
+        }
+        reply(current, answer)
         leave()
     }
 
     // MARK: - Data
 
+    /// What a data transfer is for.
+    enum Use: Equatable {
+        /// The next bytes of the command at work.
+        case data(count: Int)
+        /// A packet goes with it that has no room, or that is short before the end.
+        case mismatch
+        /// Its command has ended before.
+        case none
+    }
+
+    /// Whether a data transfer in this direction can be used, if it is of the right stream.
+    func takesData(_ direction: Direction) -> Bool {
+        self.direction == direction || (direction == .in ? unusedIn : unusedOut) > 0
+    }
+
     /// Whether a data transfer is for the command at work.
     func isCurrent(_ stream: UInt16) -> Bool { streamCount == 0 || stream == current }
 
-    /// How much of a transfer the command uses; `nil` if a packet goes with it that has no room, or
-    /// that is short before the end.
-    func use(of count: Int) -> Int? {
-        if remaining > count && count % maxPacketSize != 0 { return nil }
-        return min(count, remaining)
+    /// Takes a transfer of so many bytes.
+    mutating func use(_ count: Int, _ direction: Direction) -> Use {
+        if direction == .in, unusedIn > 0 {
+            unusedIn -= 1
+            return .none
+        }
+        if direction == .out, unusedOut > 0 {
+            unusedOut -= 1
+            return .none
+        }
+        if announcement == .made { announcement = .answered }
+        if let lateAnswer, let current {
+            reply(current, lateAnswer)
+            leave()
+            return .none
+        }
+        let isShort = direction == .out && count == 0 || count % maxPacketSize != 0
+        return remaining > count && isShort ? .mismatch : .data(count: min(count, remaining))
+    }
+
+    /// The host has taken a transfer back that it was asked for.
+    mutating func withdrawn() {
+        if announcement == .made { announcement = .answered }
     }
 
     /// Data moved. After the last the command goes on without a data stage.
@@ -179,11 +257,8 @@ struct UASTransport {
         replies.append(UASReply(tag: tag, content: content))
     }
 
-    /// Takes a reply, to be sent on a status transfer of its stream.
-    mutating func takeReply(at index: Int) -> UASReply { replies.remove(at: index) }
+    /// The stream on which a reply goes out.
+    func stream(of reply: UASReply) -> UInt16 { streamCount == 0 ? 0 : reply.tag }
 
-    /// Whether a status transfer is for a reply.
-    func isFor(_ reply: UASReply, _ stream: UInt16) -> Bool {
-        streamCount == 0 || stream == reply.tag
-    }
+    mutating func removeReply(at index: Int) { replies.remove(at: index) }
 }

@@ -62,6 +62,8 @@ struct UASReply: Equatable {
         case good
         /// It failed: CHECK CONDITION.
         case check(SenseData)
+        /// There are too many before it: TASK SET FULL.
+        case taskSetFull
         /// The answer to a task management function, or to what could not be understood.
         case response(Response)
         /// Data may move now; only without streams.
@@ -81,24 +83,37 @@ struct UASReply: Equatable {
     let tag: UInt16
     let content: Content
 
+    /// Whether it is about a command, rather than a request.
+    var isOfCommand: Bool {
+        if case .response = content { return false }
+        return true
+    }
+
+    var isReady: Bool {
+        if case .ready = content { return true }
+        return false
+    }
+
     var bytes: [UInt8] {
         var bytes: [UInt8]
         switch content {
-        case .good:
-            bytes = [UInt8](repeating: 0, count: 16)
-            bytes[0] = 0x03
-        case .check(let sense):
-            let data = sense.fixedFormat
-            bytes = [UInt8](repeating: 0, count: 16)
-            bytes[0] = 0x03
-            bytes[6] = 0x02
-            bytes[15] = UInt8(data.count)
-            bytes += data
+        case .good: bytes = Self.sense(status: 0x00, [])
+        case .check(let sense): bytes = Self.sense(status: 0x02, sense.shortestFormat)
+        case .taskSetFull: bytes = Self.sense(status: 0x28, [])
         case .response(let response): bytes = [0x04, 0, 0, 0, 0, 0, 0, response.rawValue]
         case .ready(let direction): bytes = [direction == .in ? 0x06 : 0x07, 0, 0, 0]
         }
         bytes.store(tag, at: 2)
         return bytes
+    }
+
+    /// SENSE information unit.
+    private static func sense(status: UInt8, _ data: [UInt8]) -> [UInt8] {
+        var bytes = [UInt8](repeating: 0, count: 16)
+        bytes[0] = 0x03
+        bytes[6] = status
+        bytes[15] = UInt8(clamping: data.count)
+        return bytes + data
     }
 }
 

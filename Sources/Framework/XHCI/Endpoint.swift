@@ -116,7 +116,8 @@ struct Endpoint {
         while budget > 0, let place = streams?.popReady() {
             select(place)
             switch visitQueue(owner, &bus, &sequence, budget: &budget, microframe: microframe) {
-            case .idle: continue
+            case .idle:
+                if !hasRoom { streams?.markStarved(place) }
             case .more:
                 streams?.markReady(place)
                 return .more
@@ -331,6 +332,7 @@ struct Endpoint {
             guard force || bus.hasRoom(in: queue.inFlight[0].interrupters) else { return false }
             let head = queue.removeFirst()
             load.remove(head)
+            streams?.releaseStarved()
             switch outcome {
             case .completed(let transferred): complete(head, transferred, owner, &bus)
             case .cancelled(let transferred):

@@ -37,6 +37,8 @@ struct StreamTable {
     /// Their places by Stream ID.
     private var places: [Int: Int] = [:]
     private var ready: Deque<Int> = []
+    /// Streams that have something to do, for which the endpoint had no room.
+    private var starved: [Int] = []
     /// The stream whose queue the endpoint has; it stands in for that stream's here meanwhile.
     private(set) var selected: Int?
 
@@ -145,4 +147,14 @@ struct StreamTable {
     }
 
     var hasReady: Bool { !ready.isEmpty }
+
+    /// Notes that a stream has to wait until others have given room.
+    mutating func markStarved(_ place: Int) { starved.append(place) }
+
+    /// There may be room, so streams that waited for it are ready.
+    mutating func releaseStarved() {
+        guard !starved.isEmpty else { return }
+        for place in starved { markReady(place) }
+        starved = []
+    }
 }

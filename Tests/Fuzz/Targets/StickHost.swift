@@ -23,6 +23,8 @@ final class StickHost: USBBus, USBPort {
     private var answers: [Transfer.ID: Transfer.Completion] = [:]
     private var cancelled: Set<Transfer.ID> = []
     private var violation: String?
+    /// What the host's controller last said to the device.
+    private var streams = 0
 
     init(_ specification: String) throws {
         backend = try StorageBackend(
@@ -47,7 +49,9 @@ final class StickHost: USBBus, USBPort {
 
     func detach(_ device: any USBDevice) {
         device.detached()
-        waiting = []
+        // A worker may still have the memory of one.
+        waiting.removeAll { $0.id != device.transferInUse }
+        streams = 0
     }
 
     func complete(_ completion: Transfer.Completion) {
@@ -65,7 +69,29 @@ final class StickHost: USBBus, USBPort {
             $0.endpoint == transfer.endpoint && $0.stream == transfer.stream
         }
         if completion.status != .cancelled, !isFirst { violation = "out of order: \(completion)" }
+        if transfer.endpoint == Self.statusEndpoint, completion.status == .completed {
+            check(transfer.buffer.bytes(count: completion.transferred), of: transfer)
+        }
         if completion.status == .disconnected { violation = "a stick does not disconnect" }
+    }
+
+    /// A status unit of UAS has its own length, and comes on the stream that its tag names.
+    private func check(_ unit: [UInt8], of transfer: Transfer) {
+        let length: Int? =
+            switch unit.first {
+            case 0x03 where unit.count >= 16: 16 + Int(unit[15])
+            case 0x04: 8
+            case 0x06, 0x07: 4
+            default: nil
+            }
+        guard let length, unit.count == length else {
+            violation = "no status unit: \(unit)"
+            return
+        }
+        let tag = UInt16(unit[2]) << 8 | UInt16(unit[3])
+        if streams > 0, tag != transfer.stream {
+            violation = "the status of \(tag) on stream \(transfer.stream)"
+        }
     }
 
     func disconnect() { violation = "a stick does not disconnect" }
@@ -113,6 +139,7 @@ final class StickHost: USBBus, USBPort {
 
     /// The setting of UAS, if the stick has one, after the host's controller has made its streams.
     func chooseUAS(streams: Int) {
+        self.streams = streams
         for endpoint in [Self.statusEndpoint, Self.inEndpoint, Self.outEndpoint] {
             device?.setStreams(streams, for: endpoint)
         }
