@@ -338,11 +338,3 @@ extension Deque<Transfer> {
         return Array(all)
     }
 }
-
-extension Transfer {
-    /// 0 without streams.
-    fileprivate var stream: UInt16 {
-        if case .bulk(let stream) = kind { return stream }
-        return 0
-    }
-}

@@ -72,6 +72,12 @@ public struct Transfer {
         return endpoint.direction
     }
 
+    /// The stream of a bulk transfer; 0 without streams.
+    public var stream: UInt16 {
+        if case .bulk(let stream) = kind { return stream }
+        return 0
+    }
+
     /// An answer to this transfer.
     public func completion(_ status: Status, transferred: Int = 0) -> Completion {
         Completion(id: id, status: status, transferred: transferred)

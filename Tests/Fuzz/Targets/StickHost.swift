@@ -239,13 +239,6 @@ final class StickHost: USBBus, USBPort {
     }
 }
 
-extension Transfer {
-    fileprivate var stream: UInt16 {
-        if case .bulk(let stream) = kind { return stream }
-        return 0
-    }
-}
-
 /// Memory of a guest in pieces that are allocations of their own, so that the address sanitizer knows
 /// where each ends.
 private final class HeapPieces {
