@@ -31,21 +31,21 @@ final class ControlClient {
             descriptor = nil
         }
 
-        init(_ fields: [String: Value], _ descriptor: consuming Descriptor) {
+        init(_ fields: [String: Value], _ descriptor: consuming OwnedDescriptor) {
             self.fields = fields
             self.descriptor = SharedDescriptor(descriptor)
         }
     }
 
     fileprivate final class SharedDescriptor {
-        let descriptor: Descriptor
-        init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
+        let descriptor: OwnedDescriptor
+        init(_ descriptor: consuming OwnedDescriptor) { self.descriptor = descriptor }
     }
 
     /// More than the longest answer has.
     private static let longestAnswer = 16 << 20
 
-    private let socket: Descriptor
+    private let socket: OwnedDescriptor
     private let path: String
 
     /// Connects to the server that listens at `path`.

@@ -57,7 +57,8 @@ struct Usbvfiod: ParsableCommand {
             """,
         version: version,
         subcommands: [
-            Backends.self, Devices.self, ListDevices.self, AttachDevice.self, DetachDevice.self,
+            BackendsCommand.self, Devices.self, ListDevices.self, AttachDevice.self,
+            DetachDevice.self,
             InsertMedium.self, EjectMedium.self, SetFaults.self,
         ])
 
@@ -96,7 +97,7 @@ struct Usbvfiod: ParsableCommand {
 
     func run() throws {
         if printCapabilities { return print(capabilities) }
-        let endpoint = try Endpoint(path: socketPath, descriptor: descriptor)
+        let endpoint = try ListenAddress(path: socketPath, descriptor: descriptor)
         if let path = control.controlPath {
             guard !path.isEmpty else { throw ValidationError("--control-path needs a path.") }
             guard path != socketPath else {
@@ -121,7 +122,7 @@ struct Usbvfiod: ParsableCommand {
         }
     }
 
-    private func serve(_ endpoint: Endpoint, logger: Logger) throws {
+    private func serve(_ endpoint: ListenAddress, logger: Logger) throws {
         ignoreSignalsOfWrites()
         let loop = try EpollLoop()
         let server = Server(loop: loop, logger: logger)
@@ -134,7 +135,7 @@ struct Usbvfiod: ParsableCommand {
         for device in devices { try table.open(device) }
         let socket = try endpoint.open()
         let controlSocket = try control.controlPath.map { path in
-            try Endpoint.listen(at: absolute(path), permissions: .ownerReadWrite)
+            try ListenAddress.listen(at: absolute(path), permissions: .ownerReadWrite)
         }
         defer { table.stop() }
         try table.plugInOpened()

@@ -9,7 +9,7 @@ import Platform
 /// It does what the server does: the same places of the same file, in the same order, with the guest's
 /// own buffers in turns. So processor caches and the sizes of pages favour neither side.
 final class RawFile {
-    private let file: Descriptor
+    private let file: OwnedDescriptor
     /// Keeps the buffers' memory.
     private let load: StickLoad
     private let buffers: [UnsafeMutableRawBufferPointer]
@@ -21,7 +21,7 @@ final class RawFile {
         buffers = load.buffers
         let number = open(path, O_RDWR | O_CLOEXEC)
         guard number >= 0 else { throw BenchmarkError("cannot open \(path)") }
-        file = Descriptor(owning: number)
+        file = OwnedDescriptor(owning: number)
     }
 
     func run(_ amount: Amount) throws -> Sample {

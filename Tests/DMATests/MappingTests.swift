@@ -198,7 +198,7 @@ struct MappingTests {
 
     @Test("as many regions as are offered can be mapped, one more cannot")
     func manyRegions() throws {
-        for index in 0..<UInt64(Limits.regions) {
+        for index in 0..<UInt64(DMALimits.regions) {
             try memory.mapRemote(count: 1, at: GuestAddress(index * 2), writable: true)
         }
         #expect(throws: Errno.tooManyOpenFiles) {

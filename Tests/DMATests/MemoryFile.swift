@@ -8,16 +8,16 @@ import SystemPackage
 
 /// A file in memory that counts up, and that a test can look at and cut.
 final class MemoryFile {
-    private let file: Descriptor
+    private let file: OwnedDescriptor
 
     /// The byte at each offset is that offset, modulo 251.
     init(size: Int) throws {
-        file = Descriptor(
+        file = OwnedDescriptor(
             owning: try systemCall { clinux_memfd_create("test", CLINUX_MFD_CLOEXEC) })
         try write((0..<size).map { UInt8($0 % 251) }, at: 0)
     }
 
-    func descriptor() throws -> Descriptor { try file.duplicate() }
+    func descriptor() throws -> OwnedDescriptor { try file.duplicate() }
 
     func write(_ bytes: [UInt8], at offset: Int) throws {
         let number = file.rawValue

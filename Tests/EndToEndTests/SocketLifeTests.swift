@@ -76,7 +76,7 @@ struct SocketLifeTests {
 
     /// Starts the server with a descriptor as number 3, as systemd and other parents do.
     private func start(
-        withDescriptor descriptor: borrowing Descriptor, _ command: String, says: String
+        withDescriptor descriptor: borrowing OwnedDescriptor, _ command: String, says: String
     ) throws -> RunningServer {
         let inherited = fcntl(descriptor.rawValue, F_DUPFD, 20)
         defer { close(inherited) }
@@ -115,11 +115,11 @@ struct SocketLifeTests {
         #expect(hasSocketFile)
     }
 
-    private func listeningDescriptor(at path: String) throws -> Descriptor {
+    private func listeningDescriptor(at path: String) throws -> OwnedDescriptor {
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
-        let descriptor = Descriptor(
+        let descriptor = OwnedDescriptor(
             owning: try systemCall { Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0) })
         let number = descriptor.rawValue
         _ = try withUnsafePointer(to: &address) { pointer in

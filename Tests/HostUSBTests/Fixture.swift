@@ -90,7 +90,7 @@ final class ManualLoop: EventLoop {
     private var nextTimer = 0
 
     func watch(
-        _ descriptor: borrowing Descriptor, for events: Readiness,
+        _ descriptor: borrowing OwnedDescriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
     ) throws(Errno) -> Watch {
         guard watched < limit else { throw .noSpace }

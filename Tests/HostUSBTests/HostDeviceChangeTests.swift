@@ -232,7 +232,7 @@ extension HostDeviceTests {
         warn(2, "none")
         #expect(log.all == ["warning: host 1:4: none"])
         for id in 3..<100 as Range<UInt64> { warn(id, "setting \(id)") }
-        #expect(log.all.count == Limits.warningsLogged)
+        #expect(log.all.count == HostUSBLimits.warningsLogged)
     }
 
     @Test func `the address is never set on the device`() {

@@ -109,21 +109,21 @@ struct NodeMarkTests {
         let path = NSTemporaryDirectory() + "usbvfiod-node-\(UUID().uuidString)"
         try Data().write(to: URL(fileURLWithPath: path))
         defer { try? FileManager.default.removeItem(atPath: path) }
-        var mark: NodeMark? = try NodeMark.keep(path)
-        #expect(throws: OpeningError.taken(by: [])) { try NodeMark.keep(path) }
+        var mark: DeviceNodeLock? = try DeviceNodeLock.keep(path)
+        #expect(throws: OpeningError.taken(by: [])) { try DeviceNodeLock.keep(path) }
         let other = try SystemFiles.openNode(path)
         #expect(throws: OpeningError.taken(by: [])) {
-            try NodeMark.tryKeeping(other.rawValue, of: path).get()
+            try DeviceNodeLock.tryKeeping(other.rawValue, of: path).get()
         }
         _ = mark
         mark = nil
-        try NodeMark.tryKeeping(other.rawValue, of: path).get()
-        #expect(throws: OpeningError.taken(by: [])) { try NodeMark.keep(path) }
+        try DeviceNodeLock.tryKeeping(other.rawValue, of: path).get()
+        #expect(throws: OpeningError.taken(by: [])) { try DeviceNodeLock.keep(path) }
     }
 
     @Test func `a node that is missing is so`() {
         #expect(throws: OpeningError.refused(.noDevice)) {
-            try NodeMark.keep("/dev/bus/usb/250/127")
+            try DeviceNodeLock.keep("/dev/bus/usb/250/127")
         }
     }
 }

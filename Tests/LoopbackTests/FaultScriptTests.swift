@@ -116,10 +116,10 @@ import Testing
     }
 
     @Test func `scripts are bounded`() {
-        let rules = String(repeating: "bulk-in stall\n", count: Limits.faultRules)
+        let rules = String(repeating: "bulk-in stall\n", count: LoopbackLimits.faultRules)
         #expect(reason(rules) == "")
         #expect(reason(rules + "bulk-in stall").contains("257: there are at most 256 rules"))
-        let comment = "#" + String(repeating: "x", count: Limits.faultScript - 1)
+        let comment = "#" + String(repeating: "x", count: LoopbackLimits.faultScript - 1)
         #expect(reason(comment) == "")
         #expect(reason(comment + "x").contains("at most 65536 bytes"))
     }

@@ -287,17 +287,17 @@ import USB
                     + "'bulk-in error after=1 times=always' at number 2: the host sees "
                     + "a transaction error (Linux: -EPROTO, for bulk after 4 tries more)"
             ])
-        for _ in 0..<2 * Limits.faultsLogged {
+        for _ in 0..<2 * LoopbackLimits.faultsLogged {
             host.pass(1)
             host.receive(8)
         }
-        #expect(host.log.all.count == Limits.faultsLogged)
+        #expect(host.log.all.count == LoopbackLimits.faultsLogged)
     }
 
     @Test func `wrong bytes are told of, but not without end`() throws {
         let host = try LoopbackHost()
-        for _ in 0..<2 * Limits.wrongBytesLogged { host.send(.isoOut, [0, 3]) }
-        #expect(host.log.all.count == Limits.wrongBytesLogged)
+        for _ in 0..<2 * LoopbackLimits.wrongBytesLogged { host.send(.isoOut, [0, 3]) }
+        #expect(host.log.all.count == LoopbackLimits.wrongBytesLogged)
         #expect(
             host.log.all.first?.contains("byte 1 of a transfer to 0x03 is 3, which is not the")
                 == true)

@@ -241,7 +241,7 @@ import USB
 
         try write("\n\nbulk-in explode")
         #expect(reason("loopback:faults=\(path)").contains("\(path):3: 'explode' is no fault"))
-        try write(String(repeating: "#", count: Limits.faultScript + 1))
+        try write(String(repeating: "#", count: LoopbackLimits.faultScript + 1))
         #expect(reason("loopback:faults=\(path)").contains("more than 65536 bytes"))
         try Data([0xff, 0xfe]).write(to: URL(filePath: path))
         #expect(reason("loopback:faults=\(path)").contains("not a text in UTF-8"))

@@ -50,7 +50,7 @@ import USB
     }
 
     @Test func `a writer waits while nobody reads, and goes on when somebody does`() {
-        let first = host.send(ramp(Limits.loopedBytes))
+        let first = host.send(ramp(LoopbackLimits.loopedBytes))
         let second = host.send(ramp(1000, from: 5))
         let third = host.send([9])
         #expect(host.status(first) == .completed)
@@ -60,14 +60,16 @@ import USB
         #expect(host.end(read)?.bytes == ramp(1024))
         #expect(host.status(second) == .completed)
         #expect(host.status(third) == .completed)
-        #expect(host.count(host.receive(Limits.loopedBytes - 1024)) == Limits.loopedBytes - 1024)
+        #expect(
+            host.count(host.receive(LoopbackLimits.loopedBytes - 1024)) == LoopbackLimits
+                .loopedBytes - 1024)
         #expect(host.end(host.receive(4096))?.bytes == ramp(1000, from: 5))
         #expect(host.end(host.receive(4096))?.bytes == [9])
         #expect(!host.port.hasDoubles)
     }
 
     @Test func `a transfer larger than all buffers goes through`() {
-        let bytes = ramp(Limits.loopedBytes * 3 + 7)
+        let bytes = ramp(LoopbackLimits.loopedBytes * 3 + 7)
         let write = host.send(bytes)
         #expect(host.status(write) == nil)
         #expect(host.end(host.receive(bytes.count + 1)) == .init(.completed, bytes))
@@ -75,7 +77,7 @@ import USB
     }
 
     @Test func `short packets are bounded too`() {
-        for _ in 0..<Limits.loopedShortPackets { host.send([7]) }
+        for _ in 0..<LoopbackLimits.loopedShortPackets { host.send([7]) }
         let over = host.send([8])
         #expect(host.status(over) == nil)
         #expect(host.end(host.receive(64))?.bytes == [7])
@@ -87,11 +89,11 @@ import USB
         host.send(ramp(1024))
         host.device.cancel(read)
         #expect(host.end(read) == .init(.cancelled, ramp(1024)))
-        let write = host.send(ramp(Limits.loopedBytes + 512))
+        let write = host.send(ramp(LoopbackLimits.loopedBytes + 512))
         let next = host.send([])
         host.device.cancel(write)
         #expect(host.status(write) == .cancelled)
-        #expect(host.count(write) == Limits.loopedBytes)
+        #expect(host.count(write) == LoopbackLimits.loopedBytes)
         // The one behind it has its turn.
         #expect(host.status(next) == .completed)
         host.device.cancel(Transfer.ID(rawValue: 9999))

@@ -122,7 +122,7 @@ final class FakeImage: DiskImage {
         return outcome.1
     }
 
-    func read(into pieces: MemoryPieces, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
+    func read(into pieces: IOVectors, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
         let limit = try begin(.read(offset, pieces.count), waiting: waiting)
         let part = pieces.slice(from: 0, limit: limit)
         var place = offset
@@ -134,7 +134,7 @@ final class FakeImage: DiskImage {
     }
 
     func write(
-        _ pieces: MemoryPieces, at offset: UInt64, durably: Bool, waiting: Bool
+        _ pieces: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int {
         let limit = try begin(.write(offset, pieces.count, durably: durably), waiting: waiting)
         let part = pieces.slice(from: 0, limit: limit)

@@ -135,7 +135,7 @@ import Testing
         let image = try open(path)
         let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: 1024, alignment: 8)
         defer { bytes.deallocate() }
-        var pieces = MemoryPieces()
+        var pieces = IOVectors()
         pieces.append(bytes)
         #expect(try image.read(into: pieces, at: 512, waiting: false) == 1024)
         #expect(Array(bytes) == Array(file.contents[512..<1536]))

@@ -257,8 +257,8 @@ import USB
             let number = open(file.path, flags | O_CLOEXEC)
             let context = BackendContext(
                 loop: loop, logger: Logger(label: "test"),
-                descriptor: PassedDescriptor(
-                    Descriptor(owning: try #require(number >= 0 ? number : nil))))
+                descriptor: ReceivedDescriptor(
+                    OwnedDescriptor(owning: try #require(number >= 0 ? number : nil))))
             do throws(BackendError) {
                 // The path means nothing where the server is.
                 let backend = try StorageBackend(
@@ -284,7 +284,7 @@ import USB
             let number = open(path, O_RDONLY | O_CLOEXEC)
             let context = BackendContext(
                 loop: loop, logger: Logger(label: "test"),
-                descriptor: PassedDescriptor(Descriptor(owning: number)))
+                descriptor: ReceivedDescriptor(OwnedDescriptor(owning: number)))
             let error = #expect(throws: BackendError.self) {
                 try StorageBackend(medium("file=x,readonly"), context: context)
             }

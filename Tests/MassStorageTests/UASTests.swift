@@ -318,7 +318,7 @@ import USB
         }
         #expect(uas.answer(uas.status(1), tag: 1) == .ready(.in))
         // One is at work.
-        for tag in UInt16(Limits.uasCommands + 2)...100 {
+        for tag in UInt16(MassStorageLimits.uasCommands + 2)...100 {
             #expect(uas.answer(uas.status(tag), tag: tag) == .full)
         }
         let done = uas.status(200)
@@ -365,7 +365,7 @@ import USB
     @Test func `requests wait when nobody takes the answers`() throws {
         let uas = try uas()
         let requests = (0..<500).map { _ in uas.request([0x77, 0, 0, 1]) }
-        #expect(requests.count { uas.host.isDone($0) } == Limits.uasReplies)
+        #expect(requests.count { uas.host.isDone($0) } == MassStorageLimits.uasReplies)
         for request in requests {
             #expect(uas.answer(uas.status(1), tag: 1) == .response(2))
             #expect(uas.host.isDone(request))

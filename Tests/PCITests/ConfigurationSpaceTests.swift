@@ -6,7 +6,7 @@ import Testing
 /// What a guest and a VMM see of a function's configuration space.
 struct ConfigurationSpaceTests {
     private var space = ConfigurationSpace(
-        Header(
+        PCIHeader(
             classCode: 0x0c_03_30, vendor: 0x1b36, device: 0x000d, revision: 1,
             subsystemVendor: 0x1af4, subsystem: 0x1100,
             baseAddresses: [

@@ -9,10 +9,10 @@ import Testing
 @Suite("mapped files")
 struct MappingTests {
     private final class MemoryFile {
-        let descriptor: Descriptor
+        let descriptor: OwnedDescriptor
 
         init() throws {
-            descriptor = Descriptor(
+            descriptor = OwnedDescriptor(
                 owning: try systemCall { clinux_memfd_create("test", CLINUX_MFD_CLOEXEC) })
         }
     }
@@ -107,7 +107,7 @@ struct MappingTests {
     func guards() async {
         await #expect(processExitsWith: .success) {
             let number = clinux_memfd_create("test", CLINUX_MFD_CLOEXEC)
-            let file = Descriptor(owning: number)
+            let file = OwnedDescriptor(owning: number)
             _ = ftruncate(number, 4096)
             var mappings: [Mapping] = []
             for _ in 0..<CLINUX_GUARD_CAPACITY {
@@ -127,7 +127,7 @@ struct MappingTests {
         // By the signal, or by the sanitizer that catches it.
         await #expect(processExitsWith: .failure) {
             let number = clinux_memfd_create("test", CLINUX_MFD_CLOEXEC)
-            let file = Descriptor(owning: number)
+            let file = OwnedDescriptor(owning: number)
             _ = ftruncate(number, 8192)
             let guarded = try Mapping(file, offset: 0, count: 4096, writable: true)
             guard

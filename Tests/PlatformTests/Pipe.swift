@@ -6,14 +6,14 @@ import SystemPackage
 
 /// Two descriptors: what is written to the one is read from the other.
 final class Pipe {
-    let readEnd: Descriptor
-    private var writeEnd: Descriptor?
+    let readEnd: OwnedDescriptor
+    private var writeEnd: OwnedDescriptor?
 
     init() throws {
         var numbers: [CInt] = [-1, -1]
         _ = try systemCall { pipe(&numbers) }
-        readEnd = Descriptor(owning: numbers[0])
-        writeEnd = Descriptor(owning: numbers[1])
+        readEnd = OwnedDescriptor(owning: numbers[0])
+        writeEnd = OwnedDescriptor(owning: numbers[1])
     }
 
     /// The kernel's number of the end to write to.
@@ -39,7 +39,7 @@ final class Pipe {
     func closeWriteEnd() { writeEnd = nil }
 
     /// Hands the end to write to over to somebody else.
-    func takeWriteEnd() -> Descriptor? { writeEnd.take() }
+    func takeWriteEnd() -> OwnedDescriptor? { writeEnd.take() }
 
     /// Whether nobody has the end to write to any more.
     func isWriteEndClosed() throws -> Bool {

@@ -23,7 +23,7 @@ import Testing
         let file = try RandomAccessFile(opening: try #require(Self.disk), [])
         let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
         defer { bytes.deallocate() }
-        var pieces = MemoryPieces()
+        var pieces = IOVectors()
         pieces.append(bytes)
         let offset = try file.size() / 8192 * 4096
         posix_fadvise(file.descriptor.rawValue, off_t(offset), 4096, POSIX_FADV_DONTNEED)

@@ -200,13 +200,13 @@ struct SocketTests {
     }
 
     private final class ClientHolder {
-        let client: Descriptor
+        let client: OwnedDescriptor
 
-        init(_ client: consuming Descriptor) { self.client = client }
+        init(_ client: consuming OwnedDescriptor) { self.client = client }
     }
 
     private func send(
-        _ bytes: [UInt8], descriptors: [CInt] = [], to socket: borrowing Descriptor
+        _ bytes: [UInt8], descriptors: [CInt] = [], to socket: borrowing OwnedDescriptor
     ) throws -> Int {
         let copy = try socket.duplicate()
         return try bytes.withUnsafeBytes {
@@ -215,7 +215,7 @@ struct SocketTests {
     }
 
     private func receive(
-        _ count: Int, _ list: inout DescriptorList, from socket: borrowing Descriptor
+        _ count: Int, _ list: inout DescriptorList, from socket: borrowing OwnedDescriptor
     ) throws -> [UInt8] {
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: count, alignment: 1)
         defer { buffer.deallocate() }

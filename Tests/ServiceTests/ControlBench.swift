@@ -121,7 +121,7 @@ final class FakeBackend: ReconfigurableBackend {
     ]
 
     private(set) var device: TestDevice
-    let passed: PassedDescriptor?
+    let passed: ReceivedDescriptor?
     private(set) var changes: [BackendChange] = []
     private(set) var stopCount = 0
     /// What waits for the test, with what went wrong.

@@ -63,7 +63,7 @@ struct ControlSocketTests {
     @Test("a line has a length, beyond which nothing is heard", arguments: [0, 1])
     func longLine(excess: Int) throws {
         let client = try bench.client()
-        let space = Limits.controlLine - Self.list.utf8.count + excess
+        let space = ServiceLimits.controlLine - Self.list.utf8.count + excess
         try client.send(Self.list + String(repeating: " ", count: space))
         let answer = try client.answer()
         #expect(answer.isGood == (excess == 0))
@@ -152,7 +152,7 @@ struct ControlSocketTests {
 
     @Test func `a client beyond the limit is told so, and one that leaves makes room`() throws {
         var clients: [ControlTestClient] = []
-        for _ in 0..<Limits.controlClients {
+        for _ in 0..<ServiceLimits.controlClients {
             clients.append(try bench.client())
             #expect(try clients.last?.ask(Self.list).isGood == true)
         }
@@ -160,7 +160,8 @@ struct ControlSocketTests {
         #expect(try rejected.answer().code == .tooMany)
         #expect(try rejected.wire.isClosedByServer())
         clients.removeLast().wire.close()
-        #expect(try bench.bench.turn { bench.control.clientCount == Limits.controlClients - 1 })
+        #expect(
+            try bench.bench.turn { bench.control.clientCount == ServiceLimits.controlClients - 1 })
         try expectService()
     }
 
@@ -244,7 +245,7 @@ struct ControlSocketTests {
         #expect(isInserted)
     }
 
-    private func isThere(_ descriptor: consuming Descriptor?) -> Bool { descriptor != nil }
+    private func isThere(_ descriptor: consuming OwnedDescriptor?) -> Bool { descriptor != nil }
 
     @Test(
         "descriptors that nobody wants are refused and closed",

@@ -99,7 +99,7 @@ struct ControlTests {
     @Test("a specification has a length", arguments: [0, 1])
     func longSpecification(excess: Int) throws {
         let start = "fake:file="
-        let count = Limits.specification - start.count + excess
+        let count = ServiceLimits.specification - start.count + excess
         let answer = try attach(start + String(repeating: "x", count: count))
         #expect(answer.isGood == (excess == 0))
         #expect(excess == 0 || answer.error?.contains("8192") == true)
@@ -108,7 +108,7 @@ struct ControlTests {
     @Test func `there are no more devices than the limit says, and one that goes makes room`()
         throws
     {
-        for _ in 0..<Limits.devices { #expect(try attach("fake:portless").isGood) }
+        for _ in 0..<ServiceLimits.devices { #expect(try attach("fake:portless").isGood) }
         let answer = try attach("fake:portless")
         #expect(answer.code == .tooMany)
         #expect(try client.ask(#"{"request":"detach","id":"fake-7"}"#).isGood)

@@ -58,11 +58,11 @@ struct FramingTests {
 
     @Test("the longest message is taken, a longer one ends the connection")
     func longest() throws {
-        let data = [UInt8](repeating: 1, count: Limits.dataTransfer)
+        let data = [UInt8](repeating: 1, count: VFIOUserLimits.dataTransfer)
         let longest = WireMessage(
             id: 1, command: 10,
             payload: WireMessage.region(0, offset: 0, count: UInt32(data.count), data: data))
-        #expect(longest.size == Limits.messageSize)
+        #expect(longest.size == VFIOUserLimits.messageSize)
         // It comes behind a short one and before another, so that it lies across the buffer's end.
         for _ in 0..<3 {
             try harness.client.send(read + longest.bytes + read)
@@ -71,11 +71,12 @@ struct FramingTests {
             #expect(try harness.client.receiveMessage().size == answerSize)
         }
         var longer = longest.bytes
-        longer.replaceSubrange(4..<8, with: Array(integer: UInt32(Limits.messageSize + 1)))
+        longer.replaceSubrange(4..<8, with: Array(integer: UInt32(VFIOUserLimits.messageSize + 1)))
         try harness.client.send(Array(longer.prefix(16)))
         #expect(try harness.client.isClosedByServer())
         #expect(
-            try harness.end() == .protocolViolation("a message of \(Limits.messageSize + 1) bytes"))
+            try harness.end()
+                == .protocolViolation("a message of \(VFIOUserLimits.messageSize + 1) bytes"))
     }
 
     @Test("a message shorter than its header ends the connection", arguments: [0, 1, 15])

@@ -19,7 +19,7 @@ final class Harness {
     init() throws {
         let loop = try EpollLoop()
         self.loop = loop
-        var server: Descriptor?
+        var server: OwnedDescriptor?
         client = try WireClient.connected { server = consume $0 }
         client.patience = .seconds(5)
         client.whileWaiting = { try loop.turn(until: loop.now + .milliseconds(10)) }
@@ -93,15 +93,15 @@ func hex(_ text: String) -> [UInt8] {
 
 /// Tells when the last descriptor of something that was passed around is closed.
 final class LeakDetector {
-    private let readEnd: Descriptor
+    private let readEnd: OwnedDescriptor
     /// To be sent; the detector keeps no copy after `forget()`.
-    private var writeEnd: Descriptor?
+    private var writeEnd: OwnedDescriptor?
 
     init() throws {
         var numbers: [CInt] = [-1, -1]
         _ = try systemCall { pipe(&numbers) }
-        readEnd = Descriptor(owning: numbers[0])
-        writeEnd = Descriptor(owning: numbers[1])
+        readEnd = OwnedDescriptor(owning: numbers[0])
+        writeEnd = OwnedDescriptor(owning: numbers[1])
     }
 
     var number: CInt {

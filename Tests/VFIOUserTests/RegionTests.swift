@@ -141,10 +141,10 @@ struct RegionTests {
 
     @Test("a read of the most that one message moves is answered, one byte more is refused")
     func longestRead() throws {
-        let most = UInt32(Limits.dataTransfer)
+        let most = UInt32(VFIOUserLimits.dataTransfer)
         let longest = try harness.client.request(9, WireMessage.region(0, offset: 0, count: most))
         // Region 0 is shorter, so it is all-ones; what matters is that the size is right.
-        #expect(longest.size == 32 + Limits.dataTransfer)
+        #expect(longest.size == 32 + VFIOUserLimits.dataTransfer)
         let more = try harness.client.request(9, WireMessage.region(0, offset: 0, count: most + 1))
         #expect(more.isError && more.size == 16)
         let most32 = try harness.client.request(9, WireMessage.region(0, offset: 0, count: .max))

@@ -62,10 +62,10 @@ struct RemoteMemoryTests {
         try SocketPair.make(&numbers)
         let (number, stop) = (numbers[0], Flag())
         let connection = try Connection(
-            socket: Descriptor(owning: numbers[1]), device: device, loop: loop, logger: .silent
+            socket: OwnedDescriptor(owning: numbers[1]), device: device, loop: loop, logger: .silent
         ) { _ in }
         let thread = ClientThread {
-            try client(WireClient(socket: Descriptor(owning: number)), stop)
+            try client(WireClient(socket: OwnedDescriptor(owning: number)), stop)
         }
         let result = Result { try body(connection) }
         stop.set()
@@ -145,7 +145,7 @@ struct RemoteMemoryTests {
     @Test("an access longer than one message is cut", arguments: [28, 32])
     func long(dataOffset: Int) throws {
         try withQEMU(dataOffset: dataOffset) { connection throws in
-            let count = 2 * Limits.dataTransfer + 5
+            let count = 2 * VFIOUserLimits.dataTransfer + 5
             #expect(try read(connection, count, at: 3) == Array(Self.pattern[3..<3 + count]))
             let bytes = [UInt8](Self.pattern[..<count].reversed())
             try write(connection, bytes, at: 1)

@@ -93,7 +93,7 @@ final class TestDevice: VFIODevice {
         contents[index].replaceSubrange(offset..<offset + copy.count, with: copy)
     }
 
-    func setInterrupt(_ index: Int, vector: Int, to event: consuming Descriptor?) {
+    func setInterrupt(_ index: Int, vector: Int, to event: consuming OwnedDescriptor?) {
         guard let event = event.take() else {
             events[index][vector] = nil
             return
@@ -106,7 +106,7 @@ final class TestDevice: VFIODevice {
     }
 
     func mapMemory(
-        _ file: consuming Descriptor?, offset: UInt64, at address: UInt64, count: UInt64,
+        _ file: consuming OwnedDescriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
     ) throws(Errno) {
         let last = address + (count - 1)

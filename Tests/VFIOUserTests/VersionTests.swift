@@ -92,8 +92,8 @@ struct VersionTests {
                 ("{\"x\":" + String(repeating: "[", count: depth - 1)
                     + String(repeating: "]", count: depth - 1) + "}").utf8)
         }
-        #expect(VersionCapabilities(data(Limits.versionDataDepth).span) != nil)
-        #expect(VersionCapabilities(data(Limits.versionDataDepth + 1).span) == nil)
+        #expect(VersionCapabilities(data(VFIOUserLimits.versionDataDepth).span) != nil)
+        #expect(VersionCapabilities(data(VFIOUserLimits.versionDataDepth + 1).span) == nil)
         #expect(
             VersionCapabilities([UInt8](repeating: UInt8(ascii: "["), count: 4000).span) == nil)
     }
@@ -103,8 +103,8 @@ struct VersionTests {
         func data(_ count: Int) -> [UInt8] {
             Array("{}".utf8) + [UInt8](repeating: UInt8(ascii: " "), count: count - 2)
         }
-        #expect(VersionCapabilities(data(Limits.versionData).span) != nil)
-        #expect(VersionCapabilities(data(Limits.versionData + 1).span) == nil)
+        #expect(VersionCapabilities(data(VFIOUserLimits.versionData).span) != nil)
+        #expect(VersionCapabilities(data(VFIOUserLimits.versionData + 1).span) == nil)
     }
 
     @Test("what a client says of itself is read, whatever stands around it")

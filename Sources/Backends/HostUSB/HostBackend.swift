@@ -42,11 +42,11 @@ public final class HostBackend: DeviceBackend {
     let lookout: Worker
     var bus: (any USBBus)?
     /// The device that the rule follows now.
-    var current: PassedDevice?
+    var current: HostDeviceSession?
     /// Whether ``current`` is plugged in, and not only about to be.
     var isAttached = false
     /// Devices that are not followed any more, until they are closed and libusb does not have them.
-    var leaving: [PassedDevice] = []
+    var leaving: [HostDeviceSession] = []
     /// Until one of them may be taken anew.
     var returning: Watch?
 
@@ -59,7 +59,7 @@ public final class HostBackend: DeviceBackend {
     /// Nothing may be waited for: what is named is opened when the backend starts.
     private let isServing: Bool
     /// What came along, until then.
-    private var passed: PassedDescriptor?
+    private var passed: ReceivedDescriptor?
     /// Who waits to hear whether the start succeeded.
     var starting: ((BackendError?) -> Void)?
 
@@ -104,7 +104,7 @@ public final class HostBackend: DeviceBackend {
         _ node: LibUSBDevice, _ name: HostDeviceName
     ) throws(BackendError) -> LibUSBHandle.Opened {
         do throws(OpeningError) {
-            return try PassedDevice.open(node.opener, name: name)
+            return try HostDeviceSession.open(node.opener, name: name)
         } catch {
             throw Diagnosis.cannotOpen(name, error)
         }
@@ -112,16 +112,18 @@ public final class HostBackend: DeviceBackend {
 
     func pass(
         _ node: LibUSBDevice, _ name: HostDeviceName, _ opened: LibUSBHandle.Opened,
-        _ passed: PassedDescriptor? = nil
-    ) throws(BackendError) -> PassedDevice {
-        try PassedDevice(
+        _ passed: ReceivedDescriptor? = nil
+    ) throws(BackendError) -> HostDeviceSession {
+        try HostDeviceSession(
             node, name: name, opened, passed: passed, context: context, loop: loop, logger: logger)
     }
 
     /// Takes over a device that somebody else has opened, if it is the one that the rule means.
-    private func adopt(_ descriptor: consuming Descriptor) throws(BackendError) -> PassedDevice {
+    private func adopt(_ descriptor: consuming OwnedDescriptor) throws(BackendError)
+        -> HostDeviceSession
+    {
         let number = descriptor.rawValue
-        let passed = PassedDescriptor(descriptor)
+        let passed = ReceivedDescriptor(descriptor)
         let pointer: LibUSBHandle.Pointer
         do throws(LibUSBError) {
             pointer = try context.wrapper.wrap(number)
@@ -133,13 +135,14 @@ public final class HostBackend: DeviceBackend {
             throw Diagnosis.noNode(rule, .noDevice)
         }
         let name = HostDeviceName(node)
-        return try adopt(node, name, pointer, NodeMark.tryKeeping(number, of: name.node), passed)
+        return try adopt(
+            node, name, pointer, DeviceNodeLock.tryKeeping(number, of: name.node), passed)
     }
 
     func adopt(
         _ node: LibUSBDevice, _ name: HostDeviceName, _ pointer: LibUSBHandle.Pointer,
-        _ mark: Result<Void, OpeningError>, _ passed: PassedDescriptor
-    ) throws(BackendError) -> PassedDevice {
+        _ mark: Result<Void, OpeningError>, _ passed: ReceivedDescriptor
+    ) throws(BackendError) -> HostDeviceSession {
         do throws(BackendError) {
             guard rule.means(name) else { throw Diagnosis.otherNode(rule, name) }
             do throws(OpeningError) { try mark.get() } catch {
@@ -208,7 +211,7 @@ public final class HostBackend: DeviceBackend {
     ///
     /// - Parameter device: what was opened for it. Who hears of the end and tries again must not find
     ///   it taken.
-    func fail(_ error: BackendError, givingBack device: PassedDevice? = nil) {
+    func fail(_ error: BackendError, givingBack device: HostDeviceSession? = nil) {
         let done = starting.take()
         if done == nil {
             logger.error("\(rule): \(error)")
@@ -268,7 +271,7 @@ public final class HostBackend: DeviceBackend {
             hasEnded.withLock { $0 = true }
         } then: {
         }
-        let deadline = loop.now + PassedDevice.shutDownTime
+        let deadline = loop.now + HostDeviceSession.shutDownTime
         while !hasEnded.withLock({ $0 }) {
             guard loop.now < deadline else {
                 // With the lookout goes what its jobs use.
@@ -283,7 +286,7 @@ public final class HostBackend: DeviceBackend {
 
     public func stop(whenDone done: @escaping (BackendError?) -> Void) {
         unfollow()
-        var missing: [PassedDevice] = []
+        var missing: [HostDeviceSession] = []
         var count = leaving.count + 1
         // Each of them holds on to this backend.
         let end = { [self] in
@@ -308,7 +311,7 @@ public final class HostBackend: DeviceBackend {
         }
     }
 
-    private func late(_ devices: [PassedDevice]) -> BackendError {
+    private func late(_ devices: [HostDeviceSession]) -> BackendError {
         let names = devices.map(\.name.identity).joined(separator: ", ")
         return BackendError(
             "\(names) did not answer in time; the host's drivers may be missing")

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// What bounds a passed-through device, beside the host's kernel.
-enum Limits {
+enum HostUSBLimits {
     /// Bytes of one control transfer, which is libusb's own bound. A guest that wants to read more
     /// gets these; what writes more is stalled.
     static let controlBytes = 4096

@@ -21,7 +21,7 @@ struct DataPattern {
     init(_ kind: PatternKind, maxPacketSize: Int) {
         self.kind = kind
         let packet = max(maxPacketSize, 1)
-        let packets = (Limits.patternBlock + packet - 1) / packet
+        let packets = (LoopbackLimits.patternBlock + packet - 1) / packet
         switch kind {
         case .mod63: block = (0..<packets * packet).map { UInt8($0 % packet % 63) }
         case .zero: block = Array(repeating: 0, count: packets * packet)

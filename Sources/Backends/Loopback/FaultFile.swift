@@ -11,12 +11,12 @@ enum FaultFile {
         do throws(Errno) {
             let file = try RandomAccessFile(opening: path, [])
             // One byte more than may be, so that too much is seen.
-            bytes = try file.contents(atMost: Limits.faultScript + 1)
+            bytes = try file.contents(atMost: LoopbackLimits.faultScript + 1)
         } catch {
             throw BackendError("cannot read the faults in '\(path)': \(error)")
         }
-        guard bytes.count <= Limits.faultScript else {
-            throw BackendError("'\(path)' has more than \(Limits.faultScript) bytes")
+        guard bytes.count <= LoopbackLimits.faultScript else {
+            throw BackendError("'\(path)' has more than \(LoopbackLimits.faultScript) bytes")
         }
         guard let text = String(validating: bytes, as: UTF8.self) else {
             throw BackendError("'\(path)' is not a text in UTF-8")

@@ -17,9 +17,9 @@ struct FaultScriptError: Error, Equatable {
 /// A rule is where, what, and then `key=value` in any order.
 enum FaultScript {
     static func parse(_ text: String) throws(FaultScriptError) -> [FaultRule] {
-        guard text.utf8.count <= Limits.faultScript else {
+        guard text.utf8.count <= LoopbackLimits.faultScript else {
             throw FaultScriptError(
-                line: 1, reason: "a script has at most \(Limits.faultScript) bytes")
+                line: 1, reason: "a script has at most \(LoopbackLimits.faultScript) bytes")
         }
         var rules: [FaultRule] = []
         let lines = text.split(omittingEmptySubsequences: false) { $0.isNewline }
@@ -34,9 +34,10 @@ enum FaultScript {
                 } catch {
                     throw FaultScriptError(line: index + 1, reason: error.reason)
                 }
-                guard rules.count <= Limits.faultRules else {
+                guard rules.count <= LoopbackLimits.faultRules else {
                     throw FaultScriptError(
-                        line: index + 1, reason: "there are at most \(Limits.faultRules) rules")
+                        line: index + 1,
+                        reason: "there are at most \(LoopbackLimits.faultRules) rules")
                 }
             }
         }
@@ -151,7 +152,7 @@ private struct RuleReader {
 
     private mutating func hold() throws(Mistake) -> FaultRule.Hold {
         let time = try milliseconds("ms")
-        let queued = try take("queued", 1...Limits.faultQueue)
+        let queued = try take("queued", 1...LoopbackLimits.faultQueue)
         switch (time, queued) {
         case (let time?, nil): return .time(time)
         case (nil, let queued?): return .queued(queued)
@@ -216,7 +217,7 @@ private struct RuleReader {
     }
 
     private mutating func milliseconds(_ name: String) throws(Mistake) -> Duration? {
-        try take(name, 0...Limits.faultMilliseconds).map { .milliseconds($0) }
+        try take(name, 0...LoopbackLimits.faultMilliseconds).map { .milliseconds($0) }
     }
 
     private func required<Value>(_ name: String, _ value: Value?) throws(Mistake) -> Value {

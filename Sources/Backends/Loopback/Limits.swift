@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// What the test device bounds, whatever is asked of it.
-enum Limits {
+enum LoopbackLimits {
     /// Bytes that have come OUT and wait to go back IN; further OUT transfers wait.
     static let loopedBytes = 256 << 10
     /// Short packets among them; an OUT transfer that would end with one more waits.

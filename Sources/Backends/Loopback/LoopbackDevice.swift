@@ -243,7 +243,7 @@ final class LoopbackDevice: USBDevice {
     }
 
     private func tell(_ fault: FaultPlan.Fault) {
-        let level: Logger.Level = fault.count > Limits.faultsLogged ? .debug : .notice
+        let level: Logger.Level = fault.count > LoopbackLimits.faultsLogged ? .debug : .notice
         logger.log(
             level: level,
             "\(summary): fault '\(fault.rule.text)' at number \(fault.transfer): the host sees \(fault.rule.effect)"
@@ -317,7 +317,7 @@ final class LoopbackDevice: USBDevice {
 
     private func tell(_ wrong: (offset: Int, byte: UInt8), _ pipe: Pipe) {
         wrongBytes += 1
-        let level: Logger.Level = wrongBytes > Limits.wrongBytesLogged ? .debug : .notice
+        let level: Logger.Level = wrongBytes > LoopbackLimits.wrongBytesLogged ? .debug : .notice
         let consequence = pipe.isIsochronous ? "" : ": the endpoint halts"
         logger.log(
             level: level,

@@ -24,10 +24,10 @@ struct PacketQueue {
     /// Counts what happens, to tell whether something did.
     private(set) var changes: UInt64 = 0
 
-    init(capacity: Int = Limits.loopedBytes, maxPacketSize: Int) {
+    init(capacity: Int = LoopbackLimits.loopedBytes, maxPacketSize: Int) {
         bytes = Array(repeating: 0, count: capacity)
         self.maxPacketSize = max(maxPacketSize, 1)
-        ends.reserveCapacity(Limits.loopedShortPackets)
+        ends.reserveCapacity(LoopbackLimits.loopedShortPackets)
     }
 
     mutating func removeAll() {
@@ -59,7 +59,7 @@ struct PacketQueue {
             changes &+= 1
         }
         guard buffer.count % maxPacketSize != 0 || buffer.count == 0 else { return true }
-        guard ends.count < Limits.loopedShortPackets else { return false }
+        guard ends.count < LoopbackLimits.loopedShortPackets else { return false }
         ends.append(End(position: written, isEmpty: buffer.count == 0))
         changes &+= 1
         return true

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// What a stick bounds, whatever a host asks of it.
-enum Limits {
+enum MassStorageLimits {
     /// Bytes that the event loop moves between a file in memory and a transfer at a time: some 200 µs of
     /// work. A worker moves larger ones, so that commands of UAS, which may all come at once, do not
     /// make the guest's other accesses wait for long.

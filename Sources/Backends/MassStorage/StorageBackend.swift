@@ -82,7 +82,7 @@ public final class StorageBackend: DeviceBackend {
 
     /// Opens the image that a specification names, or takes it as it was opened by somebody else.
     private static func image(
-        _ specification: DeviceSpecification, _ descriptor: PassedDescriptor?,
+        _ specification: DeviceSpecification, _ descriptor: ReceivedDescriptor?,
         cache: FileImage.CacheMode, logger: Logger
     ) throws(BackendError) -> FileImage {
         guard let path = try specification.value(of: "file") else {
@@ -118,7 +118,7 @@ public final class StorageBackend: DeviceBackend {
     ) throws(BackendError) -> OpenedDevice? {
         guard var path = try specification.value(of: "file") else { return nil }
         let readOnly = try specification.flag("readonly") ?? false
-        let descriptor: Descriptor
+        let descriptor: OwnedDescriptor
         do throws(ImageError) {
             let file = try FileImage.open(path, readOnly: readOnly)
             path = try FileImage.canonicalPath(file, named: path)

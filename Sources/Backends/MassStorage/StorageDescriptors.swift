@@ -77,7 +77,7 @@ enum StorageDescriptors {
         streams: Bool = false, pipe: UInt8? = nil
     ) -> EndpointDescriptor {
         let companion = SuperSpeedCompanion(
-            burst: burst, attributes: streams ? Limits.uasStreamsLog2 : 0)
+            burst: burst, attributes: streams ? MassStorageLimits.uasStreamsLog2 : 0)
         return EndpointDescriptor(
             address, .bulk, maxPacketSize: maxPacketSize, companion: companion,
             classDescriptors: pipe.map { [4, 0x24, $0, 0] } ?? [])

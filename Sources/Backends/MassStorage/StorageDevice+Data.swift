@@ -25,7 +25,7 @@ extension StorageDevice {
         let pieces = transfer.buffer.pieces(count: count)
         let offset = extent.byteOffset + UInt64(pipes.position)
         var done = 0
-        if canTryReading && count <= Limits.bytesAtOnce {
+        if canTryReading && count <= MassStorageLimits.bytesAtOnce {
             do throws(Errno) {
                 done = try image.read(into: pieces, at: offset, waiting: false)
             } catch .notSupported {
@@ -35,7 +35,7 @@ extension StorageDevice {
             }
         }
         if done == count {
-            sent(transfer, extent, Movement(count: done, error: nil), of: count)
+            sent(transfer, extent, IOResult(count: done, error: nil), of: count)
             return
         }
         let image = image
@@ -47,7 +47,7 @@ extension StorageDevice {
     }
 
     private func sent(
-        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int
+        _ transfer: Transfer, _ extent: Extent, _ movement: IOResult, of count: Int
     ) {
         guard let error = movement.error else {
             complete(transfer.id, .completed, count)
@@ -90,7 +90,7 @@ extension StorageDevice {
         let pieces = transfer.buffer.pieces(count: count)
         let offset = extent.byteOffset + UInt64(pipes.position)
         var done = 0
-        if canTryWriting && !durably && count <= Limits.bytesAtOnce {
+        if canTryWriting && !durably && count <= MassStorageLimits.bytesAtOnce {
             do throws(Errno) {
                 done = try image.write(pieces, at: offset, durably: false, waiting: false)
             } catch .notSupported {
@@ -100,7 +100,7 @@ extension StorageDevice {
             }
         }
         if done == count {
-            wrote(transfer, extent, Movement(count: done, error: nil), of: count)
+            wrote(transfer, extent, IOResult(count: done, error: nil), of: count)
             return
         }
         let image = image
@@ -112,7 +112,7 @@ extension StorageDevice {
     }
 
     private func wrote(
-        _ transfer: Transfer, _ extent: Extent, _ movement: Movement, of count: Int
+        _ transfer: Transfer, _ extent: Extent, _ movement: IOResult, of count: Int
     ) {
         guard let error = movement.error else {
             received(transfer, processed: count, of: count, nil)
@@ -160,8 +160,8 @@ extension StorageDevice {
 
 extension TransferBuffer {
     /// The first `count` bytes as the kernel takes them. Good for as long as the buffer is held.
-    fileprivate func pieces(count: Int) -> MemoryPieces {
-        var pieces = MemoryPieces()
+    fileprivate func pieces(count: Int) -> IOVectors {
+        var pieces = IOVectors()
         unsafe forEachSegment { unsafe pieces.append($0) }
         return count == self.count ? pieces : pieces.slice(from: 0, limit: count)
     }

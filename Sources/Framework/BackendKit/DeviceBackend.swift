@@ -78,13 +78,13 @@ public struct BackendContext {
     public let logger: Logger
     /// What the specification names, opened by whoever asked for the device. A backend that can use
     /// it takes it and opens nothing itself.
-    public let descriptor: PassedDescriptor?
+    public let descriptor: ReceivedDescriptor?
     /// The loop serves somebody: a backend is made without waiting for anything, and is started by
     /// ``DeviceBackend/start(on:whenDone:)``.
     public let isServing: Bool
 
     public init(
-        loop: any EventLoop, logger: Logger, descriptor: PassedDescriptor? = nil,
+        loop: any EventLoop, logger: Logger, descriptor: ReceivedDescriptor? = nil,
         isServing: Bool = false
     ) {
         self.loop = loop

@@ -6,7 +6,7 @@ public enum BackendChange {
     /// parameters of the medium alone.
     ///
     /// `force`: although the guest has locked the medium, or what it wrote cannot be kept.
-    case insert(DeviceSpecification, PassedDescriptor?, force: Bool)
+    case insert(DeviceSpecification, ReceivedDescriptor?, force: Bool)
     /// Takes the medium out.
     case eject(force: Bool)
     /// Replaces the rules by which a test device misbehaves.

@@ -43,9 +43,9 @@ public final class GuestMemory {
     /// Adds a region that is part of a file.
     ///
     /// - Throws: `EEXIST` for an overlap, `EINVAL` for a range that is empty, wraps, or that the file
-    ///   does not have, `EMFILE` beyond ``Limits/regions``.
+    ///   does not have, `EMFILE` beyond ``DMALimits/regions``.
     public func map(
-        _ file: consuming Descriptor, offset: UInt64, count: UInt64, at start: GuestAddress,
+        _ file: consuming OwnedDescriptor, offset: UInt64, count: UInt64, at start: GuestAddress,
         writable: Bool
     ) throws(Errno) {
         let place = try insertionPlace(start: start, count: count)
@@ -116,7 +116,7 @@ public final class GuestMemory {
         guard count > 0, !start.rawValue.addingReportingOverflow(count - 1).overflow,
             Int(exactly: count) != nil
         else { throw .invalidArgument }
-        guard regions.count < Limits.regions else { throw .tooManyOpenFiles }
+        guard regions.count < DMALimits.regions else { throw .tooManyOpenFiles }
         let place = firstRegion(endingAtOrAfter: start.rawValue)
         if place < regions.count, regions[place].start <= start.rawValue + (count - 1) {
             throw .fileExists
@@ -345,7 +345,7 @@ public final class GuestMemory {
 }
 
 /// The bounds of this module.
-public enum Limits {
+public enum DMALimits {
     /// Regions at a time: what is offered to clients as `max_dma_maps`.
     public static let regions = 65535
 }

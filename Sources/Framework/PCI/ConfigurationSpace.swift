@@ -95,6 +95,6 @@ public struct ConfigurationSpace: Sendable {
     /// Status bit 4: there is a list of capabilities.
     private mutating func setStatusCapabilitiesList() {
         let status = value(UInt16.self, at: HeaderOffset.status) | 1 << 4
-        define(status, at: HeaderOffset.status, clearable: Header.statusErrors)
+        define(status, at: HeaderOffset.status, clearable: PCIHeader.statusErrors)
     }
 }

@@ -13,7 +13,7 @@ public struct DescriptorList: ~Copyable, Sendable {
     public init() {}
 
     deinit {
-        for number in numbers where number >= 0 { _ = Descriptor(owning: number) }
+        for number in numbers where number >= 0 { _ = OwnedDescriptor(owning: number) }
     }
 
     /// How many were sent, taken ones included.
@@ -22,15 +22,15 @@ public struct DescriptorList: ~Copyable, Sendable {
     public var isEmpty: Bool { numbers.isEmpty }
 
     /// Hands over the descriptor at a place; `nil` if there is none or it was taken before.
-    public mutating func take(_ index: Int) -> Descriptor? {
+    public mutating func take(_ index: Int) -> OwnedDescriptor? {
         guard numbers.indices.contains(index), numbers[index] >= 0 else { return nil }
         let number = numbers[index]
         numbers[index] = -1
-        return Descriptor(owning: number)
+        return OwnedDescriptor(owning: number)
     }
 
     /// Adds a descriptor at the end.
-    public mutating func append(_ descriptor: consuming Descriptor) {
+    public mutating func append(_ descriptor: consuming OwnedDescriptor) {
         numbers.append(descriptor.release())
     }
 

@@ -26,7 +26,7 @@ public final class EpollLoop: EventLoop {
     /// Events fetched by one `epoll_wait`; the rest come with the next turn.
     private static let eventsPerTurn = 64
 
-    private let epoll: Descriptor
+    private let epoll: OwnedDescriptor
     private let events: UnsafeMutableBufferPointer<epoll_event>
     private var registrations: [Registration] = []
     private var freeSlots: [Int] = []
@@ -37,7 +37,7 @@ public final class EpollLoop: EventLoop {
 
     /// Creates a loop whose clock begins now.
     public init() throws(Errno) {
-        epoll = Descriptor(owning: try systemCall { epoll_create1(CInt(EPOLL_CLOEXEC)) })
+        epoll = OwnedDescriptor(owning: try systemCall { epoll_create1(CInt(EPOLL_CLOEXEC)) })
         unsafe events = .allocate(capacity: Self.eventsPerTurn)
         unsafe events.initialize(repeating: epoll_event())
         origin = Self.monotonicTime()
@@ -48,7 +48,7 @@ public final class EpollLoop: EventLoop {
     public var now: Duration { Self.monotonicTime() - origin }
 
     public func watch(
-        _ descriptor: borrowing Descriptor, for events: Readiness,
+        _ descriptor: borrowing OwnedDescriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
     ) throws(Errno) -> Watch {
         let slot = freeSlots.popLast() ?? registrations.count

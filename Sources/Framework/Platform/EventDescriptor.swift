@@ -6,11 +6,11 @@ public import SystemPackage
 
 /// The end of an eventfd that somebody else waits at.
 public final class EventDescriptor {
-    private let descriptor: Descriptor
+    private let descriptor: OwnedDescriptor
 
     /// Takes over an eventfd. It is made nonblocking: a peer that filled its counter must not be able
     /// to hold up this program.
-    public init(_ descriptor: consuming Descriptor) throws(Errno) {
+    public init(_ descriptor: consuming OwnedDescriptor) throws(Errno) {
         try descriptor.setNonblocking()
         self.descriptor = descriptor
     }

@@ -51,7 +51,7 @@ public protocol EventLoop: MonotonicClock {
     ///
     /// The descriptor must stay open for as long as the watch lives.
     func watch(
-        _ descriptor: borrowing Descriptor, for events: Readiness,
+        _ descriptor: borrowing OwnedDescriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
     ) throws(Errno) -> Watch
 

@@ -21,7 +21,7 @@ public final class ListeningSocket {
     /// Connections that wait before further ones are refused; one client is served at a time.
     private static let backlog: CInt = 8
 
-    private let descriptor: Descriptor
+    private let descriptor: OwnedDescriptor
     private let bound: (path: String, file: FileIdentity)?
 
     /// Listens at `path`. A socket file that nobody listens at any more is replaced.
@@ -54,7 +54,7 @@ public final class ListeningSocket {
     }
 
     /// Takes over a socket that listens already.
-    public init(adopting descriptor: consuming Descriptor) throws(Errno) {
+    public init(adopting descriptor: consuming OwnedDescriptor) throws(Errno) {
         try descriptor.setNonblocking()
         self.descriptor = descriptor
         bound = nil
@@ -86,10 +86,10 @@ public final class ListeningSocket {
     }
 
     /// The next client, or `nil` if none waits. Its socket does not block.
-    public func accept() throws(Errno) -> Descriptor? {
+    public func accept() throws(Errno) -> OwnedDescriptor? {
         do throws(Errno) {
             let number = descriptor.rawValue
-            return Descriptor(owning: try systemCall { clinux_accept(number) })
+            return OwnedDescriptor(owning: try systemCall { clinux_accept(number) })
         } catch .resourceTemporarilyUnavailable, .connectionAbort {
             return nil
         }
@@ -102,9 +102,9 @@ public final class ListeningSocket {
         try loop.watch(descriptor, for: .readable) { _ in body() }
     }
 
-    private static func makeSocket() throws(Errno) -> Descriptor {
+    private static func makeSocket() throws(Errno) -> OwnedDescriptor {
         let kind = CInt(SOCK_STREAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue)
-        return Descriptor(owning: try systemCall { socket(AF_UNIX, kind, 0) })
+        return OwnedDescriptor(owning: try systemCall { socket(AF_UNIX, kind, 0) })
     }
 
     /// Asks whether somebody listens at `path`, and removes a socket file at which nobody does.
@@ -131,7 +131,7 @@ public final class ListeningSocket {
     }
 }
 
-extension Descriptor {
+extension OwnedDescriptor {
     /// Whether this is a socket that listens for connections; `nil` if it is no UNIX stream socket.
     public var isListeningSocket: Bool? {
         guard option(SO_DOMAIN) == AF_UNIX, option(SO_TYPE) == CInt(SOCK_STREAM.rawValue) else {

@@ -7,11 +7,11 @@ public import SystemPackage
 /// The one way from another thread to the event loop: a queue and an eventfd.
 public final class Mailbox<Message: Sendable>: Sendable {
     private let messages = Locked<[Message]>([])
-    private let event: Descriptor
+    private let event: OwnedDescriptor
 
     /// Creates an empty mailbox.
     public init() throws(Errno) {
-        event = Descriptor(
+        event = OwnedDescriptor(
             owning: try systemCall {
                 eventfd(0, CInt(EFD_CLOEXEC | EFD_NONBLOCK))
             })

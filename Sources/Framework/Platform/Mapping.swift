@@ -28,7 +28,7 @@ public final class Mapping {
     ///
     /// - Throws: `EINVAL` for a range the file does not have, otherwise what `mmap(2)` says.
     public init(
-        _ file: borrowing Descriptor, offset: UInt64, count: UInt64, writable: Bool
+        _ file: borrowing OwnedDescriptor, offset: UInt64, count: UInt64, writable: Bool
     ) throws(Errno) {
         guard count > 0, let length = Int(exactly: count), let start = Int(exactly: offset),
             !start.addingReportingOverflow(length).overflow

@@ -10,7 +10,7 @@ extension RandomAccessFile {
         while count < bytes.count {
             var span = bytes.mutableSpan
             let moved = try unsafe span.withUnsafeMutableBytes { buffer throws(Errno) -> Int in
-                var pieces = MemoryPieces()
+                var pieces = IOVectors()
                 unsafe pieces.append(UnsafeMutableRawBufferPointer(rebasing: buffer[count...]))
                 return try read(into: pieces, at: UInt64(count), waiting: true)
             }

@@ -27,7 +27,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         public static let unusedByHost = OpenOptions(rawValue: 4)
     }
 
-    public let descriptor: Descriptor
+    public let descriptor: OwnedDescriptor
     public let kind: Kind
     /// Whether it is a file of a file system that is memory. Such a file cannot tell that an access
     /// would wait for a disk, because none does. A device's node lies in memory, too; its disk does not.
@@ -42,7 +42,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         flags |= options.contains(.writable) ? O_RDWR : O_RDONLY
         if options.contains(.unusedByHost) { flags |= O_EXCL }
         if options.contains(.direct) { flags |= clinux_o_direct }
-        let file = Descriptor(owning: try systemCall { unsafe open(path, flags) })
+        let file = OwnedDescriptor(owning: try systemCall { unsafe open(path, flags) })
         kind = try Self.kind(of: file)
         isInMemory = kind == .regular && clinux_is_in_memory(file.rawValue)
         descriptor = file
@@ -53,7 +53,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     /// - Throws: what ``init(opening:_:)`` throws for things without bytes at offsets; `EBADF` if it
     ///   was not opened for reading, and for writing if that is asked for; `EINVAL` if it was opened
     ///   in a way that changes what an offset means or how memory must lie (`O_APPEND`, `O_DIRECT`).
-    public init(adopting file: consuming Descriptor, writable: Bool) throws(Errno) {
+    public init(adopting file: consuming OwnedDescriptor, writable: Bool) throws(Errno) {
         let kind = try Self.kind(of: file)
         let number = file.rawValue
         let flags = try systemCall { fcntl(number, F_GETFL) }
@@ -68,9 +68,9 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     }
 
     /// Gives up the file for its descriptor.
-    public consuming func release() -> Descriptor { descriptor }
+    public consuming func release() -> OwnedDescriptor { descriptor }
 
-    private static func kind(of file: borrowing Descriptor) throws(Errno) -> Kind {
+    private static func kind(of file: borrowing OwnedDescriptor) throws(Errno) -> Kind {
         var status = stat()
         let number = file.rawValue
         _ = try systemCall { unsafe fstat(number, &status) }
@@ -121,7 +121,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     /// - Parameter waiting: whether to wait for a disk. If not, `EAGAIN` says that it would, and
     ///   `EOPNOTSUPP` that the file system cannot tell.
     public func read(
-        into pieces: MemoryPieces, at offset: UInt64, waiting: Bool
+        into pieces: IOVectors, at offset: UInt64, waiting: Bool
     ) throws(Errno) -> Int {
         let number = descriptor.rawValue
         let flags: CInt = waiting || isInMemory ? 0 : CLINUX_RWF_NOWAIT
@@ -138,7 +138,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     ///   - durably: return only when the bytes are on the disk.
     ///   - waiting: see ``read(into:at:waiting:)``.
     public func write(
-        _ pieces: MemoryPieces, at offset: UInt64, durably: Bool, waiting: Bool
+        _ pieces: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int {
         let number = descriptor.rawValue
         var flags: CInt = waiting || isInMemory ? 0 : CLINUX_RWF_NOWAIT

@@ -6,7 +6,7 @@ public import SystemPackage
 
 /// Signals as events of the loop. Corresponds to `signalfd(2)`.
 public final class SignalWatch {
-    private let descriptor: Descriptor
+    private let descriptor: OwnedDescriptor
     private var watch: Watch?
 
     /// Calls `body` on the loop with each of the signals that arrives.
@@ -19,7 +19,7 @@ public final class SignalWatch {
         unsafe sigemptyset(&set)
         for signal in signals { unsafe sigaddset(&set, signal) }
         unsafe pthread_sigmask(SIG_BLOCK, &set, nil)
-        descriptor = Descriptor(
+        descriptor = OwnedDescriptor(
             owning: try systemCall {
                 unsafe signalfd(-1, &set, CInt(SFD_CLOEXEC | SFD_NONBLOCK))
             })

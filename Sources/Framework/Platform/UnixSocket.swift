@@ -9,9 +9,9 @@ public enum UnixSocket {
     /// Connects to the socket at a path. The descriptor is non-blocking.
     ///
     /// - Throws: `ECONNREFUSED` if nobody listens there, `EAGAIN` if too many others wait.
-    public static func connect(to path: String) throws(Errno) -> Descriptor {
+    public static func connect(to path: String) throws(Errno) -> OwnedDescriptor {
         let type = CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
-        let descriptor = Descriptor(owning: try systemCall { socket(AF_UNIX, type, 0) })
+        let descriptor = OwnedDescriptor(owning: try systemCall { socket(AF_UNIX, type, 0) })
         let number = descriptor.rawValue
         _ = try unsafe withSocketAddress(path) { (address, size) throws(Errno) in
             try systemCall { unsafe Glibc.connect(number, address, size) }
@@ -25,7 +25,8 @@ public enum UnixSocket {
     ///
     /// - Throws: `EAGAIN` if none can be sent now.
     public static func send(
-        _ bytes: UnsafeRawBufferPointer, descriptors: [CInt] = [], to socket: borrowing Descriptor
+        _ bytes: UnsafeRawBufferPointer, descriptors: [CInt] = [],
+        to socket: borrowing OwnedDescriptor
     ) throws(Errno) -> Int {
         let number = socket.rawValue
         var part = unsafe iovec(
@@ -45,7 +46,7 @@ public enum UnixSocket {
     /// - Throws: `EAGAIN` if there is nothing now.
     public static func receive(
         into bytes: UnsafeMutableRawBufferPointer, descriptors: inout DescriptorList,
-        from socket: borrowing Descriptor
+        from socket: borrowing OwnedDescriptor
     ) throws(Errno) -> Int {
         let number = socket.rawValue
         var received = InlineArray<64, CInt>(repeating: -1)
@@ -60,7 +61,7 @@ public enum UnixSocket {
             }
         }
         for index in 0..<receivedCount {
-            descriptors.append(Descriptor(owning: received[index]))
+            descriptors.append(OwnedDescriptor(owning: received[index]))
         }
         if isTruncated { descriptors.isTruncated = true }
         return count
@@ -68,7 +69,7 @@ public enum UnixSocket {
 
     /// Waits until the socket is ready for one of `events` or the time is over; empty means the latter.
     public static func wait(
-        for events: Readiness, on socket: borrowing Descriptor, atMost limit: Duration
+        for events: Readiness, on socket: borrowing OwnedDescriptor, atMost limit: Duration
     ) throws(Errno) -> Readiness {
         var entry = pollfd(fd: socket.rawValue, events: 0, revents: 0)
         if events.contains(.readable) { entry.events |= Int16(POLLIN) }

@@ -11,14 +11,14 @@ internal import SystemPackage
 /// this end hold one line, one descriptor and one answer.
 final class ControlConnection {
     typealias Handler =
-        (ControlRequest, PassedDescriptor?, @escaping (ControlAnswer) -> Void) -> Void
+        (ControlSocketRequest, ReceivedDescriptor?, @escaping (ControlAnswer) -> Void) -> Void
 
     private static let lineEnd = UInt8(ascii: "\n")
 
     /// A class, so that the descriptor can be borrowed while other state changes.
     private final class OpenSocket {
-        let descriptor: Descriptor
-        init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
+        let descriptor: OwnedDescriptor
+        init(_ descriptor: consuming OwnedDescriptor) { self.descriptor = descriptor }
     }
 
     /// Descriptors, and the place in `input` of the line that they came with.
@@ -61,7 +61,7 @@ final class ControlConnection {
     ///   - handler: carries out a request and calls back once, at once or later.
     ///   - ended: called once, on the loop, never from within another function of this class.
     init(
-        socket: consuming Descriptor, loop: any EventLoop, patience: Duration,
+        socket: consuming OwnedDescriptor, loop: any EventLoop, patience: Duration,
         handler: @escaping Handler, whenEnded ended: @escaping () -> Void
     ) {
         self.socket = OpenSocket(socket)
@@ -96,13 +96,13 @@ final class ControlConnection {
         defer { isGoingOn = false }
         continuation = nil
         var count = 0
-        while count < Limits.requestsPerTurn, canCarryOut, let line = nextLine() {
+        while count < ServiceLimits.requestsPerTurn, canCarryOut, let line = nextLine() {
             count += 1
             carryOut(line)
         }
         dropTaken()
         guard socket != nil else { return }
-        if count == Limits.requestsPerTurn {
+        if count == ServiceLimits.requestsPerTurn {
             continuation = loop.schedule(at: loop.now) { [weak self] in self?.goOn() }
         }
         let isIdle = !isWaiting && output.isEmpty && continuation == nil
@@ -153,7 +153,7 @@ final class ControlConnection {
         guard let socket else { return }
         let start = input.count
         // One byte more than the longest line has is its end.
-        let room = Limits.controlLine + 1 - start
+        let room = ServiceLimits.controlLine + 1 - start
         guard room > 0 else { return }
         var arrived = DescriptorList()
         var failure: Errno?
@@ -173,8 +173,8 @@ final class ControlConnection {
         input += chunk
         if chunk.isEmpty { return inputEnded() }
         if !arrived.isEmpty || arrived.isTruncated { keep(arrived) }
-        if input.count > Limits.controlLine && !input.contains(Self.lineEnd) {
-            refuseRest("a line of more than \(Limits.controlLine) bytes")
+        if input.count > ServiceLimits.controlLine && !input.contains(Self.lineEnd) {
+            refuseRest("a line of more than \(ServiceLimits.controlLine) bytes")
         }
     }
 
@@ -221,10 +221,10 @@ final class ControlConnection {
     // MARK: - Requests
 
     private func carryOut(_ line: (bytes: [UInt8], arrival: Arrival?)) {
-        let request: ControlRequest
-        var descriptor: PassedDescriptor?
+        let request: ControlSocketRequest
+        var descriptor: ReceivedDescriptor?
         do throws(ControlError) {
-            request = try ControlRequest(line: line.bytes)
+            request = try ControlSocketRequest(line: line.bytes)
             if let arrival = line.arrival {
                 descriptor = try Self.descriptor(of: arrival, for: request)
             }
@@ -241,8 +241,8 @@ final class ControlConnection {
     }
 
     private static func descriptor(
-        of arrival: Arrival, for request: ControlRequest
-    ) throws(ControlError) -> PassedDescriptor? {
+        of arrival: Arrival, for request: ControlSocketRequest
+    ) throws(ControlError) -> ReceivedDescriptor? {
         guard !arrival.descriptors.isTruncated, arrival.descriptors.count == 1 else {
             throw ControlError(
                 .badRequest, "more descriptors came than the one that a request may have")
@@ -251,7 +251,7 @@ final class ControlConnection {
             throw ControlError(.badRequest, "a descriptor came with a request that needs none")
         }
         guard let descriptor = arrival.descriptors.take(0) else { return nil }
-        return PassedDescriptor(descriptor)
+        return ReceivedDescriptor(descriptor)
     }
 
     /// What has come makes no line, so nothing behind it can be understood.

@@ -3,7 +3,7 @@
 internal import FoundationEssentials
 
 /// A request of docs/control-protocol.md: one JSON object, in a line of its own.
-enum ControlRequest: Equatable {
+enum ControlSocketRequest: Equatable {
     case list
     case attach(specification: String, id: String?)
     case detach(id: String)

@@ -28,7 +28,7 @@ public final class ControlServer {
     ) throws(Errno) {
         try self.init(
             listener: listener, server: server, devices: devices, loop: loop, logger: logger,
-            patience: Limits.controlPatience)
+            patience: ServiceLimits.controlPatience)
     }
 
     package init(
@@ -74,10 +74,11 @@ public final class ControlServer {
         }
     }
 
-    private func connect(_ socket: consuming Descriptor) {
-        guard connections.count < Limits.controlClients else {
+    private func connect(_ socket: consuming OwnedDescriptor) {
+        guard connections.count < ServiceLimits.controlClients else {
             let error = ControlError(
-                .tooMany, "\(Limits.controlClients) control clients are connected: try again later")
+                .tooMany,
+                "\(ServiceLimits.controlClients) control clients are connected: try again later")
             // One that cannot take so few bytes at once does not learn why.
             unsafe ControlAnswer(error).line.withUnsafeBytes { bytes in
                 _ = try? unsafe UnixSocket.send(bytes, to: socket)
@@ -100,7 +101,7 @@ public final class ControlServer {
     // MARK: - Requests
 
     private func carryOut(
-        _ request: ControlRequest, _ descriptor: PassedDescriptor?,
+        _ request: ControlSocketRequest, _ descriptor: ReceivedDescriptor?,
         _ answer: @escaping (ControlAnswer) -> Void
     ) {
         let isDone = { (error: ControlError?) in

@@ -56,7 +56,7 @@ public final class DeviceTable {
     ///   - id: what it is to be called, if that does not stand in the specification.
     ///   - descriptor: what the specification names, if it has been opened already.
     func attach(
-        _ text: String, id: String? = nil, descriptor: PassedDescriptor? = nil,
+        _ text: String, id: String? = nil, descriptor: ReceivedDescriptor? = nil,
         whenDone done: @escaping (Result<ControlDevice, ControlError>) -> Void
     ) throws(ControlError) {
         let entry = try prepare(text, id: id, descriptor: descriptor, isServing: true)
@@ -81,16 +81,17 @@ public final class DeviceTable {
     }
 
     private func prepare(
-        _ text: String, id: String?, descriptor: PassedDescriptor?, isServing: Bool
+        _ text: String, id: String?, descriptor: ReceivedDescriptor?, isServing: Bool
     ) throws(ControlError) -> Entry {
-        guard text.utf8.count <= Limits.specification else {
+        guard text.utf8.count <= ServiceLimits.specification else {
             throw ControlError(
                 .badRequest,
-                "a specification of \(text.utf8.count) bytes; \(Limits.specification) are allowed")
+                "a specification of \(text.utf8.count) bytes; \(ServiceLimits.specification) are allowed"
+            )
         }
-        guard entries.count + opened.count < Limits.devices else {
+        guard entries.count + opened.count < ServiceLimits.devices else {
             throw ControlError(
-                .tooMany, "there are \(Limits.devices) devices already: detach one first")
+                .tooMany, "there are \(ServiceLimits.devices) devices already: detach one first")
         }
         let (type, specification) = try refusing { () throws(BackendError) in
             try catalog.resolve(text)

@@ -23,7 +23,7 @@ final class InterruptMessages: InterruptSink {
         if state.raise(vector) { send(vector) }
     }
 
-    func connect(_ vector: Int, to descriptor: consuming Descriptor?) {
+    func connect(_ vector: Int, to descriptor: consuming OwnedDescriptor?) {
         guard events.indices.contains(vector) else { return }
         events[vector] = nil
         if let descriptor = descriptor.take() {

@@ -2,7 +2,7 @@
 
 /// The bounds of control at run time: what those who may talk to the control socket can make the
 /// program hold.
-public enum Limits {
+public enum ServiceLimits {
     /// Devices, plugged in or waiting for their hardware.
     public static let devices = 64
     /// Bytes of what specifies a device.

@@ -53,7 +53,7 @@ public final class Server {
     }
 
     /// Serves the client at the other end of `socket`, then ends ``run()``.
-    public func serve(_ socket: consuming Descriptor) throws(Errno) {
+    public func serve(_ socket: consuming OwnedDescriptor) throws(Errno) {
         try socket.setNonblocking()
         endsWithClient = true
         try connect(socket)
@@ -106,7 +106,7 @@ public final class Server {
         }
     }
 
-    private func connect(_ socket: consuming Descriptor) throws(Errno) {
+    private func connect(_ socket: consuming OwnedDescriptor) throws(Errno) {
         let connection = try Connection(
             socket: socket, device: function, loop: loop, logger: logger
         ) { [unowned self] end in clientEnded(end) }

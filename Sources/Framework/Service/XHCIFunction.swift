@@ -134,7 +134,7 @@ final class XHCIFunction: VFIODevice {
 
     // MARK: - Interrupts
 
-    func setInterrupt(_ index: Int, vector: Int, to event: consuming Descriptor?) {
+    func setInterrupt(_ index: Int, vector: Int, to event: consuming OwnedDescriptor?) {
         guard index == InterruptDescription.PCI.msix else { return }
         messages.connect(vector, to: event)
     }
@@ -147,7 +147,7 @@ final class XHCIFunction: VFIODevice {
     // MARK: - Memory
 
     func mapMemory(
-        _ file: consuming Descriptor?, offset: UInt64, at address: UInt64, count: UInt64,
+        _ file: consuming OwnedDescriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
     ) throws(Errno) {
         let start = GuestAddress(address)

@@ -10,7 +10,7 @@ internal import XHCI
 /// There is neither an interrupt pin, which would cost Cloud Hypervisor a message for each register
 /// access, nor a power management or PCI Express capability, which no driver needs.
 enum XHCIIdentity {
-    static let header = Header(
+    static let header = PCIHeader(
         classCode: 0x0c_03_30, vendor: 0x1b36, device: 0x000d, revision: 0x01,
         subsystemVendor: 0x1af4, subsystem: 0x1100, baseAddresses: [registers, interruptMemory])
 

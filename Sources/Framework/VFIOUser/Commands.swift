@@ -34,7 +34,7 @@ public struct Command: RawRepresentable, Hashable, Sendable {
 /// The sixteen bytes that every message begins with.
 ///
 /// Specification: the protocol document's section "Header".
-public struct Header: Equatable, Sendable {
+public struct MessageHeader: Equatable, Sendable {
     /// Its size in bytes.
     public static let size = 16
 
@@ -48,7 +48,7 @@ public struct Header: Equatable, Sendable {
         public static let reply = Flags(rawValue: 1)
         /// Bit 4: no answer is wanted.
         public static let noReply = Flags(rawValue: 1 << 4)
-        /// Bit 5: the request failed, and ``Header/error`` may say why.
+        /// Bit 5: the request failed, and ``MessageHeader/error`` may say why.
         public static let error = Flags(rawValue: 1 << 5)
 
         /// Bits 0 to 3.

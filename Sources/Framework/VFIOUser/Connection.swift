@@ -38,9 +38,9 @@ public final class Connection {
     /// A class, so that the descriptor can be borrowed while other state changes, and outlives a call
     /// that ends the connection.
     private final class OpenSocket {
-        let descriptor: Descriptor
+        let descriptor: OwnedDescriptor
 
-        init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
+        init(_ descriptor: consuming OwnedDescriptor) { self.descriptor = descriptor }
     }
 
     let loop: any EventLoop
@@ -55,13 +55,13 @@ public final class Connection {
     var overdueRequest: UInt16?
     var nextRequest: UInt16 = 1
     /// Shorter in tests.
-    var memoryAccessTime = Limits.memoryAccessTime
+    var memoryAccessTime = VFIOUserLimits.memoryAccessTime
     /// Until when the device may wait in accesses to guest memory, all of those that it makes before
     /// the loop turns again: nobody else is served meanwhile.
     var accessDeadline: Duration?
     var accessDeadlineEnd: Watch?
     /// Shorter in tests.
-    var unmappingTime = Limits.unmappingTime
+    var unmappingTime = VFIOUserLimits.unmappingTime
     /// A request has arrived that can only be carried out when the device is at rest. It and all
     /// behind it stay in the buffer until the loop runs again.
     private(set) var mustRest = false
@@ -80,8 +80,8 @@ public final class Connection {
     /// Descriptors whose messages are among the unread bytes.
     private var arrivals: [Arrival] = []
 
-    private let reply = MessageBuffer(capacity: Limits.messageSize)
-    private let request = MessageBuffer(capacity: Limits.messageSize)
+    private let reply = MessageBuffer(capacity: VFIOUserLimits.messageSize)
+    private let request = MessageBuffer(capacity: VFIOUserLimits.messageSize)
     /// What the socket did not take at once.
     private var output: [UInt8] = []
 
@@ -90,7 +90,8 @@ public final class Connection {
     /// - Parameter ended: called once, on the loop, never from within another function of this
     ///   class. Then the socket is closed, and the device still has the client's memory and eventfds.
     public init(
-        socket: consuming Descriptor, device: any VFIODevice, loop: any EventLoop, logger: Logger,
+        socket: consuming OwnedDescriptor, device: any VFIODevice, loop: any EventLoop,
+        logger: Logger,
         whenEnded ended: @escaping (End) -> Void
     ) throws(Errno) {
         try socket.setNonblocking()
@@ -99,7 +100,7 @@ public final class Connection {
         self.ended = ended
         self.socket = OpenSocket(socket)
         session = Session(device: device, logger: logger)
-        unsafe input = .allocate(byteCount: Limits.receiveBuffer, alignment: 16)
+        unsafe input = .allocate(byteCount: VFIOUserLimits.receiveBuffer, alignment: 16)
         session.sendLater = { [weak self] reply in self?.send(reply) }
         try watchSocket(for: .readable)
     }
@@ -162,7 +163,7 @@ public final class Connection {
 
     /// Receives what there is and carries it out.
     func receive() {
-        for _ in 0..<Limits.receiveRounds {
+        for _ in 0..<VFIOUserLimits.receiveRounds {
             guard let socket else { return }
             makeRoom()
             let room = unsafe UnsafeMutableRawBufferPointer(rebasing: input[unread.upperBound...])
@@ -195,7 +196,7 @@ public final class Connection {
             arrivals = []
             return
         }
-        guard unsafe input.count - unread.lowerBound < Limits.messageSize else { return }
+        guard unsafe input.count - unread.lowerBound < VFIOUserLimits.messageSize else { return }
         let count = unread.count
         unsafe input.copyMemory(
             from: UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(input)[unread]))
@@ -220,7 +221,7 @@ public final class Connection {
                 target = place
                 targetTakes = takes ?? true
             }
-            guard let header, header.size >= Header.size,
+            guard let header, header.size >= MessageHeader.size,
                 Int(header.size) <= unread.upperBound - place
             else { break }
             place += Int(header.size)
@@ -230,7 +231,7 @@ public final class Connection {
         }
         if arrived.isTruncated { same.descriptors.isTruncated = true }
         for index in 0..<arrived.count {
-            guard same.descriptors.count < Limits.descriptors else {
+            guard same.descriptors.count < VFIOUserLimits.descriptors else {
                 // However a message is cut, the rest of its descriptors is closed here.
                 same.descriptors.isTruncated = true
                 return
@@ -249,9 +250,9 @@ public final class Connection {
         return taken
     }
 
-    private func header(at place: Int) -> Header? {
-        guard unread.upperBound - place >= Header.size else { return nil }
-        return withInput(place..<place + Header.size) { Header($0) }
+    private func header(at place: Int) -> MessageHeader? {
+        guard unread.upperBound - place >= MessageHeader.size else { return nil }
+        return withInput(place..<place + MessageHeader.size) { MessageHeader($0) }
     }
 
     private func withInput<Result>(
@@ -266,7 +267,8 @@ public final class Connection {
     /// Carries out the whole messages that have been received.
     private func process() {
         while !mustRest, let header = header(at: unread.lowerBound) {
-            guard header.size >= Header.size, header.size <= Limits.messageSize else {
+            guard header.size >= MessageHeader.size, header.size <= VFIOUserLimits.messageSize
+            else {
                 return end(.protocolViolation("a message of \(header.size) bytes"))
             }
             let start = unread.lowerBound
@@ -279,10 +281,10 @@ public final class Connection {
                 }
                 unread = start + size..<unread.upperBound
                 carryOut(header, at: start)
-            case Header.Flags.reply.type:
+            case MessageHeader.Flags.reply.type:
                 unread = start + size..<unread.upperBound
                 _ = takeDescriptors(at: start)
-                withInput(start + Header.size..<start + size) { payload in
+                withInput(start + MessageHeader.size..<start + size) { payload in
                     receiveReply(header, payload)
                 }
             default:
@@ -291,13 +293,13 @@ public final class Connection {
         }
     }
 
-    private func carryOut(_ header: Header, at place: Int) {
+    private func carryOut(_ header: MessageHeader, at place: Int) {
         var taken = arrivals.isEmpty ? DescriptorList() : takeDescriptors(at: place)
-        if taken.isTruncated || taken.count > Limits.descriptors {
+        if taken.isTruncated || taken.count > VFIOUserLimits.descriptors {
             session.refuseDescriptors(header, into: reply)
             return send(reply)
         }
-        let payload = place + Header.size..<place + Int(header.size)
+        let payload = place + MessageHeader.size..<place + Int(header.size)
         isAnswering = true
         defer { isAnswering = false }
         let disposition = withInput(payload) { payload in
@@ -341,7 +343,7 @@ public final class Connection {
             }
         }
         guard sent < message.count else { return }
-        guard output.count + message.count - sent <= Limits.outputQueue else {
+        guard output.count + message.count - sent <= VFIOUserLimits.outputQueue else {
             return end(.clientStoppedReading)
         }
         unsafe output.append(contentsOf: message.bytes[sent...])
@@ -388,11 +390,12 @@ public final class Connection {
         request.removeAll()
         request.append(id)
         request.append(command.rawValue)
-        request.append(UInt32(Header.size + payload))
+        request.append(UInt32(MessageHeader.size + payload))
         request.append(0 as UInt32)
         request.append(0 as UInt32)
         body(request)
-        precondition(request.count == Header.size + payload, "\(request.count) bytes written")
+        precondition(
+            request.count == MessageHeader.size + payload, "\(request.count) bytes written")
         send(request)
         return id
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// The bounds of this module: what a client can make it hold or wait for.
-public enum Limits {
+public enum VFIOUserLimits {
     /// Bytes moved by one message: the protocol's default for `max_data_xfer_size`, and what both
     /// known clients offer.
     public static let dataTransfer = 1 << 20
@@ -12,7 +12,7 @@ public enum Limits {
 
     /// Bytes of a message: header and offset, region, count of the longest REGION_WRITE. The reply to
     /// our own longest DMA_READ has the same size.
-    public static let messageSize = Header.size + 16 + dataTransfer
+    public static let messageSize = MessageHeader.size + 16 + dataTransfer
 
     /// Bytes kept for received messages: the longest, with room to receive many short ones behind a
     /// part of it in one call.

@@ -94,7 +94,7 @@ extension Connection {
         if mustRest || session.delayedReplies > 0 { throw .canceled }
         let deadline = startAccess()
         if overdueRequest != nil || deadline <= loop.now { throw .timedOut }
-        let longest = Int(min(session.client.dataTransfer, UInt64(Limits.dataTransfer)))
+        let longest = Int(min(session.client.dataTransfer, UInt64(VFIOUserLimits.dataTransfer)))
         var start = 0
         while start < count {
             let end = min(start + longest, count)
@@ -166,7 +166,7 @@ extension Connection {
     }
 
     /// Takes the answer to a request of ours; one that nobody waits for any more is dropped.
-    func receiveReply(_ header: Header, _ payload: Span<UInt8>) {
+    func receiveReply(_ header: MessageHeader, _ payload: Span<UInt8>) {
         if header.id == overdueRequest { overdueRequest = nil }
         guard var current = access, header.id == current.id else {
             logger.debug("a reply nobody waits for", metadata: ["id": "\(header.id)"])
@@ -207,7 +207,7 @@ extension Connection {
             // If everything is zero, both layouts mean the same.
             access.isAmbiguous = (12..<16 + count).contains { payload[$0] != 0 }
         }
-        let start = (memoryLayout ?? .document).dataOffset - Header.size
+        let start = (memoryLayout ?? .document).dataOffset - MessageHeader.size
         unsafe payload.extracting(start..<start + count).withUnsafeBytes { bytes in
             unsafe destination.copyMemory(from: bytes)
         }

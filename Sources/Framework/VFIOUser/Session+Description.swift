@@ -4,7 +4,8 @@ internal import SystemPackage
 
 /// What a client asks about the device before it uses it.
 extension Session {
-    func describeDevice(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+    func describeDevice(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer)
+    {
         guard payload.count >= 16 else { return fail(header, .invalidArgument, into: reply) }
         start(header, payload: 16, into: reply)
         reply.append(16 as UInt32)
@@ -16,7 +17,8 @@ extension Session {
 
     /// An index that the device does not have is a region of size zero: an error would be read as the
     /// description of something.
-    func describeRegion(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+    func describeRegion(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer)
+    {
         guard payload.count >= 32 else { return fail(header, .invalidArgument, into: reply) }
         let index = payload.integer(UInt32.self, at: 8)
         let region = index < regions.count ? regions[Int(index)] : .absent
@@ -33,7 +35,7 @@ extension Session {
     }
 
     func describeRegionDescriptors(
-        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+        _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) {
         guard payload.count >= 16, payload.integer(UInt32.self, at: 8) < regions.count else {
             return fail(header, .invalidArgument, into: reply)
@@ -46,7 +48,7 @@ extension Session {
     }
 
     func describeInterrupt(
-        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+        _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) {
         guard payload.count >= 16 else { return fail(header, .invalidArgument, into: reply) }
         let index = payload.integer(UInt32.self, at: 8)

@@ -6,7 +6,7 @@ internal import SystemPackage
 /// Eventfds and masks.
 extension Session {
     func setInterrupts(
-        _ header: Header, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
+        _ header: MessageHeader, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
         into reply: MessageBuffer
     ) {
         do throws(Errno) {

@@ -9,7 +9,7 @@ extension Session {
     // MARK: - Reset
 
     /// The client may load the next guest as soon as it has the reply.
-    func resetDevice(_ header: Header, into reply: MessageBuffer) -> Disposition {
+    func resetDevice(_ header: MessageHeader, into reply: MessageBuffer) -> Disposition {
         let delayed = DelayedReply(header: header)
         device.reset { [weak self] in self?.complete(delayed, error: nil) }
         return delayed.isFinished ? answered(delayed, nil, into: reply) : delay(delayed)
@@ -18,7 +18,7 @@ extension Session {
     // MARK: - Memory
 
     func mapMemory(
-        _ header: Header, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
+        _ header: MessageHeader, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
         into reply: MessageBuffer
     ) {
         do throws(Errno) {
@@ -47,7 +47,7 @@ extension Session {
     }
 
     func unmapMemory(
-        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+        _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) -> Disposition {
         guard let request = DMAUnmapRequest(payload) else {
             fail(header, .invalidArgument, into: reply)
@@ -90,7 +90,7 @@ extension Session {
 
     /// An answer that waits for memory to be out of use.
     final class DelayedReply {
-        fileprivate let header: Header
+        fileprivate let header: MessageHeader
         /// What the reply repeats; that to DEVICE_RESET is a header alone.
         fileprivate let request: DMAUnmapRequest?
         fileprivate(set) var isFinished = false
@@ -98,7 +98,7 @@ extension Session {
         /// Ends the wait when it takes too long; held here so that it ends with the reply.
         var timer: Watch?
 
-        fileprivate init(header: Header, request: DMAUnmapRequest? = nil) {
+        fileprivate init(header: MessageHeader, request: DMAUnmapRequest? = nil) {
             self.header = header
             self.request = request
         }

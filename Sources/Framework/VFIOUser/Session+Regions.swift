@@ -4,12 +4,12 @@ internal import SystemPackage
 
 /// Registers, configuration space and whatever else a device has in its regions.
 extension Session {
-    func readRegion(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+    func readRegion(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer) {
         guard payload.count >= RegionAccess.size else {
             return fail(header, .invalidArgument, into: reply)
         }
         let access = RegionAccess(payload)
-        guard access.count <= Limits.dataTransfer else {
+        guard access.count <= VFIOUserLimits.dataTransfer else {
             return fail(header, .invalidArgument, into: reply)
         }
         let count = Int(access.count)
@@ -24,7 +24,7 @@ extension Session {
         }
     }
 
-    func writeRegion(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+    func writeRegion(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer) {
         guard payload.count >= RegionAccess.size else {
             return fail(header, .invalidArgument, into: reply)
         }
@@ -38,7 +38,7 @@ extension Session {
         repeatFields(of: access, into: reply)
     }
 
-    func writeRegions(_ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer) {
+    func writeRegions(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer) {
         guard payload.count >= RegionWriteMulti.headerSize,
             payload.integer(UInt64.self, at: 0)
                 <= (payload.count - RegionWriteMulti.headerSize) / RegionWriteMulti.elementSize

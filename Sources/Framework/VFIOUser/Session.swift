@@ -42,7 +42,7 @@ final class Session {
     let regions: [RegionDescription]
     let interrupts: [InterruptDescription]
     let logger: Logger
-    let lateReply = MessageBuffer(capacity: Header.size + DMAUnmapRequest.size)
+    let lateReply = MessageBuffer(capacity: MessageHeader.size + DMAUnmapRequest.size)
 
     init(device: any VFIODevice, logger: Logger) {
         self.device = device
@@ -62,7 +62,7 @@ final class Session {
 
     /// Carries out a request.
     func handle(
-        _ header: Header, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
+        _ header: MessageHeader, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
         into reply: MessageBuffer
     ) -> Disposition {
         reply.removeAll()
@@ -104,7 +104,7 @@ final class Session {
     }
 
     /// Answers a request whose descriptors could not all be received.
-    func refuseDescriptors(_ header: Header, into reply: MessageBuffer) {
+    func refuseDescriptors(_ header: MessageHeader, into reply: MessageBuffer) {
         reply.removeAll()
         logger.warning(
             "a message has more descriptors than were agreed on",
@@ -117,18 +117,18 @@ final class Session {
 
     /// Begins a successful reply whose size is filled in by ``finish(_:)``.
     func start(
-        _ header: Header, payload: Int = 0, error: Errno? = nil, into reply: MessageBuffer
+        _ header: MessageHeader, payload: Int = 0, error: Errno? = nil, into reply: MessageBuffer
     ) {
         reply.removeAll()
         reply.append(header.id)
         reply.append(header.command.rawValue)
-        reply.append(UInt32(Header.size + payload))
-        reply.append((error == nil ? Header.Flags.reply : [.reply, .error]).rawValue)
+        reply.append(UInt32(MessageHeader.size + payload))
+        reply.append((error == nil ? MessageHeader.Flags.reply : [.reply, .error]).rawValue)
         reply.append(UInt32(bitPattern: error?.rawValue ?? 0))
     }
 
     /// A reply that is only a header.
-    func fail(_ header: Header, _ error: Errno, into reply: MessageBuffer) {
+    func fail(_ header: MessageHeader, _ error: Errno, into reply: MessageBuffer) {
         logger.debug(
             "refused",
             metadata: ["command": "\(header.command.rawValue)", "reason": "\(error)"])
@@ -138,7 +138,7 @@ final class Session {
     // MARK: - VERSION
 
     private func begin(
-        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+        _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) -> Disposition {
         guard header.command == .version else {
             fail(header, .invalidArgument, into: reply)
@@ -148,7 +148,7 @@ final class Session {
     }
 
     private func negotiate(
-        _ header: Header, _ payload: Span<UInt8>, into reply: MessageBuffer
+        _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) -> Disposition {
         guard payload.count >= 4 else {
             fail(header, .invalidArgument, into: reply)

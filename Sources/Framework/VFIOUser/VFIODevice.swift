@@ -27,7 +27,7 @@ public protocol VFIODevice: AnyObject {
     func writeRegion(_ index: Int, at offset: Int, from bytes: Span<UInt8>)
 
     /// Sets the eventfd that an interrupt is signalled with; `nil` takes it away.
-    func setInterrupt(_ index: Int, vector: Int, to event: consuming Descriptor?)
+    func setInterrupt(_ index: Int, vector: Int, to event: consuming OwnedDescriptor?)
 
     /// The client masks, unmasks or triggers an interrupt.
     func changeInterrupt(_ index: Int, vector: Int, _ action: InterruptAction)
@@ -36,7 +36,7 @@ public protocol VFIODevice: AnyObject {
     ///
     /// - Throws: `EEXIST` for an overlap, `EINVAL` for a range that cannot be.
     func mapMemory(
-        _ file: consuming Descriptor?, offset: UInt64, at address: UInt64, count: UInt64,
+        _ file: consuming OwnedDescriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
     ) throws(Errno)
 

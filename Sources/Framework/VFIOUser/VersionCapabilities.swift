@@ -22,7 +22,7 @@ public struct VersionCapabilities: Equatable, Sendable {
 
     /// Reads version data, with or without the closing NUL; `nil` if it is malformed.
     public init?(_ data: Span<UInt8>) {
-        guard data.count <= Limits.versionData else { return nil }
+        guard data.count <= VFIOUserLimits.versionData else { return nil }
         var count = data.count
         while count > 0, data[count - 1] == 0 { count -= 1 }
         if count == 0 { return }
@@ -76,7 +76,7 @@ public struct VersionCapabilities: Equatable, Sendable {
     /// `longest`; without the optional part it is shorter than what any known client sends.
     func reply(longest: Int) -> [UInt8] {
         let required = """
-            "max_msg_fds":\(Limits.descriptors),"max_data_xfer_size":\(Limits.dataTransfer)
+            "max_msg_fds":\(VFIOUserLimits.descriptors),"max_data_xfer_size":\(VFIOUserLimits.dataTransfer)
             """
         let optional = """
             ,"pgsizes":4096,"max_dma_maps":65535\(writesMultiple ? ",\"write_multiple\":true" : "")
@@ -115,7 +115,7 @@ private struct JSONParser {
     mutating func object(
         _ data: Span<UInt8>, depth: Int, _ member: (String, inout JSONParser) -> Bool
     ) -> Bool {
-        guard depth < Limits.versionDataDepth, take("{", data) else { return false }
+        guard depth < VFIOUserLimits.versionDataDepth, take("{", data) else { return false }
         if take("}", data) { return true }
         repeat {
             guard let key = string(data), take(":", data), member(key, &self) else { return false }
@@ -130,7 +130,7 @@ private struct JSONParser {
                 parser.skipValue(data, depth: depth + 1)
             }
         case UInt8(ascii: "["):
-            guard depth < Limits.versionDataDepth, take("[", data) else { return false }
+            guard depth < VFIOUserLimits.versionDataDepth, take("[", data) else { return false }
             if take("]", data) { return true }
             repeat {
                 guard skipValue(data, depth: depth + 1) else { return false }

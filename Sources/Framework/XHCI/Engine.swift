@@ -76,7 +76,7 @@ struct Engine {
     private mutating func isReadyToReset(now: Duration) -> Bool {
         dropSlots()
         listenToDevices()
-        let limit = resetDeadline ?? now + Limits.cancelPatience
+        let limit = resetDeadline ?? now + XHCILimits.cancelPatience
         resetDeadline = limit
         return hub.isQuiet || limit <= now
     }
@@ -100,9 +100,9 @@ struct Engine {
     /// - Parameter isInterrupted: asked between steps; the caller wants the engine back.
     mutating func service(now: Duration, isInterrupted: () -> Bool) {
         wakeScheduled(now: now)
-        var budget = Limits.workPerService
+        var budget = XHCILimits.workPerService
         var isDone = false
-        for _ in 0..<Limits.roundsPerService where !isDone && budget > 0 && !isInterrupted() {
+        for _ in 0..<XHCILimits.roundsPerService where !isDone && budget > 0 && !isInterrupted() {
             registers.hasWork = false
             isDone = !serviceRound(now: now, budget: &budget)
         }
@@ -168,7 +168,7 @@ struct Engine {
     /// (xHCI 5.4.1.1).
     private mutating func beginHalt(now: Duration) {
         isRunning = false
-        haltDeadline = now + Limits.haltPatience
+        haltDeadline = now + XHCILimits.haltPatience
         abandonWaiting()
         registers.microframes.stop(now: now)
         registers.commandRing.stop(at: commands.position)
@@ -239,7 +239,7 @@ struct Engine {
     }
 
     mutating func listenToDevices() {
-        for _ in 0..<Limits.messagesPerRound {
+        for _ in 0..<XHCILimits.messagesPerRound {
             guard let message = inbox.next() else { return }
             switch message {
             case .completed(let completion): record(completion)
@@ -275,7 +275,7 @@ struct Engine {
                 answerDoorbell(slot, endpoint, stream: 0)
             }
         }
-        for _ in 0..<Limits.streamDoorbellsPerRound {
+        for _ in 0..<XHCILimits.streamDoorbellsPerRound {
             guard let ring = registers.streamDoorbells.popFirst() else { return }
             answerDoorbell(ring.slot, ring.endpoint, stream: ring.stream)
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// Every bound that the controller puts on what a guest may ask, in one place.
-enum Limits {
+enum XHCILimits {
     /// Link TRBs in one transfer descriptor, or before one command. A ring that has more is a loop
     /// without content, or as good as one.
     static let linksPerTransfer = 256

@@ -107,7 +107,7 @@ struct SystemBus {
     /// pile up.
     var hasRoomForCommands: Bool {
         full == 0
-            || !full[bit: 0] && rings.allSatisfy { $0.waitingCount < Limits.waitingEvents }
+            || !full[bit: 0] && rings.allSatisfy { $0.waitingCount < XHCILimits.waitingEvents }
     }
 
     /// The bit of an interrupter in the sets of ``hasRoom(in:)``.

@@ -14,7 +14,7 @@ final class ControlLoop: EventLoop {
     var now: Duration { inner.now }
 
     func watch(
-        _ descriptor: borrowing Descriptor, for events: Readiness,
+        _ descriptor: borrowing OwnedDescriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
     ) throws(Errno) -> Watch { try inner.watch(descriptor, for: events, body) }
 
@@ -52,7 +52,7 @@ final class ControlBackend: ReconfigurableBackend {
     private let hasPort: Bool
     private weak var bus: (any USBBus)?
     /// What came with the request; a change may replace it.
-    private var passed: PassedDescriptor?
+    private var passed: ReceivedDescriptor?
     private var waiting: [(BackendError?) -> Void] = []
     private(set) var stopCount = 0
 

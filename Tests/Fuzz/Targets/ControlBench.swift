@@ -11,7 +11,7 @@ import VFIOClient
 /// A control socket with devices behind it, and a client that counts lines and answers.
 final class ControlBench {
     /// The bound of docs/limits.md.
-    private static let longestLine = Service.Limits.controlLine
+    private static let longestLine = ServiceLimits.controlLine
 
     private let loop = ControlLoop()
     private let server: Server
@@ -29,14 +29,14 @@ final class ControlBench {
     private var isClosed = false
     /// The client took too long, or sent no lines: then it need not be answered.
     private var isLate = false
-    private let pipeEnd: Descriptor
-    private var passed: Descriptor?
+    private let pipeEnd: OwnedDescriptor
+    private var passed: OwnedDescriptor?
 
     init() throws {
         var numbers: [CInt] = [-1, -1]
         _ = try systemCall { pipe(&numbers) }
-        pipeEnd = Descriptor(owning: numbers[0])
-        passed = Descriptor(owning: numbers[1])
+        pipeEnd = OwnedDescriptor(owning: numbers[0])
+        passed = OwnedDescriptor(owning: numbers[1])
         let logger = Logger(label: "fuzz") { _ in SwiftLogNoOpLogHandler() }
         path = "/tmp/usbvfiod-fuzz-\(getpid())-\(numbers[0])"
         server = Server(loop: try EpollLoop(), logger: logger)
@@ -150,7 +150,7 @@ final class ControlBench {
         listed = devices
         let ids = Set(devices.map(\.id))
         try require(ids.count == devices.count, "two devices have one id: \(devices)")
-        try require(devices.count <= Service.Limits.devices, "\(devices.count) devices")
+        try require(devices.count <= ServiceLimits.devices, "\(devices.count) devices")
     }
 
     // MARK: - The end

@@ -6,12 +6,12 @@ import Platform
 /// A file that has a name for as long as somebody must open it by that.
 final class ScratchFile {
     let path: String
-    private let descriptor: Descriptor
+    private let descriptor: OwnedDescriptor
 
     init(size: Int) throws {
         var template = Array("/dev/shm/usbvfiod-fuzz-XXXXXX".utf8CString)
         let number = try systemCall { mkstemp(&template) }
-        descriptor = Descriptor(owning: number)
+        descriptor = OwnedDescriptor(owning: number)
         path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         try truncate(to: size)
     }

@@ -32,16 +32,16 @@ final class SessionBench {
     private var unanswered: [Request: Int] = [:]
     private var received: [UInt8] = []
     /// One end goes to the server and is not kept here; the other tells when it is closed everywhere.
-    private let pipeEnd: Descriptor
-    private var passed: Descriptor?
+    private let pipeEnd: OwnedDescriptor
+    private var passed: OwnedDescriptor?
     private var mayAsk = false
 
     init() throws {
         var numbers: [CInt] = [-1, -1]
         _ = try systemCall { pipe(&numbers) }
-        pipeEnd = Descriptor(owning: numbers[0])
-        passed = Descriptor(owning: numbers[1])
-        var server: Descriptor?
+        pipeEnd = OwnedDescriptor(owning: numbers[0])
+        passed = OwnedDescriptor(owning: numbers[1])
+        var server: OwnedDescriptor?
         client = try WireClient.connected { server = consume $0 }
         guard let server = server.take() else { throw Violation("no pair of sockets") }
         connection = try Connection(
@@ -91,7 +91,7 @@ final class SessionBench {
         while !isBroken, sent.count >= 16 {
             let size = Int(sent.integer(UInt32.self, at: 4))
             let type = sent.integer(UInt32.self, at: 8) & 0xf
-            guard size >= 16, size <= Limits.messageSize else {
+            guard size >= 16, size <= VFIOUserLimits.messageSize else {
                 isBroken = true
                 return
             }
@@ -156,7 +156,8 @@ final class SessionBench {
         }
         while received.count >= 16 {
             let size = Int(received.integer(UInt32.self, at: 4))
-            try require(size >= 16 && size <= Limits.messageSize, "a message of \(size) bytes")
+            try require(
+                size >= 16 && size <= VFIOUserLimits.messageSize, "a message of \(size) bytes")
             guard received.count >= size else { return }
             let message = WireMessage(bytes: Array(received.prefix(size)))
             received.removeFirst(size)

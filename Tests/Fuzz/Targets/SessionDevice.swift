@@ -79,7 +79,7 @@ final class SessionDevice: VFIODevice {
         return exists && events.indices.contains(index)
     }
 
-    func setInterrupt(_ index: Int, vector: Int, to event: consuming Descriptor?) {
+    func setInterrupt(_ index: Int, vector: Int, to event: consuming OwnedDescriptor?) {
         guard expectVector(index, vector) else { return }
         guard let event = event.take() else {
             events[index][vector] = nil
@@ -93,7 +93,7 @@ final class SessionDevice: VFIODevice {
     }
 
     func mapMemory(
-        _ file: consuming Descriptor?, offset: UInt64, at address: UInt64, count: UInt64,
+        _ file: consuming OwnedDescriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
     ) throws(Errno) {
         expect(

@@ -16,7 +16,7 @@ public final class GuestRAM {
     /// The address of the first byte.
     public let base: GuestAddress
     public let size: Int
-    private let file: Descriptor
+    private let file: OwnedDescriptor
     private let mapping: Mapping
     private var next: Int
     private var gaps: [Range<Int>] = []
@@ -26,7 +26,7 @@ public final class GuestRAM {
 
     /// Memory of `size` bytes at `base`, which lies above 4 GiB unless a test asks for less.
     public init(size: Int = 16 << 20, base: UInt64 = 0x1_4000_0000) throws(Errno) {
-        file = Descriptor(
+        file = OwnedDescriptor(
             owning: try systemCall { clinux_memfd_create("guest", UInt32(CLINUX_MFD_CLOEXEC)) })
         let number = file.rawValue
         _ = try systemCall { ftruncate(number, size) }
@@ -37,7 +37,7 @@ public final class GuestRAM {
     }
 
     /// A descriptor of the memory for somebody who maps it.
-    public func descriptor() throws(Errno) -> Descriptor { try file.duplicate() }
+    public func descriptor() throws(Errno) -> OwnedDescriptor { try file.duplicate() }
 
     /// The addresses of the memory.
     public var range: Range<UInt64> { base.rawValue..<base.rawValue + UInt64(size) }

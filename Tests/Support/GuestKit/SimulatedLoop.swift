@@ -36,7 +36,7 @@ public final class SimulatedLoop: EventLoop {
     public var watchesDescriptors: Bool { !watched.isEmpty }
 
     public func watch(
-        _ descriptor: borrowing Descriptor, for events: Readiness,
+        _ descriptor: borrowing OwnedDescriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
     ) throws(Errno) -> Watch {
         nextIdentifier += 1

@@ -8,13 +8,13 @@ internal import SystemPackage
 /// Memory in a memfd, as a VMM makes it for its guest.
 public final class SharedMemory {
     public let size: Int
-    private let file: Descriptor
+    private let file: OwnedDescriptor
     private let mapping: Mapping
 
     /// Zeroed memory.
     public init(size: Int) throws {
         self.size = size
-        file = Descriptor(
+        file = OwnedDescriptor(
             owning: try systemCall { clinux_memfd_create("memory", CLINUX_MFD_CLOEXEC) })
         let number = file.rawValue
         _ = try systemCall { ftruncate(number, size) }
@@ -22,7 +22,7 @@ public final class SharedMemory {
     }
 
     /// Memory that somebody else made.
-    public init(_ file: borrowing Descriptor, size: Int) throws {
+    public init(_ file: borrowing OwnedDescriptor, size: Int) throws {
         self.size = size
         self.file = try file.duplicate()
         mapping = try Mapping(file, offset: 0, count: UInt64(size), writable: true)
@@ -48,10 +48,10 @@ public final class SharedMemory {
 
 /// An eventfd, with which a server signals an interrupt.
 public final class EventFD {
-    private let event: Descriptor
+    private let event: OwnedDescriptor
 
     public init() throws {
-        event = Descriptor(
+        event = OwnedDescriptor(
             owning: try systemCall { eventfd(0, CInt(EFD_CLOEXEC | EFD_NONBLOCK)) })
     }
 

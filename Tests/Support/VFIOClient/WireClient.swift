@@ -20,16 +20,16 @@ public final class WireClient {
 
     /// A class, so that it can be borrowed while other state changes.
     private final class OpenSocket {
-        let descriptor: Descriptor
+        let descriptor: OwnedDescriptor
 
-        init(_ descriptor: consuming Descriptor) { self.descriptor = descriptor }
+        init(_ descriptor: consuming OwnedDescriptor) { self.descriptor = descriptor }
     }
 
     private var socket: OpenSocket?
     private var nextID: UInt16 = 1
 
     /// Takes over a connected socket.
-    public init(socket: consuming Descriptor) throws {
+    public init(socket: consuming OwnedDescriptor) throws {
         try socket.setNonblocking()
         self.socket = OpenSocket(socket)
     }
@@ -40,15 +40,15 @@ public final class WireClient {
     }
 
     /// Makes a pair of connected sockets and gives one of them to `serve`.
-    public static func connected(to serve: (consuming Descriptor) throws -> Void) throws
+    public static func connected(to serve: (consuming OwnedDescriptor) throws -> Void) throws
         -> WireClient
     {
         var numbers: [CInt] = [-1, -1]
         _ = try systemCall {
             socketpair(AF_UNIX, CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0, &numbers)
         }
-        let client = try WireClient(socket: Descriptor(owning: numbers[0]))
-        try serve(Descriptor(owning: numbers[1]))
+        let client = try WireClient(socket: OwnedDescriptor(owning: numbers[0]))
+        try serve(OwnedDescriptor(owning: numbers[1]))
         return client
     }
 

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import DequeModule
+
+/// Doorbells that were rung for streams (xHCI 4.7, 5.6), each once, in order.
+struct StreamDoorbells {
+    struct Ring: Hashable {
+        let slot: Int
+        let endpoint: Int
+        let stream: Int
+    }
+
+    private var rings: Deque<Ring> = []
+    private var known: Set<Ring> = []
+
+    var isEmpty: Bool { rings.isEmpty }
+
+    /// Adds a doorbell. More than there can be streams are noise, and are dropped.
+    mutating func insert(_ ring: Ring) {
+        guard rings.count < XHCILimits.streamDoorbells, known.insert(ring).inserted else { return }
+        rings.append(ring)
+    }
+
+    mutating func popFirst() -> Ring? {
+        guard let ring = rings.popFirst() else { return nil }
+        known.remove(ring)
+        return ring
+    }
+}
