@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// An address in the guest's memory, as a device on its bus sees it.
+/// An address in guest memory, as a device on the guest's bus uses it.
 public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable {
     public let rawValue: UInt64
 
@@ -10,8 +10,8 @@ public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable {
 
     public static func < (left: Self, right: Self) -> Bool { left.rawValue < right.rawValue }
 
-    /// The address `offset` bytes further. It wraps around as the bus does: a guest that counts past
-    /// the end of the address space meets unmapped memory, not a trap.
+    /// The address `offset` bytes further on, modulo 2^64: an offset past the end of the address space
+    /// leads to unmapped memory and does not trap.
     public static func + (address: Self, offset: Int) -> Self {
         Self(rawValue: address.rawValue &+ UInt64(bitPattern: Int64(offset)))
     }
@@ -21,21 +21,23 @@ extension GuestAddress: CustomStringConvertible {
     public var description: String { "0x" + String(rawValue, radix: 16) }
 }
 
-/// An access to guest memory that cannot be made: what hardware would call a bus error.
+/// A failed access to guest memory; on hardware, a bus error.
 public struct DMAError: Error, Equatable {
-    /// Why.
+    /// The cause of a failed access.
     public enum Reason: Sendable {
-        /// No region holds the whole range.
+        /// A part of the range lies in no region, or in one that no client serves.
         case unmapped
-        /// The range may not be written.
+        /// The range must not be written.
         case readOnly
-        /// The client did not answer, or its file lost the pages.
+        /// The client refused the access or did not reply, or its file lost the pages.
         case lost
-        /// There is no memory to put the bytes into.
+        /// The server has no buffer for the data.
         case noBuffer
     }
 
+    /// The first guest address of the access.
     public let address: GuestAddress
+    /// The length of the access in bytes.
     public let count: Int
     public let reason: Reason
 

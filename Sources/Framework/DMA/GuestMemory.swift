@@ -3,24 +3,24 @@
 public import Platform
 public import SystemPackage
 
-/// The guest's memory as far as the client has shared it.
+/// The guest's physical memory, as far as the client has shared it.
 ///
-/// Regions with a descriptor are mapped and accessed in place. Regions without one are known, and
-/// each access to them becomes a message if the client serves those (see ``remote``); this class is
-/// the one place that knows the difference. All other addresses fail as on a bus without a target.
+/// A region with a file descriptor is mapped and accessed directly. A region without one is accessed
+/// through ``remote``, one message an access. Only this class knows the difference. An access to any
+/// other address fails, as on a bus without a target.
 ///
-/// The guest runs while we look: every function reads or writes each byte once.
+/// The guest runs at the same time, so every function reads or writes each byte exactly once.
 @safe
 public final class GuestMemory {
-    /// How the memory of a region without a descriptor is reached; without it such accesses fail.
+    /// Reads and writes the regions without a descriptor; while it is `nil`, accesses to them fail.
     public weak var remote: (any RemoteMemory)?
 
-    /// Sorted by address, without overlaps.
+    /// All regions, sorted by address, without overlaps.
     private var regions: [MemoryRegion] = []
-    /// The mapped region that was used last, as plain numbers: most accesses need no more, since rings
-    /// and buffers of a guest mostly lie in one region.
+    /// A copy of the last used mapped region's fields. Most accesses need nothing else, because a
+    /// guest's rings and buffers mostly lie in one region.
     private var window: Window?
-    /// The same region.
+    /// The region that ``window`` was copied from.
     private var windowOwner: MemoryRegion?
 
     @safe
@@ -32,7 +32,7 @@ public final class GuestMemory {
         let integrity: Mapping.Integrity
     }
 
-    /// Memory without any region.
+    /// Creates a memory without regions.
     public init() {}
 
     // MARK: - Regions
@@ -40,47 +40,51 @@ public final class GuestMemory {
     /// The number of regions.
     public var regionCount: Int { regions.count }
 
-    /// Adds a region that is part of a file.
+    /// Maps `count` bytes of a file, from `offset` on, at the guest address `start`.
     ///
-    /// - Throws: `EEXIST` for an overlap, `EINVAL` for a range that is empty, wraps, or that the file
-    ///   does not have, `EMFILE` beyond ``DMALimits/regions``.
+    /// - Throws: `EEXIST` if the range overlaps a region, `EINVAL` if it is empty, wraps around or
+    ///   extends past the end of the file, `EMFILE` beyond ``DMALimits/regions``, `ENOMEM` beyond the
+    ///   number of mappings that can be guarded, otherwise the errno of `mmap(2)`.
     public func map(
         _ file: consuming OwnedDescriptor, offset: UInt64, count: UInt64, at start: GuestAddress,
         writable: Bool
     ) throws(Errno) {
-        let place = try insertionPlace(start: start, count: count)
+        let index = try insertionIndex(start: start, count: count)
         let mapping = try Mapping(file, offset: offset, count: count, writable: writable)
         insert(
             MemoryRegion(
                 start: start.rawValue, count: count, isWritable: writable, mapping: mapping),
-            at: place)
+            at: index)
     }
 
-    /// Adds a region that has no descriptor.
+    /// Adds a region without a descriptor, which is accessed through ``remote``.
+    ///
+    /// - Throws: `EEXIST` if the range overlaps a region, `EINVAL` if it is empty or wraps around,
+    ///   `EMFILE` beyond ``DMALimits/regions``.
     public func mapRemote(
         count: UInt64, at start: GuestAddress, writable: Bool
     ) throws(Errno) {
-        let place = try insertionPlace(start: start, count: count)
+        let index = try insertionIndex(start: start, count: count)
         insert(
             MemoryRegion(start: start.rawValue, count: count, isWritable: writable, mapping: nil),
-            at: place)
+            at: index)
     }
 
-    /// Removes the region of exactly this range: later accesses fail, transfers that use it go on.
+    /// Removes the region of exactly this range. Later accesses fail; transfers that use it continue.
     ///
-    /// - Throws: `ENOENT` if there is none.
+    /// - Throws: `ENOENT` if no region has exactly this range.
     public func unmap(_ start: GuestAddress, count: UInt64) throws(Errno) -> Unmapping {
         guard
-            let place = regions.firstIndex(where: {
+            let index = regions.firstIndex(where: {
                 $0.start == start.rawValue && $0.count == count
             })
         else { throw .noSuchFileOrDirectory }
         window = nil
         windowOwner = nil
-        return regions.remove(at: place).retire()
+        return regions.remove(at: index).retire()
     }
 
-    /// Removes every region.
+    /// Removes all regions. Later accesses fail; transfers that use them continue.
     public func unmapAll() -> [Unmapping] {
         window = nil
         windowOwner = nil
@@ -89,7 +93,7 @@ public final class GuestMemory {
         return all.map { $0.retire() }
     }
 
-    /// Whether every address of a range lies in some region.
+    /// Whether every address of the range lies in a region.
     public func covers(_ start: GuestAddress, count: UInt64) -> Bool {
         guard count > 0 else { return true }
         let end = start.rawValue.addingReportingOverflow(count - 1)
@@ -102,7 +106,7 @@ public final class GuestMemory {
         return false
     }
 
-    /// Whether a buffer of a transfer lies in mapped memory that overlaps the range.
+    /// Whether the owner of a ``Slice`` is a region that overlaps the range.
     package static func regionOverlaps(
         _ owner: AnyObject, start: GuestAddress, count: UInt64
     ) -> Bool {
@@ -112,20 +116,20 @@ public final class GuestMemory {
             && start.rawValue <= region.last
     }
 
-    private func insertionPlace(start: GuestAddress, count: UInt64) throws(Errno) -> Int {
+    private func insertionIndex(start: GuestAddress, count: UInt64) throws(Errno) -> Int {
         guard count > 0, !start.rawValue.addingReportingOverflow(count - 1).overflow,
             Int(exactly: count) != nil
         else { throw .invalidArgument }
         guard regions.count < DMALimits.regions else { throw .tooManyOpenFiles }
-        let place = firstRegion(endingAtOrAfter: start.rawValue)
-        if place < regions.count, regions[place].start <= start.rawValue + (count - 1) {
+        let index = firstRegion(endingAtOrAfter: start.rawValue)
+        if index < regions.count, regions[index].start <= start.rawValue + (count - 1) {
             throw .fileExists
         }
-        return place
+        return index
     }
 
-    private func insert(_ region: MemoryRegion, at place: Int) {
-        regions.insert(region, at: place)
+    private func insert(_ region: MemoryRegion, at index: Int) {
+        regions.insert(region, at: index)
     }
 
     private func firstRegion(endingAtOrAfter address: UInt64) -> Int {
@@ -139,21 +143,21 @@ public final class GuestMemory {
     }
 
     private func region(at address: UInt64) -> MemoryRegion? {
-        let place = firstRegion(endingAtOrAfter: address)
-        guard place < regions.count, regions[place].contains(address) else { return nil }
-        return regions[place]
+        let index = firstRegion(endingAtOrAfter: address)
+        guard index < regions.count, regions[index].contains(address) else { return nil }
+        return regions[index]
     }
 
     // MARK: - Values
 
-    /// The value at an address, least significant byte first.
+    /// Loads a value, least significant byte first.
     public func load<Value: BitwiseCopyable>(
         _ type: Value.Type = Value.self, at address: GuestAddress
     ) throws(DMAError) -> Value {
         let count = MemoryLayout<Value>.size
-        if let place = local(address, count: count, writing: false) {
-            let value = unsafe place.bytes.loadUnaligned(as: Value.self)
-            try place.checkIntact(address, count: count)
+        if let mapped = mappedBytes(address, count: count, writing: false) {
+            let value = unsafe mapped.bytes.loadUnaligned(as: Value.self)
+            try mapped.checkIntact(address, count: count)
             return value
         }
         let scratch = UnsafeMutableRawBufferPointer.allocate(
@@ -169,9 +173,9 @@ public final class GuestMemory {
         _ value: Value, at address: GuestAddress
     ) throws(DMAError) {
         let count = MemoryLayout<Value>.size
-        if let place = local(address, count: count, writing: true) {
-            unsafe place.bytes.storeBytes(of: value, as: Value.self)
-            try place.checkIntact(address, count: count)
+        if let mapped = mappedBytes(address, count: count, writing: true) {
+            unsafe mapped.bytes.storeBytes(of: value, as: Value.self)
+            try mapped.checkIntact(address, count: count)
             return
         }
         let scratch = UnsafeMutableRawBufferPointer.allocate(
@@ -183,12 +187,12 @@ public final class GuestMemory {
 
     // MARK: - Bytes
 
-    /// Fills `bytes` from guest memory, across regions if need be.
+    /// Fills `bytes` from guest memory. The range may span several regions.
     public func read(
         into bytes: UnsafeMutableRawBufferPointer, at address: GuestAddress
     ) throws(DMAError) {
         var done = 0
-        try forEachPiece(at: address, count: bytes.count, writing: false) {
+        try forEachRegion(at: address, count: bytes.count, writing: false) {
             (region, start, count) throws(DMAError) in
             let target = unsafe UnsafeMutableRawBufferPointer(
                 rebasing: bytes[done..<done + count])
@@ -208,12 +212,12 @@ public final class GuestMemory {
         }
     }
 
-    /// Writes `bytes` to guest memory, across regions if need be.
+    /// Writes `bytes` to guest memory. The range may span several regions.
     public func write(
         _ bytes: UnsafeRawBufferPointer, at address: GuestAddress
     ) throws(DMAError) {
         var done = 0
-        try forEachPiece(at: address, count: bytes.count, writing: true) {
+        try forEachRegion(at: address, count: bytes.count, writing: true) {
             (region, start, count) throws(DMAError) in
             let source = unsafe UnsafeRawBufferPointer(rebasing: bytes[done..<done + count])
             if let target = unsafe region.bytes(from: start) {
@@ -232,35 +236,37 @@ public final class GuestMemory {
         }
     }
 
-    /// A piece of guest memory as bytes of this process.
+    /// The part of a range of guest memory that lies in one region.
     @safe
     public struct Slice {
-        /// `nil` for memory that is only reached by messages.
+        /// The memory in this process; `nil` if the region has no descriptor.
         public let bytes: UnsafeMutableRawBufferPointer?
-        /// Holding it keeps `bytes` mapped.
+        /// Keeps `bytes` mapped while it is referenced.
         public let owner: AnyObject
+        /// The guest address of the first byte.
         public let address: GuestAddress
+        /// The length in bytes.
         public let count: Int
     }
 
-    /// Calls `body` with each piece of a range in order, or throws before the first call if a part
-    /// of the range is not there.
+    /// Calls `body` with each slice of a range in order.
+    ///
+    /// - Throws: before the first call, if a part of the range is not mapped, is read-only and
+    ///   `writable` is set, or has lost its pages.
     public func forEachSlice(
         at address: GuestAddress, count: Int, writable: Bool, _ body: (Slice) -> Void
     ) throws(DMAError) {
-        // The usual case first: the last region holds all of it.
-        if let place = local(address, count: count, writing: writable), let windowOwner {
-            try place.checkIntact(address, count: count)
-            let bytes = unsafe UnsafeMutableRawBufferPointer(start: place.bytes, count: count)
+        // Fast path: the whole range lies in the last used region.
+        if let mapped = mappedBytes(address, count: count, writing: writable), let windowOwner {
+            try mapped.checkIntact(address, count: count)
+            let bytes = unsafe UnsafeMutableRawBufferPointer(start: mapped.bytes, count: count)
             body(unsafe Slice(bytes: bytes, owner: windowOwner, address: address, count: count))
             return
         }
-        var pieces: [Slice] = []
-        try forEachPiece(at: address, count: count, writing: writable) {
+        try forEachRegion(at: address, count: count, writing: writable) {
             (region, start, count) throws(DMAError) in
-            pieces.append(slice(of: region, at: start, count: count))
+            body(slice(of: region, at: start, count: count))
         }
-        for piece in pieces { body(piece) }
     }
 
     private func slice(of region: MemoryRegion, at start: UInt64, count: Int) -> Slice {
@@ -273,23 +279,25 @@ public final class GuestMemory {
 
     // MARK: - Finding regions
 
-    /// Bytes of a mapped region.
+    /// A range of a mapped region, as memory of this process.
     @safe
-    struct Place {
+    struct MappedBytes {
         let bytes: UnsafeMutableRawPointer
         let integrity: Mapping.Integrity
 
-        /// Asked after the access, which may have been what met a lost page.
+        /// Throws if the file has lost pages. Call it after the access, which may itself be the first
+        /// to touch a lost page.
         func checkIntact(_ address: GuestAddress, count: Int) throws(DMAError) {
             if !integrity.isIntact { throw DMAError(.lost, at: address, count: count) }
         }
     }
 
-    /// Where an address is if one mapped region holds all bytes; `nil` sends the caller to the general
-    /// path, which also finds the errors.
-    func local(_ address: GuestAddress, count: Int, writing: Bool) -> Place? {
-        if let place = place(address, count: count, writing: writing) { return place }
-        // Perhaps it is in another region than the last one.
+    /// The memory at an address if one mapped region contains all `count` bytes and permits the
+    /// access.
+    ///
+    /// For `nil` the caller takes the general path, which also determines the error.
+    func mappedBytes(_ address: GuestAddress, count: Int, writing: Bool) -> MappedBytes? {
+        if let mapped = windowBytes(address, count: count, writing: writing) { return mapped }
         guard let region = region(at: address.rawValue), let mapping = region.mapping,
             let bytes = unsafe mapping.bytes.baseAddress
         else { return nil }
@@ -297,14 +305,14 @@ public final class GuestMemory {
             start: region.start, count: region.count, isWritable: region.isWritable, bytes: bytes,
             integrity: mapping.integrity)
         windowOwner = region
-        return place(address, count: count, writing: writing)
+        return windowBytes(address, count: count, writing: writing)
     }
 
-    private func place(_ address: GuestAddress, count: Int, writing: Bool) -> Place? {
+    private func windowBytes(_ address: GuestAddress, count: Int, writing: Bool) -> MappedBytes? {
         guard let window, window.isWritable || !writing else { return nil }
         let offset = address.rawValue &- window.start
         guard offset < window.count, window.count - offset >= UInt64(count) else { return nil }
-        return unsafe Place(
+        return unsafe MappedBytes(
             bytes: window.bytes + Int(offset), integrity: window.integrity)
     }
 
@@ -318,16 +326,18 @@ public final class GuestMemory {
         }
     }
 
-    /// Cuts a range at the borders of regions. The regions are found before the first call, so a
-    /// range with a hole is refused whole.
-    private func forEachPiece(
+    /// Calls `body` with each region of a range, and the address and length of its part.
+    ///
+    /// All regions are looked up before the first call: a range with a hole is refused as a whole, and
+    /// `body` may change the regions.
+    private func forEachRegion(
         at address: GuestAddress, count: Int, writing: Bool,
         _ body: (MemoryRegion, UInt64, Int) throws(DMAError) -> Void
     ) throws(DMAError) {
         guard count > 0 else { return }
         let end = address.rawValue.addingReportingOverflow(UInt64(count - 1))
         guard !end.overflow else { throw DMAError(.unmapped, at: address, count: count) }
-        var pieces: [(MemoryRegion, UInt64, Int)] = []
+        var parts: [(MemoryRegion, UInt64, Int)] = []
         var start = address.rawValue
         var left = UInt64(count)
         while left > 0 {
@@ -336,16 +346,16 @@ public final class GuestMemory {
             }
             try check(region, at: GuestAddress(start), count: Int(left), writing: writing)
             let length = min(left, region.last - start + 1)
-            pieces.append((region, start, Int(length)))
+            parts.append((region, start, Int(length)))
             left -= length
             if left > 0 { start += length }
         }
-        for (region, start, count) in pieces { try body(region, start, count) }
+        for (region, start, count) in parts { try body(region, start, count) }
     }
 }
 
 /// The bounds of this module.
 public enum DMALimits {
-    /// Regions at a time: what is offered to clients as `max_dma_maps`.
+    /// Regions at a time; announced to clients as `max_dma_maps`.
     public static let regions = 65535
 }

@@ -25,8 +25,8 @@ extension GuestMemory {
         at address: GuestAddress, cycle: Bool
     ) throws(DMAError) -> RingItem? {
         try requireWords(address)
-        guard let place = local(address, count: 16, writing: false),
-            let word = unsafe place.atomicWord(at: 12)
+        guard let mapped = mappedBytes(address, count: 16, writing: false),
+            let word = unsafe mapped.atomicWord(at: 12)
         else {
             let control: UInt32 = try load(at: address + 12)
             guard (control & 1 == 1) == cycle else { return nil }
@@ -35,9 +35,9 @@ extension GuestMemory {
                 control: control)
         }
         let control = unsafe word.pointee.load(ordering: .acquiring)
-        let parameter = unsafe place.bytes.loadUnaligned(as: UInt64.self)
-        let status = unsafe place.bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self)
-        try place.checkIntact(address, count: 16)
+        let parameter = unsafe mapped.bytes.loadUnaligned(as: UInt64.self)
+        let status = unsafe mapped.bytes.loadUnaligned(fromByteOffset: 8, as: UInt32.self)
+        try mapped.checkIntact(address, count: 16)
         guard (control & 1 == 1) == cycle else { return nil }
         return RingItem(parameter: parameter, status: status, control: control)
     }
@@ -46,18 +46,18 @@ extension GuestMemory {
     /// earlier stores.
     public func store(_ item: RingItem, at address: GuestAddress) throws(DMAError) {
         try requireWords(address)
-        guard let place = local(address, count: 16, writing: true),
-            let word = unsafe place.atomicWord(at: 12)
+        guard let mapped = mappedBytes(address, count: 16, writing: true),
+            let word = unsafe mapped.atomicWord(at: 12)
         else {
             try store(item.parameter, at: address)
             try store(item.status, at: address + 8)
             try store(item.control, at: address + 12)
             return
         }
-        unsafe place.bytes.storeBytes(of: item.parameter, as: UInt64.self)
-        unsafe place.bytes.storeBytes(of: item.status, toByteOffset: 8, as: UInt32.self)
+        unsafe mapped.bytes.storeBytes(of: item.parameter, as: UInt64.self)
+        unsafe mapped.bytes.storeBytes(of: item.status, toByteOffset: 8, as: UInt32.self)
         unsafe word.pointee.store(item.control, ordering: .releasing)
-        try place.checkIntact(address, count: 16)
+        try mapped.checkIntact(address, count: 16)
     }
 
     private func requireWords(_ address: GuestAddress) throws(DMAError) {
@@ -65,7 +65,7 @@ extension GuestMemory {
     }
 }
 
-extension GuestMemory.Place {
+extension GuestMemory.MappedBytes {
     /// A word for atomic access. A region that begins at an odd address puts aligned addresses of the
     /// guest at odd ones of ours; no client has been seen to do that, and it loses the ordering.
     fileprivate func atomicWord(at offset: Int) -> UnsafePointer<Atomic<UInt32>>? {

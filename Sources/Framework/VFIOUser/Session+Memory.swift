@@ -4,11 +4,15 @@ internal import Logging
 internal import Platform
 internal import SystemPackage
 
-/// Guest memory that comes and goes, and resets: what may have to wait until a device lets go of memory.
+/// DMA_MAP, DMA_UNMAP and DEVICE_RESET. The replies to the last two are delayed while a device may
+/// still access the guest's memory.
+///
+/// Specification: the protocol document's sections "VFIO_USER_DMA_MAP", "VFIO_USER_DMA_UNMAP" and
+/// "VFIO_USER_DEVICE_RESET".
 extension Session {
     // MARK: - Reset
 
-    /// The client may load the next guest as soon as it has the reply.
+    /// DEVICE_RESET. With the reply the client may reuse all guest memory, for the next guest perhaps.
     func resetDevice(_ header: MessageHeader, into reply: MessageBuffer) -> Disposition {
         let delayed = DelayedReply(header: header)
         device.reset { [weak self] in self?.complete(delayed, error: nil) }
@@ -17,6 +21,7 @@ extension Session {
 
     // MARK: - Memory
 
+    /// DMA_MAP.
     func mapMemory(
         _ header: MessageHeader, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
         into reply: MessageBuffer
@@ -46,6 +51,7 @@ extension Session {
         }
     }
 
+    /// DMA_UNMAP.
     func unmapMemory(
         _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) -> Disposition {
@@ -88,14 +94,14 @@ extension Session {
 
     // MARK: - Delayed replies
 
-    /// An answer that waits for memory to be out of use.
+    /// A reply that is sent when devices no longer access the memory concerned.
     final class DelayedReply {
         fileprivate let header: MessageHeader
-        /// What the reply repeats; that to DEVICE_RESET is a header alone.
+        /// The fields that a reply to DMA_UNMAP repeats; `nil` for DEVICE_RESET.
         fileprivate let request: DMAUnmapRequest?
         fileprivate(set) var isFinished = false
         fileprivate var isDelayed = false
-        /// Ends the wait when it takes too long; held here so that it ends with the reply.
+        /// The timeout after which the reply reports an error; cancelled with the reply.
         var timer: Watch?
 
         fileprivate init(header: MessageHeader, request: DMAUnmapRequest? = nil) {
@@ -110,7 +116,7 @@ extension Session {
         return .delayed(delayed)
     }
 
-    /// Sends a reply that was delayed, unless it has been sent.
+    /// Sends a delayed reply, unless it has been sent.
     func complete(_ delayed: DelayedReply, error: Errno?) {
         guard !delayed.isFinished else { return }
         delayed.isFinished = true
