@@ -6,6 +6,7 @@ internal import BackendKit
 /// `usbvfiod backends`: what kinds of device there are, made from what the backends say themselves.
 struct BackendsCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "backends",
         abstract: "List the kinds of device there are, with their parameters.")
 
     @Flag(help: "As JSON, for management tools.")
