@@ -68,7 +68,7 @@ struct SystemBus {
 
     /// The TRB at a place, or `nil` if it is the producer's. Each word is loaded once.
     func fetch(at position: RingPosition) throws(DMAError) -> TRB? {
-        try memory.loadRingItem(at: GuestAddress(position.address), cycle: position.cycle)
+        try memory.loadTRB(at: GuestAddress(position.address), cycle: position.cycle)
     }
 
     // MARK: - Events

@@ -219,7 +219,7 @@ struct Endpoint {
 
     /// Reads the next descriptor of the ring, if there is a whole one.
     mutating func readNext(_ bus: SystemBus, budget: inout Int) -> TransferDescriptor? {
-        let descriptor = TransferReader.read(
+        let descriptor = TransferRingReader.read(
             kind, at: queue.ring, start: queue.progress,
             continuing: request?.setup.direction, bus, budget: &budget)
         guard let descriptor else { return nil }

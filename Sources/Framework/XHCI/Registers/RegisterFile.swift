@@ -32,7 +32,7 @@ final class RegisterFile {
     var streamDoorbells = StreamDoorbells()
     /// Doorbell 0 was rung: there are commands.
     var hasCommands = false
-    var microframes = MicroframeCounter()
+    var microframes = MicroframeClock()
 
     init(_ capabilities: Capabilities) {
         self.capabilities = capabilities
@@ -61,7 +61,7 @@ final class RegisterFile {
         doorbells = EndpointSet(slots: capabilities.slots)
         streamDoorbells = StreamDoorbells()
         hasCommands = false
-        microframes = MicroframeCounter()
+        microframes = MicroframeClock()
         hasWork = true
         hasPortWork = true
     }
@@ -111,7 +111,7 @@ final class RegisterFile {
         case .contextArrayHigh: UInt32(truncatingIfNeeded: contextArray >> 32)
         case .configure: configure
         case .port(let index, let register): read(register, of: ports[index])
-        case .microframeIndex: UInt32(microframes.count(now: now) % MicroframeCounter.period)
+        case .microframeIndex: microframes.index(now: now)
         case .interrupter(let index, let register):
             read(register, of: interrupters[index], now: now)
         case .doorbell: 0

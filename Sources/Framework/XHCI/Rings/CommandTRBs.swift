@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DMA
-
 /// The bits of the TRBs of the command ring (xHCI 6.4.3). Which of them count depends on the type.
 struct CommandTRB {
     var trb: TRB

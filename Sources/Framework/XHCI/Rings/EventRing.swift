@@ -97,7 +97,7 @@ struct EventRing {
         let address = GuestAddress(segments[segment].base) + offset * TRB.size
         var trb = trb
         trb.cycle = cycle
-        try memory.store(trb, at: address)
+        try memory.storeTRB(trb, at: address)
         offset += 1
         enqueue += 1
         guard offset == segments[segment].count else { return }

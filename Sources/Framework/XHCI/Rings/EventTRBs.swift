@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DMA
-
 /// The events that the controller posts (xHCI 6.4.2).
 extension TRB {
     /// A Transfer Event TRB (xHCI 6.4.2.1).

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DMA
-
 /// The TRBs of a transfer descriptor, in order.
 ///
 /// Most descriptors have one TRB or two, and control transfers three: those cost no heap allocation.

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DMA
-
-/// A Transfer Request Block, the 16-byte item of every ring (xHCI 4.11.1, 6.4).
+/// A Transfer Request Block: the 16-byte entry of every ring (xHCI 4.11.1, 6.4).
 ///
-/// The views in TransferTRBs, CommandTRBs and EventTRBs give the bits their names.
-typealias TRB = RingItem
+/// The views in TransferTRBs, CommandTRBs and EventTRBs name its fields.
+struct TRB: Equatable {
+    var parameter: UInt64 = 0
+    var status: UInt32 = 0
+    /// The word with the cycle bit, which hands the TRB over: stored last and loaded first.
+    var control: UInt32 = 0
 
-extension TRB {
-    /// The size of a TRB in guest memory.
+    /// Bytes of a TRB in guest memory.
     static let size = 16
+    /// Byte offsets of the words in guest memory.
+    static let statusOffset = 8
+    static let controlOffset = 12
 
     /// C, bit 0: who owns the TRB.
     var cycle: Bool {

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import DMA
-
 /// The bits that all TRBs of a transfer ring have in common (xHCI 6.4.1).
 struct TransferTRB {
     var trb: TRB

@@ -8,7 +8,7 @@ import XHCI
 
 /// Control requests whose Data Stage is queued in pieces, each when the last has ended
 /// (xHCI 4.11.2.2).
-struct ControlPieceTests {
+struct SplitDataStageTests {
     let guest: Guest
     let device = TestDevice()
     let slot: GuestSlot

@@ -7,7 +7,7 @@ import USB
 import XHCI
 
 /// The ways of drivers other than Linux, each as a short scenario of what it does and depends on.
-struct FirmwareFlavourTests {
+struct DriverCompatibilityTests {
     private let descriptor = SetupPacket(
         requestType: 0x80, request: 6, value: 0x100, index: 0, length: 18)
 

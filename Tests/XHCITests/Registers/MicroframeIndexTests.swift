@@ -7,7 +7,7 @@ import USB
 import XHCI
 
 /// MFINDEX and its wrap event (xHCI 5.5.1, 4.14.2).
-struct MicroframeTests {
+struct MicroframeIndexTests {
     let guest: Guest
 
     init() throws { guest = try Guest() }

@@ -7,7 +7,7 @@ internal import USB
 ///
 /// A descriptor that the guest has not finished writing is left alone: the endpoint reads it again
 /// when its doorbell rings. One that breaks the rules comes out with its outcome, a TRB Error.
-struct TransferReader {
+struct TransferRingReader {
     private var position: RingPosition
     private var descriptor: TransferDescriptor
     private var data = 0
@@ -37,7 +37,7 @@ struct TransferReader {
         _ kind: EndpointKind, at position: RingPosition, start: PartialTransfer,
         continuing request: Direction?, _ bus: SystemBus, budget: inout Int
     ) -> TransferDescriptor? {
-        var reader = TransferReader(position, start)
+        var reader = TransferRingReader(position, start)
         defer { budget -= reader.fetches }
         do throws(End) {
             switch kind {
