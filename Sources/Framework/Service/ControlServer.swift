@@ -10,15 +10,12 @@ public import SystemPackage
 /// docs/control-protocol.md says what they may write. Whoever can connect can do all of it, so the
 /// socket's file decides who that is.
 public final class ControlServer {
-    private static let acceptPause: Duration = .seconds(1)
-
-    private let listener: ListeningSocket
     private let server: Server
     private let devices: DeviceTable
     private let loop: any EventLoop
     private let logger: Logger
     private let patience: Duration
-    private var watch: Watch?
+    private var acceptor: Acceptor?
     private var connections: [ControlConnection] = []
 
     /// Serves requests about the devices of a table at a listening socket.
@@ -35,44 +32,23 @@ public final class ControlServer {
         listener: ListeningSocket, server: Server, devices: DeviceTable, loop: any EventLoop,
         logger: Logger, patience: Duration
     ) throws(Errno) {
-        self.listener = listener
         self.server = server
         self.devices = devices
         self.loop = loop
         self.logger = logger
         self.patience = patience
-        try listen()
+        acceptor = try Acceptor(listener: listener, loop: loop) { [logger] error in
+            logger.error(
+                "cannot accept a control client: \(error); retrying in \(Acceptor.retryDelay)")
+        } onClient: { [unowned self] socket in
+            connect(socket)
+        }
     }
 
     /// How many clients are connected.
     package var clientCount: Int { connections.count }
 
     // MARK: - Clients
-
-    private func listen() throws(Errno) {
-        watch = nil
-        watch = try listener.watch(on: loop) { [unowned self] in listenerIsReady() }
-    }
-
-    private func listenerIsReady() {
-        do throws(Errno) {
-            guard let socket = try listener.accept() else { return }
-            connect(socket)
-        } catch {
-            logger.error("cannot take a control client: \(error); pausing \(Self.acceptPause)")
-            listenLater()
-        }
-    }
-
-    private func listenLater() {
-        watch = loop.schedule(at: loop.now + Self.acceptPause) { [unowned self] in
-            do throws(Errno) { try listen() } catch {
-                logger.error(
-                    "cannot wait for control clients: \(error); pausing \(Self.acceptPause)")
-                listenLater()
-            }
-        }
-    }
 
     private func connect(_ socket: consuming OwnedDescriptor) {
         guard connections.count < ServiceLimits.controlClients else {

@@ -14,15 +14,10 @@ internal import XHCI
 /// alike, and only then lets the controller work: so several register writes of a guest cost one
 /// pass, and several completions one interrupt.
 public final class Server {
-    /// How long to leave the listening socket alone after `accept` failed, for want of descriptors
-    /// usually.
-    private static let acceptPause: Duration = .seconds(1)
-
     private let loop: EpollLoop
     private let logger: Logger
     private let function: XHCIFunction
-    private var listener: ListeningSocket?
-    private var listenerWatch: Watch?
+    private var acceptor: Acceptor?
     private var connection: Connection?
     /// Whether the end of the client is the end of the server: it came by itself, not by a listener.
     private var endsWithClient = false
@@ -48,8 +43,17 @@ public final class Server {
 
     /// Serves the clients that connect to `listener`, one after the other.
     public func listen(on listener: ListeningSocket) throws(Errno) {
-        self.listener = listener
-        try watchListener()
+        acceptor = try Acceptor(listener: listener, loop: loop) { [unowned self] in
+            guard connection != nil else { return true }
+            // It stays in the queue of the listening socket. A VM that reboots connects anew before
+            // its old connection is seen to end, so refusing would be wrong.
+            logger.notice("another client waits until the present one has left")
+            return false
+        } onFailure: { [logger] error in
+            logger.error("cannot accept a client: \(error); retrying in \(Acceptor.retryDelay)")
+        } onClient: { [unowned self] (socket) throws(Errno) in
+            try connect(socket)
+        }
     }
 
     /// Serves the client at the other end of `socket`, then ends ``run()``.
@@ -62,8 +66,7 @@ public final class Server {
     /// Serves until ``stop()``.
     public func run() throws(Errno) {
         while !isStopping { try turn() }
-        listenerWatch = nil
-        listener = nil
+        acceptor = nil
         if connection != nil { clientEnded(.closedByServer) }
         // Lets the controller see what its reset has left to do.
         _ = function.service(now: loop.now)
@@ -81,30 +84,6 @@ public final class Server {
     public func stop() { isStopping = true }
 
     // MARK: - Clients
-
-    private func watchListener() throws(Errno) {
-        // One socket can be watched once.
-        listenerWatch = nil
-        guard let listener, !isStopping else { return }
-        listenerWatch = try listener.watch(on: loop) { [unowned self] in listenerIsReady() }
-    }
-
-    private func listenerIsReady() {
-        guard connection == nil else {
-            // It stays in the queue of the listening socket. A VM that reboots connects anew before
-            // its old connection is seen to end, so refusing would be wrong.
-            logger.notice("another client waits until the present one has left")
-            listenerWatch = nil
-            return
-        }
-        do throws(Errno) {
-            guard let socket = try listener?.accept() else { return }
-            try connect(socket)
-        } catch {
-            logger.error("cannot take a client: \(error); trying again in \(Self.acceptPause)")
-            resumeListeningLater()
-        }
-    }
 
     private func connect(_ socket: consuming OwnedDescriptor) throws(Errno) {
         let connection = try Connection(
@@ -126,21 +105,6 @@ public final class Server {
         case .failed(let error): logger.error("connection failed: \(error)")
         }
         if endsWithClient { stop() }
-        if listener != nil { resumeListening() }
-    }
-
-    private func resumeListening() {
-        do throws(Errno) {
-            try watchListener()
-        } catch {
-            logger.error("cannot wait for clients: \(error); trying again in \(Self.acceptPause)")
-            resumeListeningLater()
-        }
-    }
-
-    private func resumeListeningLater() {
-        listenerWatch = loop.schedule(at: loop.now + Self.acceptPause) { [unowned self] in
-            resumeListening()
-        }
+        if !isStopping { acceptor?.resume() }
     }
 }
