@@ -50,7 +50,7 @@ final class ControlClient {
 
     /// Connects to the server that listens at `path`.
     init(path: String, within limit: Duration) throws {
-        ignoreSignalsOfWrites()
+        ignoreWriteSignals()
         self.path = path
         let end = ContinuousClock.now + limit
         while true {
@@ -121,7 +121,7 @@ final class ControlClient {
             sent += count
             guard let failure else { continue }
             guard failure == .wouldBlock, ContinuousClock.now < end else { throw failure }
-            _ = try UnixSocket.wait(for: .writable, on: socket, atMost: end - .now)
+            _ = try UnixSocket.wait(for: .writable, on: socket, timeout: end - .now)
         }
     }
 
@@ -146,7 +146,7 @@ final class ControlClient {
                 line += buffer[..<count]
                 if line.last == UInt8(ascii: "\n") { return line.dropLast() }
             } catch Errno.wouldBlock {
-                _ = try UnixSocket.wait(for: .readable, on: socket, atMost: end - .now)
+                _ = try UnixSocket.wait(for: .readable, on: socket, timeout: end - .now)
             } catch Errno.connectionReset {
                 break
             }

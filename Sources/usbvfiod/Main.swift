@@ -123,7 +123,7 @@ struct Usbvfiod: ParsableCommand {
     }
 
     private func serve(_ endpoint: ListenAddress, logger: Logger) throws {
-        ignoreSignalsOfWrites()
+        ignoreWriteSignals()
         let loop = try EpollLoop()
         let server = Server(loop: loop, logger: logger)
         let signals = try SignalWatch(SignalWatch.termination, on: loop) { signal in

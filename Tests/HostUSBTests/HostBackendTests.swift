@@ -163,9 +163,9 @@ struct HostBackendTests {
                 "host:port=250-1.2", context: BackendContext(loop: loop, logger: logger))
                 as? HostBackend)
         let answer = DispatchSemaphore(value: 0)
-        backend.lookout.perform {
+        backend.lookout.run {
             answer.wait()
-        } then: {
+        } completion: {
         }
         backend.isLooking = true
         backend.stop()

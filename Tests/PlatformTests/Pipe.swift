@@ -43,6 +43,6 @@ final class Pipe {
 
     /// Whether nobody has the end to write to any more.
     func isWriteEndClosed() throws -> Bool {
-        try UnixSocket.wait(for: .readable, on: readEnd, atMost: .zero).contains(.closed)
+        try UnixSocket.wait(for: .readable, on: readEnd, timeout: .zero).contains(.closed)
     }
 }

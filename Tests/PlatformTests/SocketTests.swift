@@ -188,15 +188,16 @@ struct SocketTests {
         let pipe = try Pipe()
         let start = ContinuousClock.now
         #expect(
-            try UnixSocket.wait(for: .readable, on: pipe.readEnd, atMost: .milliseconds(2)) == [])
+            try UnixSocket.wait(for: .readable, on: pipe.readEnd, timeout: .milliseconds(2)) == [])
         #expect(ContinuousClock.now - start >= .milliseconds(2))
         try pipe.write([1])
         #expect(
-            try UnixSocket.wait(for: .readable, on: pipe.readEnd, atMost: .seconds(5)) == .readable)
+            try UnixSocket.wait(for: .readable, on: pipe.readEnd, timeout: .seconds(5)) == .readable
+        )
         _ = try pipe.read(1)
         pipe.closeWriteEnd()
         #expect(
-            try UnixSocket.wait(for: .readable, on: pipe.readEnd, atMost: .seconds(5)) == .closed)
+            try UnixSocket.wait(for: .readable, on: pipe.readEnd, timeout: .seconds(5)) == .closed)
     }
 
     private final class ClientHolder {

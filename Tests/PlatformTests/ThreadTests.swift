@@ -55,10 +55,10 @@ struct ThreadTests {
         let ran = Record()
         var completed: [Int] = []
         for number in 0..<100 {
-            worker.perform {
+            worker.run {
                 ran.append(number)
                 return ThreadIdentity.current
-            } then: { identity in
+            } completion: { identity in
                 #expect(identity != main)
                 #expect(ThreadIdentity.current == main)
                 completed.append(number)
@@ -76,9 +76,9 @@ struct ThreadTests {
         func next() {
             count += 1
             if count < 10 {
-                worker.perform {
+                worker.run {
                     true
-                } then: { _ in
+                } completion: { _ in
                     next()
                 }
             }
@@ -94,9 +94,9 @@ struct ThreadTests {
         var completed = 0
         var worker: Worker? = try Worker(name: "dropped", loop: loop)
         for number in 0..<10 {
-            worker?.perform {
+            worker?.run {
                 ran.append(number)
-            } then: {
+            } completion: {
                 completed += 1
             }
         }

@@ -115,7 +115,7 @@ final class LeakDetector {
     /// just forked has it too, until it becomes a program.
     func isClosedElsewhere(within limit: Duration = .seconds(10)) throws -> Bool {
         writeEnd = nil
-        return try UnixSocket.wait(for: .readable, on: readEnd, atMost: limit).contains(.closed)
+        return try UnixSocket.wait(for: .readable, on: readEnd, timeout: limit).contains(.closed)
     }
 }
 

@@ -267,9 +267,9 @@ public final class HostBackend: DeviceBackend {
         guard isLooking else { return }
         isLooking = false
         let hasEnded = Locked(false)
-        lookout.perform {
+        lookout.run {
             hasEnded.withLock { $0 = true }
-        } then: {
+        } completion: {
         }
         let deadline = loop.now + HostDeviceSession.shutDownTime
         while !hasEnded.withLock({ $0 }) {
@@ -302,8 +302,8 @@ public final class HostBackend: DeviceBackend {
             }
         }
         if isLooking {
-            lookout.perform {
-            } then: {
+            lookout.run {
+            } completion: {
                 end()
             }
         } else {

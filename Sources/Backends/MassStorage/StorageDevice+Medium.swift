@@ -42,14 +42,14 @@ extension StorageDevice {
 
     /// Flushes the image on the worker; `done` is called on the loop with what went wrong.
     func flush(then done: @escaping (Errno?) -> Void) {
-        worker.perform { [image, lostWrites] () -> Errno? in
+        worker.run { [image, lostWrites] () -> Errno? in
             do throws(Errno) {
                 try lostWrites.flush(image)
                 return nil
             } catch {
                 return error
             }
-        } then: {
+        } completion: {
             done($0)
         }
     }

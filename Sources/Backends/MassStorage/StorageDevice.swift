@@ -286,9 +286,9 @@ final class StorageDevice: USBDevice {
         // One at a time: a guest that asks for more waits for its turn like everybody else.
         if job == .flushInBackground && !isFlushingInBackground {
             isFlushingInBackground = true
-            worker.perform {
+            worker.run {
                 image.carryOut(job, durably: durably, unless: cancellation, lostWrites)
-            } then: { [self] error in
+            } completion: { [self] error in
                 isFlushingInBackground = false
                 guard let error else { return }
                 tell("\(job.words) failed")
@@ -335,7 +335,7 @@ final class StorageDevice: USBDevice {
         let era = era
         let port = port
         // Holding `self` and the transfer keeps the guest's memory until the worker is done.
-        worker.perform(job) { [self] result in
+        worker.run(job) { [self] result in
             isBusy = false
             transferInUse = nil
             if era == self.era {

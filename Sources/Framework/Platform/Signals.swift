@@ -40,7 +40,7 @@ public final class SignalWatch {
 
 /// Turns writes to a pipe or socket without a reader, and beyond the size that files may have
 /// (`ulimit -f`), into errors, for the whole program.
-public func ignoreSignalsOfWrites() {
+public func ignoreWriteSignals() {
     _ = signal(SIGPIPE, SIG_IGN)
     _ = signal(SIGXFSZ, SIG_IGN)
 }

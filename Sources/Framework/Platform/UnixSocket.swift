@@ -69,13 +69,13 @@ public enum UnixSocket {
 
     /// Waits until the socket is ready for one of `events` or the time is over; empty means the latter.
     public static func wait(
-        for events: Readiness, on socket: borrowing OwnedDescriptor, atMost limit: Duration
+        for events: Readiness, on socket: borrowing OwnedDescriptor, timeout: Duration
     ) throws(Errno) -> Readiness {
         var entry = pollfd(fd: socket.rawValue, events: 0, revents: 0)
         if events.contains(.readable) { entry.events |= Int16(POLLIN) }
         if events.contains(.writable) { entry.events |= Int16(POLLOUT) }
         // Rounded up, so that the time is really over when nothing happened.
-        let milliseconds = max(limit.nanoseconds, 0) / 1_000_000 + 1
+        let milliseconds = max(timeout.nanoseconds, 0) / 1_000_000 + 1
         _ = try systemCall { unsafe poll(&entry, 1, CInt(clamping: milliseconds)) }
         var ready: Readiness = []
         if entry.revents & Int16(POLLIN) != 0 { ready.insert(.readable) }

@@ -30,8 +30,8 @@ public final class Worker {
 
     /// Runs `job` on the thread after all earlier ones, then `completion` on the loop. What the job
     /// holds is given back before its completion runs.
-    public func perform<Result: Sendable>(
-        _ job: @escaping @Sendable () -> Result, then completion: @escaping (Result) -> Void
+    public func run<Result: Sendable>(
+        _ job: @escaping @Sendable () -> Result, completion: @escaping (Result) -> Void
     ) {
         let id = nextJob
         nextJob += 1

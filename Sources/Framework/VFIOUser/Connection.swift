@@ -405,7 +405,7 @@ public final class Connection {
         guard let socket else { throw .socketNotConnected }
         let ready = try UnixSocket.wait(
             for: output.isEmpty ? .readable : [.readable, .writable], on: socket.descriptor,
-            atMost: limit)
+            timeout: limit)
         if ready.contains(.writable) { flush() }
         if ready.contains(.readable) || ready.contains(.closed) { receive() }
     }

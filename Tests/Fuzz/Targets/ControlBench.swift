@@ -177,7 +177,7 @@ final class ControlBench {
         try settleLast()
         loop.forget()
         passed = nil
-        let ready = try UnixSocket.wait(for: .readable, on: pipeEnd, atMost: .zero)
+        let ready = try UnixSocket.wait(for: .readable, on: pipeEnd, timeout: .zero)
         try require(ready.contains(.closed), "a descriptor of the client is kept")
     }
 

@@ -195,7 +195,7 @@ final class SessionBench {
         try require(hadEnded || ends == [.clientLeft], "the connection ends with \(ends)")
         connection = nil
         passed = nil
-        let ready = try UnixSocket.wait(for: .readable, on: pipeEnd, atMost: .zero)
+        let ready = try UnixSocket.wait(for: .readable, on: pipeEnd, timeout: .zero)
         try require(ready.contains(.closed), "a descriptor of the client is kept")
         if let violation = device.violation {
             throw Violation("the device is asked for \(violation)")

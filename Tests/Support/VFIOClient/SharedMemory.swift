@@ -66,6 +66,6 @@ public final class EventFD {
 
     /// Waits until it is signalled. False when the time is over.
     public func poll(atMost limit: Duration) throws -> Bool {
-        try UnixSocket.wait(for: .readable, on: event, atMost: limit).contains(.readable)
+        try UnixSocket.wait(for: .readable, on: event, timeout: limit).contains(.readable)
     }
 }

@@ -152,7 +152,7 @@ public final class WireClient {
     public func wait(for events: Readiness) throws {
         if let whileWaiting { return try whileWaiting() }
         guard let socket else { throw Failure("the socket is closed") }
-        _ = try UnixSocket.wait(for: events, on: socket.descriptor, atMost: .milliseconds(100))
+        _ = try UnixSocket.wait(for: events, on: socket.descriptor, timeout: .milliseconds(100))
     }
 
     // MARK: - Messages

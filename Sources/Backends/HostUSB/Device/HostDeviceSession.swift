@@ -82,9 +82,9 @@ final class HostDeviceSession {
     /// Takes the interfaces without waiting.
     func claim(then completion: @escaping (Result<[String], BackendError>) -> Void) {
         let control = control
-        worker.perform {
+        worker.run {
             control.begin()
-        } then: { [self] claims in
+        } completion: { [self] claims in
             completion(Result { () throws(BackendError) in try judge(claims) })
             if isLeaving { handle.closeWhenIdle() }
         }

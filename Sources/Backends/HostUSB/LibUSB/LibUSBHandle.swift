@@ -175,9 +175,9 @@ final class LibUSBHandle: HostHandle {
         guard !isClosing else { return completion(.init(result: .disconnected)) }
         isUsed = true
         let control = control
-        worker.perform {
+        worker.run {
             control.perform(operation)
-        } then: { [weak self] outcome in
+        } completion: { [weak self] outcome in
             completion(outcome)
             self?.closeIfIdle()
         }
@@ -245,9 +245,9 @@ final class LibUSBHandle: HostHandle {
         let control = control
         let isUsed = isUsed
         // What is waited for must not go away meanwhile.
-        worker.perform {
+        worker.run {
             control.giveBack(resetting: isUsed)
-        } then: { [self] _ in
+        } completion: { [self] _ in
             closeIfIdle()
         }
     }

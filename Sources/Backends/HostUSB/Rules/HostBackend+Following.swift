@@ -22,12 +22,12 @@ extension HostBackend {
         let names = candidates().map { HostDeviceName(bare: $0) }
         guard !names.isEmpty else { return findNothing() }
         isLooking = true
-        lookout.perform {
+        lookout.run {
             names.map { name in
                 SystemFiles.settle(name.node)
                 return name.withWords()
             }
-        } then: { [weak self] names in
+        } completion: { [weak self] names in
             self?.found(names)
         }
     }
@@ -67,11 +67,11 @@ extension HostBackend {
     private func take(_ present: [(node: LibUSBDevice, name: HostDeviceName)]) {
         isLooking = true
         let choices = present.map { (opener: $0.node.opener, name: $0.name) }
-        lookout.perform {
+        lookout.run {
             FirstOpened(of: choices) { choice throws(OpeningError) in
                 try HostDeviceSession.open(choice.opener, name: choice.name)
             }
-        } then: { [weak self] first in
+        } completion: { [weak self] first in
             guard let self else { return }
             isLooking = false
             // The devices' references must outlive their opening.
@@ -116,9 +116,9 @@ extension HostBackend {
         let number = descriptor.rawValue
         let passed = ReceivedDescriptor(descriptor)
         let wrapper = context.wrapper
-        lookout.perform {
+        lookout.run {
             Result { () throws(LibUSBError) in try wrapper.wrap(number) }
-        } then: { [weak self] result in
+        } completion: { [weak self] result in
             guard let self else { return }
             do throws(LibUSBError) {
                 let pointer = try result.get()
@@ -140,9 +140,9 @@ extension HostBackend {
         _ passed: ReceivedDescriptor
     ) {
         let bare = HostDeviceName(bare: node)
-        lookout.perform {
+        lookout.run {
             (bare.withWords(), DeviceNodeLock.tryKeeping(number, of: bare.node))
-        } then: { [weak self] name, mark in
+        } completion: { [weak self] name, mark in
             guard let self else { return }
             isLooking = false
             guard bus != nil else { return pointer.close() }
