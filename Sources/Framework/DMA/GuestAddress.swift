@@ -47,3 +47,17 @@ public struct DMAError: Error, Equatable {
         self.count = count
     }
 }
+
+extension DMAError: CustomStringConvertible {
+    /// The cause and the range, for log lines.
+    public var description: String {
+        let cause =
+            switch reason {
+            case .unmapped: "no guest memory"
+            case .readOnly: "read-only guest memory"
+            case .lost: "guest memory that the client no longer provides"
+            case .noBuffer: "no buffer left for guest memory"
+            }
+        return "\(cause) at \(address) (\(count) bytes)"
+    }
+}

@@ -76,7 +76,7 @@ struct Engine {
     private mutating func isReadyToReset(now: Duration) -> Bool {
         dropSlots()
         listenToDevices()
-        let limit = resetDeadline ?? now + XHCILimits.cancelPatience
+        let limit = resetDeadline ?? now + XHCILimits.cancelTimeout
         resetDeadline = limit
         return hub.isQuiet || limit <= now
     }
@@ -102,7 +102,7 @@ struct Engine {
         wakeScheduled(now: now)
         var budget = XHCILimits.workPerService
         var isDone = false
-        for _ in 0..<XHCILimits.roundsPerService where !isDone && budget > 0 && !isInterrupted() {
+        for _ in 0..<XHCILimits.passesPerService where !isDone && budget > 0 && !isInterrupted() {
             registers.hasWork = false
             isDone = !serviceRound(now: now, budget: &budget)
         }
@@ -168,7 +168,7 @@ struct Engine {
     /// (xHCI 5.4.1.1).
     private mutating func beginHalt(now: Duration) {
         isRunning = false
-        haltDeadline = now + XHCILimits.haltPatience
+        haltDeadline = now + XHCILimits.haltTimeout
         abandonWaiting()
         registers.microframes.stop(now: now)
         registers.commandRing.stop(at: commands.position)
@@ -239,7 +239,7 @@ struct Engine {
     }
 
     mutating func listenToDevices() {
-        for _ in 0..<XHCILimits.messagesPerRound {
+        for _ in 0..<XHCILimits.messagesPerPass {
             guard let message = inbox.next() else { return }
             switch message {
             case .completed(let completion): record(completion)
@@ -275,7 +275,7 @@ struct Engine {
                 answerDoorbell(slot, endpoint, stream: 0)
             }
         }
-        for _ in 0..<XHCILimits.streamDoorbellsPerRound {
+        for _ in 0..<XHCILimits.streamDoorbellsPerPass {
             guard let ring = registers.streamDoorbells.popFirst() else { return }
             answerDoorbell(ring.slot, ring.endpoint, stream: ring.stream)
         }

@@ -4,11 +4,11 @@
 enum XHCILimits {
     /// Link TRBs in one transfer descriptor, or before one command. A ring that has more is a loop
     /// without content, or as good as one.
-    static let linksPerTransfer = 256
+    static let linkTRBsPerTD = 256
     /// TRBs of one transfer descriptor.
-    static let trbsPerTransfer = 4096
+    static let trbsPerTD = 4096
     /// Bytes of one transfer descriptor.
-    static let bytesPerTransfer = 64 << 20
+    static let bytesPerTD = 64 << 20
     /// Transfers that one endpoint has at its device at a time. Control endpoints have one.
     static let transfersInFlight = 32
     /// Memory that stands in for guest memory which this process cannot see, in all transfers, or
@@ -27,7 +27,7 @@ enum XHCILimits {
     static let streamsPerEndpoint = 256
     /// Doorbells of streams that wait, and those answered in one round.
     static let streamDoorbells = 16384
-    static let streamDoorbellsPerRound = 256
+    static let streamDoorbellsPerPass = 256
     /// Frames that a Frame ID may be ahead (xHCI 4.11.2.5).
     static let isochronousFramesAhead: Int64 = 895
     /// Microframes by which isochronous transfers that nobody waits for may be late.
@@ -37,24 +37,24 @@ enum XHCILimits {
     /// Commands run in one call of `service`.
     static let commandsPerService = 64
     /// Rounds through completions, commands and endpoints in one call of `service`.
-    static let roundsPerService = 16
+    static let passesPerService = 16
     /// What one endpoint does before others have their turn: TRBs read, whether or not they make a
     /// whole transfer, and pages of their data.
-    static let workPerVisit = 64
+    static let workPerEndpoint = 64
     /// What all endpoints do in one call of `service`; the last transfer may exceed it. It is some
     /// 100 µs of work: the guest's register accesses wait that long.
     static let workPerService = 128
     /// Messages of devices that are handled in one round.
-    static let messagesPerRound = 256
+    static let messagesPerPass = 256
     /// Events that wait for room in an event ring before commands are held back. Transfers are held
     /// back as soon as one waits, so only commands can add to them.
     static let waitingEvents = 1024
     /// How long a command waits for a device to give up its transfers. FreeBSD's driver gives a
     /// command 100 ms.
-    static let cancelPatience = Duration.milliseconds(40)
+    static let cancelTimeout = Duration.milliseconds(40)
     /// How long a controller that is stopped waits for devices to give up their transfers before it
     /// shows HCHalted (xHCI 5.4.1.1). Linux waits 32 ms for it.
-    static let haltPatience = Duration.milliseconds(16)
+    static let haltTimeout = Duration.milliseconds(16)
     /// TRBs of an event ring segment (xHCI 6.5).
     static let trbsPerEventSegment = 4096
 }

@@ -35,7 +35,7 @@ struct SystemBus {
     }
 
     /// Logs a mistake of the guest; the text is only made if somebody reads it.
-    func note(_ message: @autoclosure () -> String) { logger.debug("\(message())") }
+    func log(_ message: @autoclosure () -> String) { logger.debug("\(message())") }
 
     // MARK: - Memory
 
@@ -62,7 +62,7 @@ struct SystemBus {
 
     /// Stops the controller after an access that it cannot do without.
     func fail(_ error: DMAError) {
-        note("host system error: \(error.reason) at \(error.address)")
+        log("host system error: \(error)")
         registers.reportHostSystemError()
     }
 

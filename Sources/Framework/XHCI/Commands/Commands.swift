@@ -40,7 +40,7 @@ extension Engine {
         }
         if let connection, connection.holdsUpCommands {
             commands.waiting = CommandRing.Waiting(
-                pointer: pointer, slot: slot, deadline: now + XHCILimits.cancelPatience,
+                pointer: pointer, slot: slot, deadline: now + XHCILimits.cancelTimeout,
                 cause: .abandoned(code, connection))
             return
         }

@@ -18,7 +18,7 @@ extension Endpoint {
                 SetupPacket(wire: part.entries[0].trb.parameter), bus.bounceBudget)
         }
         guard let request else {
-            bus.note("control data: there is no memory for them")
+            bus.log("control data: there is no memory for them")
             part.outcome = .failed(.dataBufferError, transferred: 0)
             hold(part)
             return
@@ -32,7 +32,7 @@ extension Endpoint {
         do throws(DMAError) {
             try part.bounce(count, through: request.piece, request.setup.direction, bus.memory)
         } catch {
-            bus.note("control data: \(error.reason) at \(error.address)")
+            bus.log("control data: \(error)")
             part.outcome = .failed(.dataBufferError, transferred: 0)
             hold(part)
             return

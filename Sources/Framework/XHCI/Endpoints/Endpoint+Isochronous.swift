@@ -39,7 +39,7 @@ extension Endpoint {
     private mutating func enqueue(_ descriptor: consuming TransferDescriptor, now: Int64) {
         var due: Int64?
         if descriptor.outcome == nil {
-            let frame = TransferTRB(descriptor.entries[0].trb).frame
+            let frame = TransferTRB(descriptor.entries[0].trb).frameID
             switch schedule?.assign(frame: frame, now: now) {
             case .due(let time): due = time
             case .missed, nil:

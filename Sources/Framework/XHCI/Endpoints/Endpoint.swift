@@ -103,7 +103,7 @@ struct Endpoint {
     /// Posts the events of what is finished and starts what the ring has.
     ///
     /// - Parameters:
-    ///   - budget: the work that may be done (``XHCILimits/workPerVisit``); what is done is taken off.
+    ///   - budget: the work that may be done (``XHCILimits/workPerEndpoint``); what is done is taken off.
     ///   - microframe: the time for isochronous transfers.
     mutating func visit(
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
@@ -133,7 +133,7 @@ struct Endpoint {
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
         budget: inout Int, microframe: Int64
     ) -> Visit {
-        let end = budget - XHCILimits.workPerVisit
+        let end = budget - XHCILimits.workPerEndpoint
         while budget > max(0, end) {
             guard settle(owner, &bus) else { return .blocked }
             let bytes = load.bytes
@@ -273,7 +273,7 @@ struct Endpoint {
         do throws(DMAError) {
             buffer = try descriptor.makeBuffer(direction, bus.memory, bus.bounceBudget)
         } catch {
-            bus.note("transfer data: \(error.reason) at \(error.address)")
+            bus.log("transfer data: \(error)")
             descriptor.outcome = .failed(
                 .dataBufferError, transferred: 0,
                 entry: descriptor.entries.firstIndex { TransferTRB($0.trb).hasData })

@@ -97,7 +97,7 @@ struct StreamTable {
         do throws(DMAError) {
             return try bus.memory.load(at: GuestAddress(address))
         } catch {
-            bus.note("stream context: \(error.reason) at \(error.address)")
+            bus.log("stream context: \(error)")
             throw .invalidID
         }
     }

@@ -4,7 +4,7 @@ internal import USB
 
 /// One port of the root hub: its registers and the state machine behind them (xHCI 4.19, 5.4.8).
 ///
-/// Writes move the state machine at once; what a device must be told waits in ``effects``, and the
+/// Writes move the state machine at once; what a device must be told waits in ``deviceActions``, and the
 /// changes that the guest must be told in ``unreported``.
 struct PortRegisters {
     /// Whether the port belongs to the USB 3 protocol.
@@ -38,16 +38,16 @@ struct PortRegisters {
     private var hardwareLPM: UInt32 = 0
 
     /// What the device must be told.
-    var effects: Effects = []
+    var deviceActions: DeviceActions = []
     /// Whether the reset in progress is a warm one.
     private var isWarmReset = false
 
-    struct Effects: OptionSet {
+    struct DeviceActions: OptionSet {
         let rawValue: UInt8
         /// The port was reset; ``PortRegisters/finishReset()`` ends it.
-        static let reset = Effects(rawValue: 1)
-        static let suspend = Effects(rawValue: 2)
-        static let resume = Effects(rawValue: 4)
+        static let reset = DeviceActions(rawValue: 1)
+        static let suspend = DeviceActions(rawValue: 2)
+        static let resume = DeviceActions(rawValue: 4)
     }
 
     init(isSuperSpeed: Bool) { self.isSuperSpeed = isSuperSpeed }
@@ -76,7 +76,7 @@ struct PortRegisters {
         guard isConnected, linkState == .u3 else { return false }
         linkState = isSuperSpeed ? .u0 : .resume
         raise(.linkState)
-        if isSuperSpeed { effects.insert(.resume) }
+        if isSuperSpeed { deviceActions.insert(.resume) }
         return true
     }
 
@@ -97,7 +97,7 @@ struct PortRegisters {
         isResetting = false
         linkState = state
         speed = 0
-        effects = []
+        deviceActions = []
     }
 
     // MARK: - Reset
@@ -106,7 +106,7 @@ struct PortRegisters {
         guard isConnected else { return }
         isResetting = true
         isWarmReset = warm
-        effects = .reset
+        deviceActions = .reset
     }
 
     /// Ends a reset, once the device knows of it.
@@ -189,8 +189,8 @@ struct PortRegisters {
             guard isEnabled, linkState == .u3 || linkState == .resume else { return }
             linkState = .u0
             raise(.linkState)
-            effects.remove(.suspend)
-            effects.insert(.resume)
+            deviceActions.remove(.suspend)
+            deviceActions.insert(.resume)
         case .u2 where !isSuperSpeed && isEnabled && linkState == .u0:
             // A request for L1, which no device of ours takes: L1S says so.
             powerManagement[bits: 0...2] = 3
@@ -198,8 +198,8 @@ struct PortRegisters {
         case .u3:
             guard isEnabled, linkState != .u3 else { return }
             linkState = .u3
-            effects.remove(.resume)
-            effects.insert(.suspend)
+            deviceActions.remove(.resume)
+            deviceActions.insert(.suspend)
         case .disabled where isSuperSpeed && isConnected:
             disable()
         case .rxDetect where isSuperSpeed && linkState == .disabled:

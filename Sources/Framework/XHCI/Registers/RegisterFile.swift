@@ -77,7 +77,7 @@ final class RegisterFile {
     }
 
     /// Something happened at a port's connector.
-    func notePortWork() {
+    func markPortWork() {
         hasWork = true
         hasPortWork = true
     }

@@ -88,7 +88,7 @@ extension Engine {
 
     /// The next command TRB that is the controller's.
     private mutating func nextCommand() -> RingEntry? {
-        for _ in 0...XHCILimits.linksPerTransfer {
+        for _ in 0...XHCILimits.linkTRBsPerTD {
             let position = commands.position
             let fetched: TRB?
             do throws(DMAError) {
@@ -107,14 +107,14 @@ extension Engine {
                 complete(.success, at: position.address, slot: 0)
             }
         }
-        bus.note("the command ring is a loop of links")
+        bus.log("command ring: more than \(XHCILimits.linkTRBsPerTD) Link TRBs in a row")
         return nil
     }
 
     /// Posts the Command Completion Event.
     mutating func complete(_ code: CompletionCode, at pointer: UInt64, slot: Int) {
         if code != .success {
-            bus.note("command at \(pointer) for slot \(slot): \(code)")
+            bus.log("command TRB at \(GuestAddress(pointer)), slot \(slot): \(code.displayName)")
         }
         bus.post(.commandCompletion(code, pointer: pointer, slot: slot), to: 0)
     }
@@ -129,7 +129,7 @@ extension Engine {
         let owner = slots[slot].identity
         slots[slot].endpoints[index]?.beginStop(owner)
         commands.waiting = CommandRing.Waiting(
-            pointer: pointer, slot: slot, deadline: now + XHCILimits.cancelPatience,
+            pointer: pointer, slot: slot, deadline: now + XHCILimits.cancelTimeout,
             cause: .stop(endpoint: index))
     }
 

@@ -196,7 +196,7 @@ struct TransferRingReader {
     /// Checks a TRB with data. Immediate data only goes out, and no more than fits.
     private mutating func count(_ trb: TransferTRB, isIn: Bool) throws(End) {
         data += trb.length
-        guard data <= XHCILimits.bytesPerTransfer,
+        guard data <= XHCILimits.bytesPerTD,
             !trb.isImmediateData || (trb.length <= 8 && !isIn)
         else { throw .malformed }
     }
@@ -217,12 +217,12 @@ struct TransferRingReader {
     private mutating func next(
         _ bus: SystemBus, stopsAtLinks: Bool = false
     ) throws(End) -> TransferTRB {
-        while links <= XHCILimits.linksPerTransfer {
+        while links <= XHCILimits.linkTRBsPerTD {
             let trb = try fetch(bus)
             guard let link = LinkTRB(trb) else {
                 append(trb, bus)
                 position = position.next
-                guard descriptor.entries.count <= XHCILimits.trbsPerTransfer else {
+                guard descriptor.entries.count <= XHCILimits.trbsPerTD else {
                     throw .malformed
                 }
                 return TransferTRB(trb)
@@ -243,7 +243,7 @@ struct TransferRingReader {
         do throws(DMAError) {
             fetched = try bus.fetch(at: position)
         } catch {
-            bus.note("transfer ring: \(error.reason) at \(error.address)")
+            bus.log("transfer ring: \(error)")
             append(TRB(), bus)
             throw .malformed
         }

@@ -28,7 +28,7 @@ struct TransferTRB {
 
     /// Frame ID, bits 30:20, of an Isoch TRB; `nil` where SIA, bit 31, says to start as soon as
     /// possible.
-    var frame: Int? { trb.control[bit: 31] ? nil : Int(trb.control[bits: 20...30]) }
+    var frameID: Int? { trb.control[bit: 31] ? nil : Int(trb.control[bits: 20...30]) }
 
     /// Whether the TRB stands for bytes on the bus.
     var hasData: Bool {

@@ -163,7 +163,7 @@ final class RootHub {
         let connection = PortConnection(port: port, device: device, inbox: inbox)
         connections[port] = connection
         registers.ports[port].connect(device.speed)
-        registers.notePortWork()
+        registers.markPortWork()
         device.attach(to: connection)
     }
 
@@ -177,7 +177,7 @@ final class RootHub {
         guard connection.isOpen else { return }
         connections[connection.port] = nil
         registers.ports[connection.port].disconnect()
-        registers.notePortWork()
+        registers.markPortWork()
         connection.close()
         departing.removeAll(where: \.isQuiet)
         if !connection.isQuiet { departing.append(connection) }
@@ -196,9 +196,9 @@ final class RootHub {
 
     /// Does to a device what the guest did to its port.
     func applyEffects(port: Int) {
-        let effects = registers.ports[port].effects
+        let effects = registers.ports[port].deviceActions
         guard !effects.isEmpty else { return }
-        registers.ports[port].effects = []
+        registers.ports[port].deviceActions = []
         let device = connections[port]?.device
         if effects.contains(.reset) {
             device?.reset()
@@ -210,6 +210,6 @@ final class RootHub {
 
     func wake(_ connection: PortConnection) {
         guard connection.device != nil else { return }
-        if registers.ports[connection.port].wake() { registers.notePortWork() }
+        if registers.ports[connection.port].wake() { registers.markPortWork() }
     }
 }
