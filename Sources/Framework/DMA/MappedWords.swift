@@ -5,8 +5,8 @@ public import Synchronization
 
 /// Guest memory in one mapped region, looked up once and then accessed in a defined order.
 ///
-/// It is valid until the region is unmapped: use it at once and do not store it. Its accesses are inlined,
-/// because every ring entry is read and written with them.
+/// It is valid until the region is unmapped: use it at once and do not store it. Its accesses are
+/// inlined, because every ring entry is read and written with them.
 @safe
 public struct MappedWords {
     @usableFromInline let start: UnsafeMutableRawPointer
@@ -41,21 +41,22 @@ public struct MappedWords {
         unsafe start.storeBytes(of: value, toByteOffset: offset, as: Value.self)
     }
 
-    /// Loads the word at an offset that is a multiple of four. Later loads see what the guest stored before it
-    /// stored this word.
+    /// Loads the word at an offset that is a multiple of four. Later loads see what the guest
+    /// stored before it stored this word.
     @inlinable
     public func loadAcquiring(at offset: Int) -> UInt32 {
         unsafe word(at: offset).pointee.load(ordering: .acquiring)
     }
 
-    /// Stores the word at an offset that is a multiple of four. A guest that sees it also sees all earlier stores.
+    /// Stores the word at an offset that is a multiple of four. A guest that sees it also sees all
+    /// earlier stores.
     @inlinable
     public func storeReleasing(_ value: UInt32, at offset: Int) {
         unsafe word(at: offset).pointee.store(value, ordering: .releasing)
     }
 
-    /// Throws if the file behind the memory has lost pages. Call it after the accesses, which may be the first to
-    /// reach a lost page.
+    /// Throws if the file behind the memory has lost pages. Call it after the accesses, which may
+    /// be the first to reach a lost page.
     @inlinable
     public func checkIntact() throws(DMAError) {
         if !integrity.isIntact { throw DMAError(.lost, at: address, count: count) }
@@ -79,10 +80,11 @@ public struct MappedWords {
 extension GuestMemory {
     /// Guest memory as words of this process, if one mapped region holds all `count` bytes.
     ///
-    /// A region that begins at an odd address puts the guest's words at odd addresses here. No client is known to
-    /// map memory so; it loses the ordering.
+    /// A region that begins at an odd address puts the guest's words at odd addresses here. No
+    /// client is known to map memory so; it loses the ordering.
     ///
-    /// - Returns: `nil` if the bytes must be accessed with `load` and `store`, which also find the errors.
+    /// - Returns: `nil` if the bytes must be accessed with `load` and `store`, which also find the
+    ///   errors.
     public func mappedWords(
         at address: GuestAddress, count: Int, writing: Bool
     ) -> MappedWords? {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Where the controller's interrupts go: MSI-X behind it, a counter in a test.
+/// The receiver of the controller's interrupts: MSI-X, or a counter in tests.
 public protocol InterruptSink: AnyObject {
-    /// Sends the message of an interrupter's vector.
+    /// Sends the MSI-X message of an interrupter. The vector is the interrupter's index.
     func signal(vector: Int)
 }

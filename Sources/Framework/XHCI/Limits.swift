@@ -1,60 +1,83 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Every bound that the controller puts on what a guest may ask, in one place.
+/// The bounds on the work and memory that a guest can demand of the controller.
 enum XHCILimits {
-    /// Link TRBs in one transfer descriptor, or before one command. A ring that has more is a loop
-    /// without content, or as good as one.
+    // MARK: - TDs
+
+    /// Link TRBs in one TD, or before one command. A ring with more in a row is a loop without
+    /// content.
     static let linkTRBsPerTD = 256
-    /// TRBs of one transfer descriptor.
+    /// TRBs of one TD.
     static let trbsPerTD = 4096
-    /// Bytes of one transfer descriptor.
+    /// Data bytes of one TD.
     static let bytesPerTD = 64 << 20
-    /// Transfers that one endpoint has at its device at a time. Control endpoints have one.
-    static let transfersInFlight = 32
-    /// Memory that stands in for guest memory which this process cannot see, in all transfers, or
-    /// holds the data of control requests that come in pieces.
+    /// Bytes of bounce buffers in all transfers: for guest memory that only messages reach, and for
+    /// the Data Stage of control transfers that the guest queues in several TDs.
     static let bounceBytes = 256 << 20
-    /// Data that one endpoint has at its device, unless a single transfer is larger.
+
+    // MARK: - Transfers in flight
+
+    /// Transfers that one endpoint has at its device; a control endpoint has one.
+    static let transfersInFlight = 32
+    /// Data bytes that one endpoint has at its device. A single larger transfer is allowed.
     static let bytesInFlight = 8 << 20
-    /// TRBs of transfers that one endpoint has read and not finished, unless a single transfer has
-    /// more.
+    /// TRBs of the TDs that one endpoint has read and not completed. A single TD with more is
+    /// allowed.
     static let trbsInFlight = 8192
-    /// Isochronous transfers that one endpoint has at its device at a time.
-    static let isochronousInFlight = 256
-    /// Isochronous transfers that are read before they are due.
-    static let isochronousAhead = 64
+
+    // MARK: - Streams
+
     /// Streams of one endpoint.
     static let streamsPerEndpoint = 256
-    /// Doorbells of streams that wait, and those answered in one round.
+    /// Stream doorbells that wait to be serviced.
     static let streamDoorbells = 16384
+    /// Stream doorbells serviced in one pass.
     static let streamDoorbellsPerPass = 256
-    /// Frames that a Frame ID may be ahead (xHCI 4.11.2.5).
+
+    // MARK: - Isochronous transfers
+
+    /// Isochronous transfers that one endpoint has at its device.
+    static let isochronousInFlight = 256
+    /// Isochronous TDs of one endpoint that are read before they are due.
+    static let isochronousAhead = 64
+    /// Frames that a Frame ID may be ahead of MFINDEX (xHCI 4.11.2.5).
     static let isochronousFramesAhead: Int64 = 895
-    /// Microframes by which isochronous transfers that nobody waits for may be late.
+    /// Microframes by which the completion of an isochronous TD that requests no interrupt may be
+    /// late.
     static let isochronousDelay: Int64 = 8
-    /// Microframes that are caught up with when this process was late; beyond them they are lost.
+    /// Microframes of service intervals that are caught up with after the process was late. Earlier
+    /// intervals are lost.
     static let isochronousLag: Int64 = 800
-    /// Commands run in one call of `service`.
+
+    // MARK: - Work in one call of `service`
+
+    /// Commands executed in one call of `service`.
     static let commandsPerService = 64
-    /// Rounds through completions, commands and endpoints in one call of `service`.
+    /// Passes over completions, commands and endpoints in one call of `service`.
     static let passesPerService = 16
-    /// What one endpoint does before others have their turn: TRBs read, whether or not they make a
-    /// whole transfer, and pages of their data.
+    /// Work of one endpoint in a pass before the next endpoint is serviced. A unit is a TRB loaded,
+    /// whether or not its TD is complete, or a page of data.
     static let workPerEndpoint = 64
-    /// What all endpoints do in one call of `service`; the last transfer may exceed it. It is some
-    /// 100 µs of work: the guest's register accesses wait that long.
+    /// Work of all endpoints in one call of `service`; the last transfer may exceed it. It takes
+    /// about 100 µs, for which the guest's register accesses wait.
     static let workPerService = 128
-    /// Messages of devices that are handled in one round.
+    /// Messages of devices (completions, disconnections, remote wake-ups) handled in one pass.
     static let messagesPerPass = 256
-    /// Events that wait for room in an event ring before commands are held back. Transfers are held
-    /// back as soon as one waits, so only commands can add to them.
+
+    // MARK: - Events
+
+    /// Events that may wait for space in one event ring while commands are executed. An endpoint
+    /// stops posting as soon as one event waits, so only commands can add to them.
     static let waitingEvents = 1024
-    /// How long a command waits for a device to give up its transfers. FreeBSD's driver gives a
-    /// command 100 ms.
-    static let cancelTimeout = Duration.milliseconds(40)
-    /// How long a controller that is stopped waits for devices to give up their transfers before it
-    /// shows HCHalted (xHCI 5.4.1.1). Linux waits 32 ms for it.
-    static let haltTimeout = Duration.milliseconds(16)
     /// TRBs of an event ring segment (xHCI 6.5).
     static let trbsPerEventSegment = 4096
+
+    // MARK: - Timeouts
+
+    /// The time that a command waits until a device has completed its cancelled transfers. FreeBSD
+    /// expects a command to complete in 100 ms.
+    static let cancelTimeout = Duration.milliseconds(40)
+    /// The time that a halt waits until devices have completed their cancelled transfers before HCH
+    /// is set. The controller must halt in 16 ms (xHCI 5.4.1.1); Linux waits 32 ms.
+    static let haltTimeout = Duration.milliseconds(16)
 }

@@ -3,18 +3,19 @@
 internal import DMA
 internal import Logging
 
-/// The way from the engine to the guest: its memory, the event rings and the interrupts.
+/// The engine's access to the guest: guest memory, event rings and interrupts.
 ///
-/// An access that must not fail, to a context or an event ring, is answered with a Host System
-/// Error if it does (xHCI 4.10.2.6); the caller just goes on to its end.
+/// A failed access to a context or an event ring is a Host System Error, which halts the controller
+/// (xHCI 4.10.2.6). The functions here report it themselves, so callers need no error path.
 struct SystemBus {
     let memory: GuestMemory
     let registers: RegisterFile
     let sink: any InterruptSink
     let bounceBudget = BounceBudget()
     private let logger: Logger
+    /// The event rings, by interrupter.
     private var rings: [EventRing]
-    /// The interrupters whose events wait for room, one bit each.
+    /// The interrupters whose event ring is full, so that events wait; one bit each.
     private var full: UInt16 = 0
 
     init(
@@ -28,18 +29,19 @@ struct SystemBus {
         reset()
     }
 
-    /// Forgets all events.
+    /// Discards all waiting events and detaches the event rings, as a controller reset does.
     mutating func reset() {
         rings = (0..<registers.capabilities.interrupters).map(EventRing.init(index:))
         full = 0
     }
 
-    /// Logs a mistake of the guest; the text is only made if somebody reads it.
+    /// Logs an error of the guest at debug level. The message is only built if that level is
+    /// enabled.
     func log(_ message: @autoclosure () -> String) { logger.debug("\(message())") }
 
     // MARK: - Memory
 
-    /// Stores a part of a context.
+    /// Stores a context or a part of one; a failure is a Host System Error.
     func store<Value: BitwiseCopyable>(_ value: Value, at address: UInt64) {
         do throws(DMAError) {
             try memory.store(value, at: GuestAddress(address))
@@ -48,10 +50,11 @@ struct SystemBus {
         }
     }
 
-    /// Loads a context, or `nil` after a Host System Error.
+    /// Loads a context or a part of one; `nil` after a failure, which is a Host System Error.
     func load<Value: BitwiseCopyable>(_ type: Value.Type, at address: UInt64) -> Value? {
         do throws(DMAError) {
-            // Not returned directly: the value would be loaded as an optional, with its tag.
+            // Returned through a constant: `return try` would infer `Value?` and load its tag byte,
+            // too.
             let value: Value = try memory.load(at: GuestAddress(address))
             return value
         } catch {
@@ -60,25 +63,26 @@ struct SystemBus {
         }
     }
 
-    /// Stops the controller after an access that it cannot do without.
+    /// Halts the controller after a failed access: Host System Error.
     func fail(_ error: DMAError) {
-        log("host system error: \(error)")
+        log("Host System Error: \(error)")
         registers.reportHostSystemError()
     }
 
-    /// The TRB at a place, or `nil` if it is the producer's. Each word is loaded once.
+    /// Loads the TRB at a position; `nil` if the producer still owns it.
     func fetch(at position: RingPosition) throws(DMAError) -> TRB? {
         try memory.loadTRB(at: GuestAddress(position.address), cycle: position.cycle)
     }
 
     // MARK: - Events
 
-    /// Posts an event. An interrupter that does not exist stands for the first.
+    /// Posts an event while R/S is set. An interrupter that does not exist stands for the first
+    /// one.
     mutating func post(_ event: TRB, to interrupter: Int, interrupts: Bool = true) {
         guard registers.command.contains(.run) else { return }
         let ring = interrupter < rings.count ? interrupter : 0
-        // First, since the guest may acknowledge events while this waits for its memory.
-        registers.busyInterrupters[bit: ring] = true
+        // Before the store: the guest may write the registers while the store waits for its memory.
+        registers.interruptersWithWork[bit: ring] = true
         do throws(DMAError) {
             try rings[ring].post(
                 event, interrupts: interrupts, memory: memory, registers: registers)
@@ -88,7 +92,7 @@ struct SystemBus {
         full[bit: ring] = rings[ring].waitingCount > 0
     }
 
-    /// Posts what waited for room.
+    /// Posts waiting events to event rings that have space again.
     mutating func resumeEvents() {
         for index in full.setBits {
             do throws(DMAError) {
@@ -100,29 +104,31 @@ struct SystemBus {
         }
     }
 
-    /// Whether all interrupters in a set (one bit each) take events at once.
+    /// Whether the event rings of a set of interrupters (one bit each) are not full.
     func hasRoom(in interrupters: UInt16) -> Bool { interrupters & full == 0 }
 
-    /// Whether a command may be run: its own event has room, and those of a stopped endpoint do not
-    /// pile up.
+    /// Whether a command may be executed: the primary event ring is not full, and no ring has
+    /// ``XHCILimits/waitingEvents``, to which the events of a stopped endpoint would be added.
     var hasRoomForCommands: Bool {
         full == 0
             || !full[bit: 0] && rings.allSatisfy { $0.waitingCount < XHCILimits.waitingEvents }
     }
 
-    /// The bit of an interrupter in the sets of ``hasRoom(in:)``.
+    /// The bit of an interrupter in a set for ``hasRoom(in:)``.
     func interrupterBit(_ interrupter: Int) -> UInt16 {
         interrupter < rings.count ? 1 << UInt16(interrupter) : 1
     }
 
-    /// Raises the interrupts that are due and returns when the next one will be.
+    /// Raises the interrupts that are due.
+    ///
+    /// - Returns: the time of the next interrupt that moderation delays.
     mutating func raiseInterrupts(now: Duration) -> Duration? {
         var next: Duration?
-        for index in registers.busyInterrupters.setBits {
-            if let time = rings[index].interrupt(sink, registers: registers, now: now) {
+        for index in registers.interruptersWithWork.setBits {
+            if let time = rings[index].raiseInterrupt(sink, registers: registers, now: now) {
                 next = min(next ?? time, time)
             }
-            registers.busyInterrupters[bit: index] = rings[index].isBusy(registers)
+            registers.interruptersWithWork[bit: index] = rings[index].hasWork(registers)
         }
         return next
     }

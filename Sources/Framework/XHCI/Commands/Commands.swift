@@ -1,29 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The commands (xHCI 4.6), but for those that read an Input Context.
+/// Execution of commands (xHCI 4.6); those that read an Input Context are in InputContextCommands.
 ///
-/// Each changes the output contexts first and posts its event last.
+/// A command updates the output contexts before its Command Completion Event is posted.
 extension Engine {
+    /// Executes a command and posts its Command Completion Event, or defers the event until a
+    /// device has released the guest memory of abandoned transfers.
+    ///
+    /// - Parameter pointer: the address of the command TRB.
     mutating func execute(_ command: CommandTRB, at pointer: UInt64, now: Duration) {
         var slot = command.slot
         let code: CompletionCode
-        // Taken before the command: Disable Slot forgets it.
+        // Read before the command, because Disable Slot clears it.
         let connection = slots.indices.contains(slot) ? slots[slot].connection : nil
         switch command.trb.kind {
-        case .noOperationCommand:
+        case .noOpCommand:
             code = .success
             slot = 0
         case .enableSlot:
-            let free = enableSlot()
-            slot = free ?? 0
-            code = free == nil ? .noSlotsAvailableError : .success
+            let enabled = enableSlot()
+            slot = enabled ?? 0
+            code = enabled == nil ? .noSlotsAvailableError : .success
         case .disableSlot: code = withSlot(command) { $0.disableSlot($1) }
         case .addressDevice: code = withSlot(command) { $0.addressDevice(command, $1) }
         case .configureEndpoint: code = withSlot(command) { $0.configureEndpoint(command, $1) }
         case .evaluateContext: code = withSlot(command) { $0.evaluateContext(command, $1) }
         case .resetDevice: code = withSlot(command) { $0.resetDevice($1) }
         case .resetEndpoint: code = withEndpoint(command) { $0.resetEndpoint(command, $1, $2) }
-        case .setDequeuePointer:
+        case .setTRDequeuePointer:
             code = withEndpoint(command) { $0.setDequeuePointer(command, $1, $2) }
         case .stopEndpoint:
             code = withEndpoint(command) { engine, _, endpoint in
@@ -34,8 +38,8 @@ extension Engine {
                 return
             }
         case .getPortBandwidth: code = getPortBandwidth(command)
-        // Optional, and not offered: virtualization, bandwidth negotiation, latency tolerance and
-        // forced headers. Unknown types have the same answer (xHCI 4.6).
+        // Force Event, Negotiate Bandwidth, Set Latency Tolerance Value and Force Header are
+        // optional and not implemented. Undefined types also get a TRB Error (xHCI 4.6).
         default: code = .trbError
         }
         if let connection, connection.holdsUpCommands {
@@ -47,7 +51,7 @@ extension Engine {
         complete(code, at: pointer, slot: slot)
     }
 
-    /// Runs a command of an enabled slot.
+    /// Executes a command for a slot; Slot Not Enabled Error if the slot is disabled.
     private mutating func withSlot(
         _ command: CommandTRB, _ body: (inout Engine, Int) -> CompletionCode
     ) -> CompletionCode {
@@ -58,7 +62,7 @@ extension Engine {
         return body(&self, slot)
     }
 
-    /// Runs a command of an endpoint that is configured.
+    /// Executes a command for an endpoint; Endpoint Not Enabled Error if the endpoint is disabled.
     private mutating func withEndpoint(
         _ command: CommandTRB, _ body: (inout Engine, Int, Endpoint) -> CompletionCode
     ) -> CompletionCode {
@@ -73,6 +77,7 @@ extension Engine {
 
     // MARK: - Slots
 
+    /// Enables the first disabled slot; `nil` if all slots up to MaxSlotsEn are enabled.
     private mutating func enableSlot() -> Int? {
         let enabled = registers.enabledSlots
         guard let slot = (1...max(1, enabled)).first(where: { slots[$0].state == nil }),
@@ -87,8 +92,8 @@ extension Engine {
         return .success
     }
 
-    /// Reset Device (xHCI 4.6.11): the device's port was reset, so all but the default control
-    /// endpoint are gone.
+    /// Executes Reset Device (xHCI 4.6.11): disables all endpoints except the Default Control
+    /// Endpoint.
     private mutating func resetDevice(_ slot: Int) -> CompletionCode {
         guard slots[slot].state == .addressed || slots[slot].state == .configured else {
             return .contextStateError
@@ -96,18 +101,24 @@ extension Engine {
         disableEndpoints(of: slot, from: 2)
         slots[slot].context.contextEntries = 1
         slots[slot].context.deviceAddress = 0
-        slots[slot].enter(.default, bus)
+        slots[slot].setState(.default, bus)
         return .success
     }
 
-    /// Drops endpoints and shows it in their output contexts.
+    /// Disables the endpoints from a DCI on, in their output contexts too.
     mutating func disableEndpoints(of slot: Int, from first: Int) {
-        for index in first...31 where slots[slot].endpoints[index] != nil {
-            if let address = slots[slot].contextAddress(of: index) {
-                bus.store(EndpointContext(), at: address)
-            }
+        for index in first...31 { disableEndpoint(index, of: slot) }
+    }
+
+    /// Disables an endpoint, in its output context too, and abandons its transfers.
+    mutating func disableEndpoint(_ index: Int, of slot: Int) {
+        guard slots[slot].endpoints[index] != nil else { return }
+        let owner = slots[slot].identity
+        slots[slot].endpoints[index]?.abandon(owner)
+        slots[slot].endpoints[index] = nil
+        if let address = slots[slot].contextAddress(of: index) {
+            bus.store(EndpointContext(), at: address)
         }
-        slots[slot].dropEndpoints(from: first)
     }
 
     // MARK: - Endpoints
@@ -118,7 +129,7 @@ extension Engine {
         guard endpoint.state == .halted else { return .contextStateError }
         let owner = slots[slot].identity
         slots[slot].endpoints[endpoint.index]?.reset(
-            preservingTransfer: command.flag, owner, bus)
+            preservingTransfer: command.transferStatePreserve, owner, bus)
         return .success
     }
 
@@ -134,10 +145,11 @@ extension Engine {
 
     // MARK: - Bandwidth
 
-    /// Get Port Bandwidth (xHCI 4.6.15): what there is for periodic transfers, in percent. The bus
-    /// is imagined, so it is always all of it.
+    /// Executes Get Port Bandwidth (xHCI 4.6.15): the percentage of bandwidth available for
+    /// periodic transfers, for each root hub port. The bus is virtual, so it is always the whole
+    /// periodic share.
     private func getPortBandwidth(_ command: CommandTRB) -> CompletionCode {
-        // The root hub has no slot; hubs below it are not known here.
+        // Hub Slot ID 0 is the root hub. External hubs are not exposed to the guest.
         guard command.slot == 0 else { return .parameterError }
         let isSuperSpeed = command.speed >= 4
         guard (1...5).contains(command.speed) else { return .parameterError }

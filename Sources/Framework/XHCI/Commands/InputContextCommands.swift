@@ -2,16 +2,16 @@
 
 internal import USB
 
-/// The commands that read an Input Context (xHCI 4.6.5-4.6.7, 6.2.5). Each part of it is read once,
-/// and everything is checked before anything changes.
+/// Execution of the commands that read an Input Context (xHCI 4.6.5-4.6.7, 6.2.5).
+///
+/// Each part of the Input Context is read once, and all of it is checked before any state changes.
 extension Engine {
     // MARK: - Address Device
 
-    /// Address Device (xHCI 4.6.5). The address is the controller's own affair: the device never
-    /// sees a SET_ADDRESS request.
+    /// Executes Address Device (xHCI 4.6.5). The bus is virtual, so no SET_ADDRESS request reaches
+    /// the device.
     mutating func addressDevice(_ command: CommandTRB, _ slot: Int) -> CompletionCode {
-        /// BSR: everything but the request to the device.
-        let blocksRequest = command.flag
+        let blocksRequest = command.blockSetAddressRequest
         let state = slots[slot].state
         guard state == .enabled || (state == .default && !blocksRequest) else {
             return .contextStateError
@@ -31,7 +31,7 @@ extension Engine {
         else { return .parameterError }
 
         let port = context.rootHubPort - 1
-        // Nothing is ever found behind a hub: those of real devices are not shown.
+        // A Route String names a device behind an external hub; no hub is exposed to the guest.
         let connection = context.routeString == 0 ? hub.connection(at: port) : nil
         if !blocksRequest {
             guard connection != nil, registers.ports[port].isEnabled else {
@@ -49,29 +49,29 @@ extension Engine {
         context.contextEntries = max(1, context.contextEntries)
         context.deviceAddress = blocksRequest ? 0 : UInt32((slot - 1) % 127 + 1)
         slots[slot].context = context
-        slots[slot].enter(blocksRequest ? .default : .addressed, bus)
+        slots[slot].setState(blocksRequest ? .default : .addressed, bus)
         return .success
     }
 
     // MARK: - Configure Endpoint
 
-    /// Configure Endpoint (xHCI 4.6.6).
+    /// Executes Configure Endpoint (xHCI 4.6.6).
     mutating func configureEndpoint(_ command: CommandTRB, _ slot: Int) -> CompletionCode {
         guard slots[slot].state == .addressed || slots[slot].state == .configured else {
             return .contextStateError
         }
-        /// DC: back to the Addressed state, whatever the Input Context says.
-        if command.flag {
+        // With DC set, the Input Context is not read.
+        if command.deconfigure {
             disableEndpoints(of: slot, from: 2)
             slots[slot].context.contextEntries = 1
-            slots[slot].enter(.addressed, bus)
+            slots[slot].setState(.addressed, bus)
             return .success
         }
         let input = InputContext(address: command.inputContext)
         guard let control = bus.load(InputControlContext.self, at: input.address) else {
             return .parameterError
         }
-        // The default control endpoint is none of this command's.
+        // This command cannot drop the Slot Context, nor drop or add the Default Control Endpoint.
         guard control.drop & 3 == 0, control.add & 2 == 0 else { return .parameterError }
         var slotContext = slots[slot].context
         if control.add[bit: 0] {
@@ -93,12 +93,15 @@ extension Engine {
         slotContext.contextEntries = max(last, control.add[bit: 0] ? slotContext.contextEntries : 0)
         slotContext.deviceAddress = slots[slot].context.deviceAddress
         slots[slot].context = slotContext
-        slots[slot].enter(last > 1 ? .configured : .addressed, bus)
+        slots[slot].setState(last > 1 ? .configured : .addressed, bus)
         return .success
     }
 
+    /// Whether an Endpoint Context may be added with a DCI.
+    ///
+    /// Only an isochronous endpoint may have a Max Packet Size of 0: that of alternate setting 0
+    /// has no bandwidth (USB 2.0 5.6.3).
     private func isValid(_ context: EndpointContext, index: Int) -> Bool {
-        // The isochronous endpoints of a first alternate setting have no bandwidth (USB 2.0, 5.6.3).
         context.kind.fits(index: index)
             && (context.maxPacketSize > 0 || context.kind.isIsochronous)
             && (context.maxPrimaryStreams == 0
@@ -107,18 +110,13 @@ extension Engine {
             && (!context.kind.isPeriodic || context.interval <= EndpointContext.longestInterval)
     }
 
+    /// Drops endpoints, then adds others and stores their output contexts. An enabled endpoint that
+    /// is added without being dropped is replaced.
     private mutating func replaceEndpoints(
         of slot: Int, dropping drop: UInt32, adding added: [(index: Int, context: EndpointContext)]
     ) {
         let owner = slots[slot].identity
-        for index in 2...31 where drop[bit: index] {
-            guard slots[slot].endpoints[index] != nil else { continue }
-            slots[slot].endpoints[index]?.abandon(owner)
-            slots[slot].endpoints[index] = nil
-            if let address = slots[slot].contextAddress(of: index) {
-                bus.store(EndpointContext(), at: address)
-            }
-        }
+        for index in 2...31 where drop[bit: index] { disableEndpoint(index, of: slot) }
         for (index, original) in added {
             guard let address = slots[slot].contextAddress(of: index) else { continue }
             slots[slot].endpoints[index]?.abandon(owner)
@@ -135,8 +133,8 @@ extension Engine {
 
     // MARK: - Evaluate Context
 
-    /// Evaluate Context (xHCI 4.6.7): Max Exit Latency and Interrupter Target of the slot, Max
-    /// Packet Size of the default control endpoint.
+    /// Executes Evaluate Context (xHCI 4.6.7), which changes Max Exit Latency and Interrupter
+    /// Target of the slot and Max Packet Size of the Default Control Endpoint.
     mutating func evaluateContext(_ command: CommandTRB, _ slot: Int) -> CompletionCode {
         guard slots[slot].state != .enabled, let output = slots[slot].contextAddress(of: 1) else {
             return .contextStateError

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The Slot Context (xHCI 6.2.2), loaded and stored whole.
+/// A Slot Context (xHCI 6.2.2), loaded and stored whole.
 struct SlotContext: BitwiseCopyable {
-    /// The size of this and of every other context, since CSZ is 0.
+    /// Bytes of every context, because CSZ is 0.
     static let size = 32
 
     var route: UInt32 = 0
@@ -11,9 +11,9 @@ struct SlotContext: BitwiseCopyable {
     var address: UInt32 = 0
     private var reserved: (UInt32, UInt32, UInt32, UInt32) = (0, 0, 0, 0)
 
-    /// Route String, bits 19:0: the hubs between root hub and device.
+    /// Route String, bits 19:0: the ports of the hubs between the root hub and the device.
     var routeString: UInt32 { route[bits: 0...19] }
-    /// Context Entries, bits 31:27: the index of the last endpoint context.
+    /// Context Entries, bits 31:27: the DCI of the last valid Endpoint Context.
     var contextEntries: Int {
         get { Int(route[bits: 27...31]) }
         set { route[bits: 27...31] = UInt32(newValue) }
@@ -42,7 +42,7 @@ struct SlotContext: BitwiseCopyable {
     }
 }
 
-/// Slot states (xHCI 4.5.3). Enabled and disabled slots look alike in memory.
+/// A Slot State (xHCI 4.5.3). Disabled and Enabled have the same value.
 struct SlotState: RawRepresentable, Equatable {
     let rawValue: UInt8
     static let enabled = SlotState(rawValue: 0)
@@ -51,7 +51,7 @@ struct SlotState: RawRepresentable, Equatable {
     static let configured = SlotState(rawValue: 3)
 }
 
-/// The Endpoint Context (xHCI 6.2.3), loaded and stored whole.
+/// An Endpoint Context (xHCI 6.2.3), loaded and stored whole.
 struct EndpointContext: BitwiseCopyable {
     var info: UInt32 = 0
     var characteristics: UInt32 = 0
@@ -59,11 +59,11 @@ struct EndpointContext: BitwiseCopyable {
     var averages: UInt32 = 0
     private var reserved: (UInt32, UInt32, UInt32) = (0, 0, 0)
 
-    /// The longest interval of any endpoint: that of an isochronous one at full speed (xHCI table
+    /// The largest valid Interval of any endpoint: that of a full-speed isochronous one (xHCI table
     /// 6-12).
     static let longestInterval: UInt32 = 18
 
-    /// Where the state stands in the context, and the dequeue pointer.
+    /// Byte offsets of EP State and TR Dequeue Pointer.
     static let stateOffset: UInt64 = 0
     static let dequeuePointerOffset: UInt64 = 8
 
@@ -74,12 +74,13 @@ struct EndpointContext: BitwiseCopyable {
     }
     /// MaxPStreams, bits 14:10.
     var maxPrimaryStreams: UInt32 { info[bits: 10...14] }
-    /// LSA, bit 15: the primary array holds streams only.
+    /// LSA, bit 15: the Primary Stream Array is linear, without Secondary Stream Arrays.
     var hasLinearStreams: Bool { info[bit: 15] }
-    /// Interval, bits 23:16: 125 µs times two to this power.
+    /// Interval, bits 23:16: the service interval is 2^n × 125 µs.
     var interval: UInt32 { info[bits: 16...23] }
-    /// The bytes that one service interval may hold (xHCI 4.14.2): Max Packet Size times Max Burst
-    /// Size (bits 15:8) times Mult (bits 9:8 of the first doubleword), which count from 0.
+    /// The bytes that may be moved in one service interval (xHCI 4.14.2): Max Packet Size × (Max
+    /// Burst Size + 1) × (Mult + 1). Max Burst Size is bits 15:8 of the second doubleword, Mult
+    /// bits 9:8 of the first.
     var maxServicePayload: Int {
         Int(maxPacketSize) * (Int(characteristics[bits: 8...15]) + 1) * (Int(info[bits: 8...9]) + 1)
     }
@@ -92,7 +93,7 @@ struct EndpointContext: BitwiseCopyable {
     }
 }
 
-/// Endpoint states (xHCI 4.8.3).
+/// An EP State (xHCI 4.8.3).
 struct EndpointState: RawRepresentable, Equatable {
     let rawValue: UInt8
     static let disabled = EndpointState(rawValue: 0)
@@ -102,7 +103,7 @@ struct EndpointState: RawRepresentable, Equatable {
     static let error = EndpointState(rawValue: 4)
 }
 
-/// Endpoint types (xHCI table 6-9); open, because the guest writes them.
+/// An EP Type (xHCI table 6-9). The guest writes it, so it is not an enum: any value can occur.
 struct EndpointKind: RawRepresentable, Equatable {
     let rawValue: UInt8
     static let isochronousOut = EndpointKind(rawValue: 1)
@@ -118,8 +119,8 @@ struct EndpointKind: RawRepresentable, Equatable {
     var isInterrupt: Bool { self == .interruptIn || self == .interruptOut }
     var isIsochronous: Bool { self == .isochronousIn || self == .isochronousOut }
 
-    /// Whether an endpoint of this type may have the Device Context Index: even ones are OUT, odd
-    /// ones IN, and control endpoints go both ways under the odd one.
+    /// Whether an endpoint of this type may have a Device Context Index (DCI): even ones are OUT,
+    /// odd ones IN or control.
     func fits(index: Int) -> Bool {
         switch self {
         case .isochronousOut, .bulkOut, .interruptOut: index % 2 == 0
@@ -129,19 +130,19 @@ struct EndpointKind: RawRepresentable, Equatable {
     }
 }
 
-/// The Input Control Context (xHCI 6.2.5.1).
+/// An Input Control Context (xHCI 6.2.5.1).
 struct InputControlContext: BitwiseCopyable {
-    /// D2...D31.
+    /// Drop Context flags, D2...D31.
     var drop: UInt32 = 0
-    /// A0...A31.
+    /// Add Context flags, A0...A31.
     var add: UInt32 = 0
 }
 
-/// The parts of an Input Context (xHCI 6.2.5), which begins with the Input Control Context.
+/// An Input Context in guest memory (xHCI 6.2.5), which begins with the Input Control Context.
 struct InputContext {
     let address: UInt64
 
-    /// Where the context with a Device Context Index stands; index 0 is the Slot Context.
+    /// The address of the context with a Device Context Index; index 0 is the Slot Context.
     func address(of index: Int) -> UInt64 {
         address &+ UInt64((index + 1) * SlotContext.size)
     }

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A device slot (xHCI 4.5.3): a device as the guest has addressed it, with its endpoints.
+/// A device slot (xHCI 4.5.3): the guest's handle to a device, with its contexts and endpoints.
 struct Slot {
     let number: Int
-    /// `nil` while the slot is disabled.
+    /// `nil` if the slot is disabled.
     var state: SlotState?
-    /// The output Device Context, once Address Device has found it.
+    /// The address of the output Device Context; `nil` until Address Device has read it from the
+    /// DCBAA.
     var contextAddress: UInt64?
-    /// What the output Slot Context holds.
+    /// The content of the output Slot Context.
     var context = SlotContext()
-    /// The device in the root hub port that the slot was addressed at.
+    /// The device that was at the slot's root hub port when Address Device was executed.
     var connection: PortConnection?
-    /// By Device Context Index.
+    /// The enabled endpoints, by Device Context Index; empty if the slot is disabled.
     var endpoints: [Endpoint?]
 
     init(number: Int) {
@@ -19,6 +20,7 @@ struct Slot {
         endpoints = []
     }
 
+    /// The properties of the slot that its endpoints use.
     var identity: SlotIdentity {
         SlotIdentity(slot: number, connection: connection, interrupter: context.interrupter)
     }
@@ -31,7 +33,7 @@ struct Slot {
         endpoints = Array(repeating: nil, count: 32)
     }
 
-    /// The slot is free again; its transfers are given up.
+    /// Disables the slot (xHCI 4.6.4): its endpoints are dropped and their transfers abandoned.
     mutating func disable(_ bus: SystemBus) {
         dropEndpoints(from: 1)
         state = nil
@@ -41,7 +43,8 @@ struct Slot {
         endpoints = []
     }
 
-    /// Drops the endpoints from an index on.
+    /// Drops the endpoints from a DCI on and abandons their transfers. Their output contexts stay
+    /// as they are.
     mutating func dropEndpoints(from first: Int) {
         let owner = identity
         for index in endpoints.indices where index >= first {
@@ -50,8 +53,8 @@ struct Slot {
         }
     }
 
-    /// Enters a state and shows it in the output context.
-    mutating func enter(_ new: SlotState, _ bus: SystemBus) {
+    /// Enters a state and stores the output Slot Context.
+    mutating func setState(_ new: SlotState, _ bus: SystemBus) {
         state = new
         context.state = new
         storeContext(bus)
@@ -61,7 +64,7 @@ struct Slot {
         if let contextAddress { bus.store(context, at: contextAddress) }
     }
 
-    /// Where the output context of an endpoint stands.
+    /// The address of an endpoint's output context; `nil` before Address Device.
     func contextAddress(of endpoint: Int) -> UInt64? {
         contextAddress.map { $0 &+ UInt64(endpoint * SlotContext.size) }
     }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Bits of registers and TRBs, both ends included as the specification prints them: its `16:0` is
-/// `value[bits: 0...16]`.
+/// Bit fields of registers, TRBs and contexts. Ranges include both ends, as in the specification:
+/// its `16:0` is `value[bits: 0...16]`.
 extension FixedWidthInteger {
-    /// The bits of a range, moved down to bit 0.
+    /// The bit field of a range, shifted down to bit 0.
     ///
-    /// A value that does not fit is a programmer's error; release builds cut it.
+    /// Setting a value that does not fit is a programming error: debug builds trap, release builds
+    /// drop its upper bits.
     subscript(bits range: ClosedRange<Int>) -> Self {
         get { (self &>> Self(range.lowerBound)) & Self.mask(of: range) }
         set {
@@ -16,7 +17,7 @@ extension FixedWidthInteger {
         }
     }
 
-    /// One bit as a flag.
+    /// A single bit as a flag.
     subscript(bit position: Int) -> Bool {
         get { (self &>> Self(position)) & 1 != 0 }
         set {
@@ -25,22 +26,35 @@ extension FixedWidthInteger {
         }
     }
 
-    /// The positions of the bits that are set, from the lowest on.
-    var setBits: SetBits<Self> { SetBits(rest: self) }
+    /// The positions of the bits that are set, in ascending order.
+    var setBits: SetBits<Self> { SetBits(remaining: self) }
 
     private static func mask(of range: ClosedRange<Int>) -> Self {
         range.count >= Self.bitWidth ? ~0 : (Self(1) &<< Self(range.count)) &- 1
     }
 }
 
-/// See ``setBits``.
+/// The halves of a 64-bit register, which software may access as two doublewords (xHCI 5.1).
+extension UInt64 {
+    var lowHalf: UInt32 {
+        get { UInt32(truncatingIfNeeded: self) }
+        set { self = self & ~0xffff_ffff | UInt64(newValue) }
+    }
+
+    var highHalf: UInt32 {
+        get { UInt32(truncatingIfNeeded: self >> 32) }
+        set { self = self & 0xffff_ffff | UInt64(newValue) << 32 }
+    }
+}
+
+/// The sequence that ``Swift/FixedWidthInteger/setBits`` returns.
 struct SetBits<Value: FixedWidthInteger>: Sequence, IteratorProtocol {
-    fileprivate var rest: Value
+    fileprivate var remaining: Value
 
     mutating func next() -> Int? {
-        guard rest != 0 else { return nil }
-        let position = rest.trailingZeroBitCount
-        rest &= rest &- 1
+        guard remaining != 0 else { return nil }
+        let position = remaining.trailingZeroBitCount
+        remaining &= remaining &- 1
         return position
     }
 }

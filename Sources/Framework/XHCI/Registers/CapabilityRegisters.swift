@@ -1,40 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The read-only registers: host controller capabilities (xHCI 5.3) and the Supported Protocol
-/// extended capabilities (xHCI 7.2).
+/// The read-only registers: Host Controller Capability Registers (xHCI 5.3) and xHCI Supported
+/// Protocol Capabilities (xHCI 7.2).
 struct CapabilityRegisters {
     private let capabilities: Capabilities
-    /// The doublewords from ``MMIORegister/Base/extendedCapabilities`` on.
-    private let extended: [UInt32]
+    /// The doublewords of the extended capabilities, which begin at
+    /// ``MMIORegister/Base/extendedCapabilities``.
+    private let extendedCapabilities: [UInt32]
 
     init(_ capabilities: Capabilities) {
         self.capabilities = capabilities
-        extended = Self.supportedProtocols(capabilities)
+        extendedCapabilities = Self.supportedProtocols(capabilities)
     }
 
     subscript(offset: Int) -> UInt32 {
         if offset >= MMIORegister.Base.extendedCapabilities {
             let index = (offset - MMIORegister.Base.extendedCapabilities) / 4
-            return index < extended.count ? extended[index] : 0
+            return index < extendedCapabilities.count ? extendedCapabilities[index] : 0
         }
         switch offset {
-        // HCIVERSION 1.10 and CAPLENGTH.
+        // HCIVERSION and CAPLENGTH. From 1.20 on, Linux enables runtime power management, which
+        // needs save and restore of the controller's state.
         case 0x00: return 0x0110 << 16 | UInt32(MMIORegister.Base.operational)
         // HCSPARAMS1: MaxSlots, MaxIntrs, MaxPorts.
         case 0x04:
             return UInt32(capabilities.slots) | UInt32(capabilities.interrupters) << 8
                 | UInt32(capabilities.ports) << 24
-        // HCSPARAMS2: isochronous scheduling threshold of one frame, event ring segments, no
-        // scratchpads.
+        // HCSPARAMS2: Isochronous Scheduling Threshold (IST) of one frame, ERST Max; no scratchpad
+        // buffers.
         case 0x08: return 0x9 | UInt32(capabilities.eventRingSegmentsLog2) << 4
-        // HCCPARAMS1: 64-bit addresses (AC64), all Event Data TRBs are looked at (PAE), each Frame ID
-        // counts (CFC), size of primary stream arrays (MaxPSASize).
+        // HCCPARAMS1: 64-bit addresses (AC64), Parse All Event Data (PAE), Contiguous Frame ID
+        // Capability (CFC), Maximum Primary Stream Array Size (MaxPSASize), xECP.
         case 0x10:
             return 1 << 0 | 1 << 8 | 1 << 11 | Capabilities.maxPrimaryStreamsLog2 << 12
                 | UInt32(MMIORegister.Base.extendedCapabilities / 4) << 16
         case 0x14: return UInt32(MMIORegister.Base.doorbells)
         case 0x18: return UInt32(MMIORegister.Base.runtime)
-        // HCSPARAMS3 and HCCPARAMS2: nothing of it.
+        // HCSPARAMS3 and HCCPARAMS2: no exit latencies, no optional capabilities.
         default: return 0
         }
     }
@@ -50,15 +52,16 @@ struct CapabilityRegisters {
             words += supportedProtocol(
                 revision: 0x0310, firstPort: capabilities.usb2Ports + 1,
                 ports: capabilities.usb3Ports,
-                // Gen1 x1 is 5 Gb/s with speed id 4, Gen2 x1 is 10 Gb/s with speed id 5; both are
-                // symmetric and full-duplex, the second with the SuperSpeedPlus link protocol.
+                // PSIV 4 is Gen1 x1 at 5 Gb/s, PSIV 5 is Gen2 x1 at 10 Gb/s with the SuperSpeedPlus
+                // link protocol; both are symmetric and full-duplex.
                 speeds: [0x0005_0134, 0x000a_4135],
                 isLast: true)
         }
         return words
     }
 
-    /// One Supported Protocol capability; without `speeds` the default speed ids hold.
+    /// One xHCI Supported Protocol Capability. Without Protocol Speed ID doublewords (`speeds`) the
+    /// default Port Speed values apply (xHCI 7.2.2.1.1).
     private static func supportedProtocol(
         revision: UInt32, firstPort: Int, ports: Int, speeds: [UInt32], isLast: Bool
     ) -> [UInt32] {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The register that a doubleword of the register space belongs to.
+/// A register of the MMIO register space, addressed by doubleword.
 ///
-/// Reading and writing are switches over this without a default, so a forgotten register does not
-/// compile. What is not a register reads as zero and ignores writes.
+/// Reads and writes switch over it without a default, so a register that one of them forgets does
+/// not compile. Reserved doublewords read as zero and ignore writes.
 enum MMIORegister: Equatable {
-    /// Capability registers and extended capabilities, by offset; read-only.
+    /// A capability register or extended capability at an offset; read-only.
     case capability(Int)
     case usbCommand
     case usbStatus
@@ -16,7 +16,8 @@ enum MMIORegister: Equatable {
     case contextArrayLow
     case contextArrayHigh
     case configure
-    /// Ports count from 0 here, from 1 in the specification.
+    /// A register of a root hub port. The index counts from 0; the specification's port number is
+    /// one more.
     case port(Int, PortRegister)
     case microframeIndex
     case interrupter(Int, InterrupterRegister)
@@ -31,7 +32,7 @@ enum MMIORegister: Equatable {
         case segmentTableLow, segmentTableHigh, dequeueLow, dequeueHigh
     }
 
-    /// Where the parts of the register space begin.
+    /// Offsets of the register sets.
     enum Base {
         static let operational = 0x40
         static let ports = 0x440
@@ -41,6 +42,8 @@ enum MMIORegister: Equatable {
         static let doorbells = 0x2000
     }
 
+    /// The register at an offset; `nil` for a reserved doubleword.
+    ///
     /// - Parameter offset: a multiple of four.
     init?(offset: Int, capabilities: Capabilities) {
         switch offset {

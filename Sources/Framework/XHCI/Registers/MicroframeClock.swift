@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The microframe clock behind MFINDEX (xHCI 4.14.2, 5.5.1): one count for each 125 µs that the controller runs.
+/// The microframe clock behind MFINDEX (xHCI 4.14.2, 5.5.1): one count for each 125 µs that the
+/// controller runs.
 ///
 /// The register shows the lowest 14 bits; the count itself never wraps.
 struct MicroframeClock {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// USBCMD (xHCI 5.4.1).
+/// USBCMD, the USB Command Register (xHCI 5.4.1).
 struct USBCommand: OptionSet {
     var rawValue: UInt32
 
@@ -10,7 +10,7 @@ struct USBCommand: OptionSet {
     static let reset = USBCommand(rawValue: 1 << 1)
     /// INTE.
     static let interrupterEnable = USBCommand(rawValue: 1 << 2)
-    /// HSEE: kept, without effect, since there is no SERR# to assert.
+    /// HSEE: stored without effect, because there is no SERR# to assert.
     static let hostSystemErrorEnable = USBCommand(rawValue: 1 << 3)
     /// CSS.
     static let saveState = USBCommand(rawValue: 1 << 8)
@@ -19,13 +19,14 @@ struct USBCommand: OptionSet {
     /// EWE.
     static let wrapEventEnable = USBCommand(rawValue: 1 << 10)
 
-    /// The bits that keep what is written. Light reset, U3 and MEL features are not offered.
+    /// The bits that software can set and clear. Light Host Controller Reset (LHCRST), Enable U3
+    /// MFINDEX Stop (EU3S) and the features of HCCPARAMS2 are not implemented.
     static let writable: USBCommand = [
         .run, .interrupterEnable, .hostSystemErrorEnable, .wrapEventEnable,
     ]
 }
 
-/// USBSTS (xHCI 5.4.2).
+/// USBSTS, the USB Status Register (xHCI 5.4.2).
 struct USBStatus: OptionSet {
     var rawValue: UInt32
 
@@ -47,33 +48,35 @@ struct USBStatus: OptionSet {
         .hostSystemError, .eventInterrupt, .portChange, .saveRestoreError,
     ]
 
-    /// Clears the bits that are written as one.
+    /// Writes the register: bits written as one are cleared.
     mutating func write(_ value: UInt32) {
         subtract(USBStatus(rawValue: value).intersection(.writeOneToClear))
     }
 }
 
-/// CRCR (xHCI 5.4.5): where the command ring begins, and the requests to stop it.
+/// CRCR, the Command Ring Control Register (xHCI 5.4.5).
 struct CommandRingControl {
-    /// Where the ring starts: where it was stopped, or what was written since.
+    /// The Command Ring Pointer and RCS: the position at which the ring stopped, or the one written
+    /// since.
     private(set) var start = RingPosition(rawValue: 0)
     /// CRR.
     private(set) var isRunning = false
-    /// A write of CS or CA that has not been carried out.
+    /// A CS or CA that was written and is not yet complete.
     var stopRequest: StopRequest?
 
-    /// How the command ring shall end.
     enum StopRequest {
-        /// CS: after the command that is being executed.
+        /// CS: stop after the current command.
         case stop
-        /// CA: that command is given up, too.
+        /// CA: abort the current command and stop.
         case abort
     }
 
     mutating func run() { isRunning = true }
 
-    /// The ring has stopped. What is written of the pointer from now on is combined with the place
-    /// where it stands: a driver writes both halves to stop it, and the second may come too late.
+    /// Marks the ring stopped (CRR clear) at the next TRB to execute.
+    ///
+    /// Later writes of one half of the pointer combine with this position. Drivers write both
+    /// halves to stop the ring, and the second write may arrive after the ring has stopped.
     mutating func stop(at position: RingPosition) {
         stopRequest = nil
         guard isRunning else { return }
@@ -81,10 +84,11 @@ struct CommandRingControl {
         start = position
     }
 
-    /// The pointer reads as zero.
+    /// The low half as software reads it: CRR; the pointer and the other flags read as zero.
     var lowHalf: UInt32 { isRunning ? 1 << 3 : 0 }
 
-    /// Writes RCS, CS, CA and the low half of the pointer.
+    /// Writes RCS, CS, CA and the low half of the pointer. While CRR is set, only CS and CA have an
+    /// effect.
     mutating func writeLow(_ value: UInt32) {
         if isRunning {
             if value[bit: 2] {
@@ -94,13 +98,16 @@ struct CommandRingControl {
             }
             return
         }
-        let high = start.address & ~0xffff_ffff
-        start = RingPosition(rawValue: high | UInt64(value & ~0x3e))
+        var pointer = start.rawValue
+        pointer.lowHalf = value & ~0x3e
+        start = RingPosition(rawValue: pointer)
     }
 
-    /// Writes the high half of the pointer.
+    /// Writes the high half of the pointer; ignored while CRR is set.
     mutating func writeHigh(_ value: UInt32) {
         guard !isRunning else { return }
-        start = RingPosition(rawValue: start.rawValue & 0xffff_ffff | UInt64(value) << 32)
+        var pointer = start.rawValue
+        pointer.highHalf = value
+        start = RingPosition(rawValue: pointer)
     }
 }

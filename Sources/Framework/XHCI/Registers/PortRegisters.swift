@@ -2,15 +2,16 @@
 
 internal import USB
 
-/// One port of the root hub: its registers and the state machine behind them (xHCI 4.19, 5.4.8).
+/// The registers of a root hub port and the port state machine behind them (xHCI 4.19, 5.4.8).
 ///
-/// Writes move the state machine at once; what a device must be told waits in ``deviceActions``, and the
-/// changes that the guest must be told in ``unreported``.
+/// Writes advance the state machine at once. The engine's next service pass applies
+/// ``deviceActions`` to the attached device and posts an event for the changes in ``unreported``.
 struct PortRegisters {
     /// Whether the port belongs to the USB 3 protocol.
     let isSuperSpeed: Bool
-    /// The speed of what is plugged in, whether or not the guest can see it.
-    private(set) var attached: USBSpeed?
+    /// The speed of the attached device, also while the port does not show it to the guest; `nil`
+    /// if none is attached.
+    private(set) var attachedSpeed: USBSpeed?
 
     /// CCS.
     private(set) var isConnected = false
@@ -26,25 +27,26 @@ struct PortRegisters {
     private var speed: UInt32 = 0
     /// CSC, PEC, WRC, OCC, PRC, PLC, CEC.
     private(set) var changes: PortChanges = []
-    /// Changes for which there has been no event.
+    /// The changes for which no Port Status Change Event has been posted.
     private(set) var unreported: PortChanges = []
-    /// A change came up since USBSTS.PCD was set for the last one.
+    /// A change bit was set, and USBSTS.PCD has not yet been set for it.
     var hasNewChange = false
     /// WCE, WDE, WOE.
     private var wakeEnables: UInt32 = 0
-    /// PORTPMSC, PORTLI and PORTHLPMC as the guest left them.
+    // The values of PORTPMSC, PORTLI and PORTHLPMC.
     private var powerManagement: UInt32 = 0
     private var linkInfo: UInt32 = 0
     private var hardwareLPM: UInt32 = 0
 
-    /// What the device must be told.
+    /// The requests of the guest that have not reached the attached device yet.
     var deviceActions: DeviceActions = []
-    /// Whether the reset in progress is a warm one.
+    /// Whether the reset in progress is a Warm Reset.
     private var isWarmReset = false
 
+    /// Requests of the guest to the device at a port.
     struct DeviceActions: OptionSet {
         let rawValue: UInt8
-        /// The port was reset; ``PortRegisters/finishReset()`` ends it.
+        /// A port reset; ``PortRegisters/finishReset()`` completes it.
         static let reset = DeviceActions(rawValue: 1)
         static let suspend = DeviceActions(rawValue: 2)
         static let resume = DeviceActions(rawValue: 4)
@@ -52,26 +54,26 @@ struct PortRegisters {
 
     init(isSuperSpeed: Bool) { self.isSuperSpeed = isSuperSpeed }
 
-    // MARK: - What happens at the connector
+    // MARK: - Attachment and remote wake-up
 
-    mutating func connect(_ newSpeed: USBSpeed) {
-        attached = newSpeed
+    mutating func connect(_ speed: USBSpeed) {
+        attachedSpeed = speed
         if isPowered { showConnection() }
     }
 
     mutating func disconnect() {
-        guard attached != nil else { return }
-        attached = nil
+        guard attachedSpeed != nil else { return }
+        attachedSpeed = nil
         guard isPowered else { return }
         let wasConnected = isConnected
-        leave(linkState: .rxDetect)
+        clearConnection(linkState: .rxDetect)
         if wasConnected { raise(.connect) }
     }
 
-    /// Remote wake-up of the device (xHCI 4.15.2). USB 3 is at work again at once; on USB 2 the
-    /// guest ends the resume signalling.
+    /// Signals remote wake-up of the device (xHCI 4.15.2). A USB 3 link returns to U0 at once; on
+    /// USB 2 software ends the resume signalling by writing U0.
     ///
-    /// - Returns: whether the device may go on.
+    /// - Returns: `false` if the port is not suspended.
     mutating func wake() -> Bool {
         guard isConnected, linkState == .u3 else { return false }
         linkState = isSuperSpeed ? .u0 : .resume
@@ -80,18 +82,19 @@ struct PortRegisters {
         return true
     }
 
+    /// Sets CCS and CSC if a device is attached.
     private mutating func showConnection() {
-        guard let attached else { return }
+        guard let attachedSpeed else { return }
         isConnected = true
-        speed = UInt32(attached.rawValue)
-        // A USB 3 link trains by itself; a USB 2 port waits to be reset.
+        speed = UInt32(attachedSpeed.rawValue)
+        // A USB 3 link trains by itself; a USB 2 port is enabled by a reset (xHCI 4.19.1.1).
         isEnabled = isSuperSpeed
         linkState = isSuperSpeed ? .u0 : .polling
         raise(.connect)
     }
 
-    /// Nothing is connected any more, as far as the guest sees.
-    private mutating func leave(linkState state: PortLinkState) {
+    /// Clears CCS, PED, PR and Port Speed, and enters a link state without a connection.
+    private mutating func clearConnection(linkState state: PortLinkState) {
         isConnected = false
         isEnabled = false
         isResetting = false
@@ -109,7 +112,7 @@ struct PortRegisters {
         deviceActions = .reset
     }
 
-    /// Ends a reset, once the device knows of it.
+    /// Completes a reset after the device has been reset.
     mutating func finishReset() {
         guard isResetting, isConnected else { return }
         isResetting = false
@@ -120,15 +123,16 @@ struct PortRegisters {
 
     // MARK: - Changes
 
+    /// Sets change bits. A bit that is already set causes no further event (xHCI 4.19.2).
     private mutating func raise(_ new: PortChanges) {
-        let risen = new.subtracting(changes)
-        guard !risen.isEmpty else { return }
+        let added = new.subtracting(changes)
+        guard !added.isEmpty else { return }
         hasNewChange = true
-        unreported.formUnion(risen)
-        changes.formUnion(risen)
+        unreported.formUnion(added)
+        changes.formUnion(added)
     }
 
-    /// The guest is told of all changes so far.
+    /// Marks all changes so far as reported by a Port Status Change Event.
     mutating func markReported() { unreported = [] }
 
     // MARK: - PORTSC
@@ -144,8 +148,8 @@ struct PortRegisters {
         return value
     }
 
-    /// The bits of PORTSC that a narrow write leaves as they are; all others act when written.
-    var keptStatusAndControl: UInt32 { statusAndControl & (1 << 9 | Self.wakeMask) }
+    /// PORTSC with only the plain read/write bits; the others act when written as one.
+    var preservedStatusAndControl: UInt32 { statusAndControl & (1 << 9 | Self.wakeMask) }
 
     private static let wakeMask: UInt32 = 0x0e00_0000
 
@@ -168,23 +172,24 @@ struct PortRegisters {
     private mutating func setPower(_ on: Bool) {
         guard on != isPowered else { return }
         isPowered = on
-        leave(linkState: on ? .rxDetect : .disabled)
+        clearConnection(linkState: on ? .rxDetect : .disabled)
         if on { showConnection() }
     }
 
-    /// PED written as one. A disabled USB 3 port no longer shows its device.
+    /// Disables the port: PED written as one, or PLS written as Disabled. A USB 3 port then also
+    /// drops its connection.
     private mutating func disable() {
         if isSuperSpeed {
-            leave(linkState: .disabled)
+            clearConnection(linkState: .disabled)
         } else {
             isEnabled = false
             linkState = .polling
         }
     }
 
-    /// PLS written together with LWS. States that software cannot ask for are ignored.
-    private mutating func writeLinkState(_ wanted: PortLinkState) {
-        switch wanted {
+    /// Writes PLS with LWS set. Transitions that software cannot request are ignored.
+    private mutating func writeLinkState(_ requested: PortLinkState) {
+        switch requested {
         case .u0:
             guard isEnabled, linkState == .u3 || linkState == .resume else { return }
             linkState = .u0
@@ -192,7 +197,7 @@ struct PortRegisters {
             deviceActions.remove(.suspend)
             deviceActions.insert(.resume)
         case .u2 where !isSuperSpeed && isEnabled && linkState == .u0:
-            // A request for L1, which no device of ours takes: L1S says so.
+            // L1 is not supported, which L1S reports as Not Supported.
             powerManagement[bits: 0...2] = 3
             raise(.linkState)
         case .u3:
@@ -214,7 +219,7 @@ struct PortRegisters {
 
     // MARK: - PORTPMSC, PORTLI, PORTHLPMC
 
-    /// PORTPMSC; on USB 2 its three lowest bits are L1S, which the controller sets.
+    /// PORTPMSC. On USB 2, bits 2:0 are L1S, which is read-only for software.
     var powerManagementStatus: UInt32 {
         get { powerManagement }
         set {
@@ -225,20 +230,20 @@ struct PortRegisters {
         }
     }
 
-    /// PORTLI: Link Error Count, USB 3 only.
+    /// PORTLI: the Link Error Count; USB 3 only.
     var linkInformation: UInt32 {
         get { linkInfo }
         set { linkInfo = isSuperSpeed ? newValue & 0xffff : 0 }
     }
 
-    /// PORTHLPMC, USB 2 only.
+    /// PORTHLPMC; USB 2 only.
     var hardwareLPMControl: UInt32 {
         get { hardwareLPM }
         set { hardwareLPM = isSuperSpeed ? 0 : newValue & 0x3fff }
     }
 }
 
-/// Port Link States (xHCI 5.4.8); open, because the guest writes them.
+/// A Port Link State (xHCI 5.4.8). The guest writes it, so it is not an enum: any value can occur.
 struct PortLinkState: RawRepresentable, Equatable {
     let rawValue: UInt8
     static let u0 = PortLinkState(rawValue: 0)
@@ -250,11 +255,11 @@ struct PortLinkState: RawRepresentable, Equatable {
     static let resume = PortLinkState(rawValue: 15)
 }
 
-/// The change bits of PORTSC, in their places.
+/// The change bits of PORTSC, at their bit positions in the register.
 struct PortChanges: OptionSet {
     let rawValue: UInt32
 
-    /// Bits outside the change bits are dropped, so a whole PORTSC value can be given.
+    /// The change bits of a PORTSC value; its other bits are dropped.
     init(rawValue: UInt32) { self.rawValue = rawValue & 0x00fe_0000 }
 
     /// CSC.

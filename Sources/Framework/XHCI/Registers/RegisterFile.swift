@@ -1,48 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// All registers (xHCI chapter 5), with the work that writes to them leave behind.
+/// All registers (xHCI chapter 5), and the work that register writes request of the engine.
 ///
-/// The guest reaches this at any moment, also while the engine waits for guest memory. So every
-/// access is short, and nobody holds a part of it while calling out.
+/// The guest can read and write registers at any moment, also while the engine waits for guest
+/// memory. Therefore accesses only change this state, and no caller keeps exclusive access to a
+/// part of it while it calls guest memory or a device.
 final class RegisterFile {
     let capabilities: Capabilities
     private let capabilityRegisters: CapabilityRegisters
 
-    /// Set by writes: the next `service` has something to look at.
+    /// The engine's next service pass has work.
     var hasWork = false
-    /// Set with everything that happens to a port.
+    /// A port was written or changed its state.
     var hasPortWork = true
 
     var command: USBCommand = []
     var status: USBStatus = .reset
     private var notificationControl: UInt32 = 0
     var commandRing = CommandRingControl()
-    /// DCBAAP.
+    /// DCBAAP, the Device Context Base Address Array Pointer.
     private(set) var contextArray: UInt64 = 0
     private var configure: UInt32 = 0
     var ports: [PortRegisters]
     var interrupters: [InterrupterRegisters]
-    /// Interrupters that have something to do when their registers change, one bit each.
-    var busyInterrupters: UInt16 = 0
-    /// Interrupters whose event ring registers were written, one bit each.
-    var movedEventRings: UInt16 = 0
-    /// The endpoints whose doorbells were rung.
+    /// The interrupters with waiting events or an interrupt to raise, one bit each.
+    var interruptersWithWork: UInt16 = 0
+    /// The interrupters whose registers were written since their event ring read them, one bit
+    /// each.
+    var writtenInterrupters: UInt16 = 0
+    /// The endpoints whose doorbells were rung, without a Stream ID.
     var doorbells: EndpointSet
-    /// The same of streams.
+    /// The streams whose doorbells were rung.
     var streamDoorbells = StreamDoorbells()
-    /// Doorbell 0 was rung: there are commands.
+    /// The command doorbell (doorbell 0) was rung.
     var hasCommands = false
     var microframes = MicroframeClock()
 
     init(_ capabilities: Capabilities) {
         self.capabilities = capabilities
         capabilityRegisters = CapabilityRegisters(capabilities)
-        ports = Self.freshPorts(capabilities)
-        interrupters = Self.freshInterrupters(capabilities)
+        ports = Self.initialPorts(capabilities)
+        interrupters = Self.initialInterrupters(capabilities)
         doorbells = EndpointSet(slots: capabilities.slots)
     }
 
-    /// Back to the values after power-on; what is plugged in shows as newly connected.
+    /// Returns all registers to their power-on values. Attached devices show as newly connected.
     func reset() {
         command = []
         status = .reset
@@ -50,14 +52,14 @@ final class RegisterFile {
         commandRing = CommandRingControl()
         contextArray = 0
         configure = 0
-        let attached = ports.map(\.attached)
-        ports = Self.freshPorts(capabilities)
-        for (port, speed) in attached.enumerated() {
+        let attachedSpeeds = ports.map(\.attachedSpeed)
+        ports = Self.initialPorts(capabilities)
+        for (port, speed) in attachedSpeeds.enumerated() {
             if let speed { ports[port].connect(speed) }
         }
-        interrupters = Self.freshInterrupters(capabilities)
-        busyInterrupters = 0
-        movedEventRings = 0
+        interrupters = Self.initialInterrupters(capabilities)
+        interruptersWithWork = 0
+        writtenInterrupters = 0
         doorbells = EndpointSet(slots: capabilities.slots)
         streamDoorbells = StreamDoorbells()
         hasCommands = false
@@ -66,30 +68,32 @@ final class RegisterFile {
         hasPortWork = true
     }
 
-    private static func freshPorts(_ capabilities: Capabilities) -> [PortRegisters] {
+    private static func initialPorts(_ capabilities: Capabilities) -> [PortRegisters] {
         (0..<capabilities.ports).map {
             PortRegisters(isSuperSpeed: $0 >= capabilities.usb2Ports)
         }
     }
 
-    private static func freshInterrupters(_ capabilities: Capabilities) -> [InterrupterRegisters] {
+    private static func initialInterrupters(
+        _ capabilities: Capabilities
+    ) -> [InterrupterRegisters] {
         Array(repeating: InterrupterRegisters(), count: capabilities.interrupters)
     }
 
-    /// Something happened at a port's connector.
+    /// Requests service of the ports.
     func markPortWork() {
         hasWork = true
         hasPortWork = true
     }
 
-    /// PED: transfers reach the device.
+    /// Whether a port is enabled (PED), so that transfers reach its device.
     func isPortEnabled(_ port: Int) -> Bool { ports[port].isEnabled }
 
-    /// MaxSlotsEn, as far as there are so many slots.
+    /// MaxSlotsEn, at most the number of device slots.
     var enabledSlots: Int { min(Int(configure), capabilities.slots) }
 
-    /// An access to guest memory failed where there is no other way to tell (xHCI 4.10.2.6): the
-    /// controller stops.
+    /// Sets HSE and clears R/S, after a failed access to guest memory that no completion code can
+    /// report (xHCI 4.10.2.6).
     func reportHostSystemError() {
         status.insert(.hostSystemError)
         command.remove(.run)
@@ -103,12 +107,12 @@ final class RegisterFile {
         case .capability(let offset): capabilityRegisters[offset]
         case .usbCommand: command.rawValue
         case .usbStatus: status.rawValue
-        case .pageSize: 1  // 4 KiB
+        case .pageSize: 1  // only 4 KiB
         case .notificationControl: notificationControl
         case .commandRingLow: commandRing.lowHalf
         case .commandRingHigh: 0
-        case .contextArrayLow: UInt32(truncatingIfNeeded: contextArray)
-        case .contextArrayHigh: UInt32(truncatingIfNeeded: contextArray >> 32)
+        case .contextArrayLow: contextArray.lowHalf
+        case .contextArrayHigh: contextArray.highHalf
         case .configure: configure
         case .port(let index, let register): read(register, of: ports[index])
         case .microframeIndex: microframes.index(now: now)
@@ -136,17 +140,18 @@ final class RegisterFile {
         case .moderation: interrupter.moderation(now: now)
         case .segmentTableSize: interrupter.segmentCount
         case .reserved: 0
-        case .segmentTableLow: UInt32(truncatingIfNeeded: interrupter.segmentTable)
-        case .segmentTableHigh: UInt32(truncatingIfNeeded: interrupter.segmentTable >> 32)
+        case .segmentTableLow: interrupter.segmentTable.lowHalf
+        case .segmentTableHigh: interrupter.segmentTable.highHalf
         case .dequeueLow: interrupter.dequeueLow
-        case .dequeueHigh: UInt32(truncatingIfNeeded: interrupter.dequeuePointer >> 32)
+        case .dequeueHigh: interrupter.dequeuePointer.highHalf
         }
     }
 
     func write(_ value: UInt32, to register: MMIORegister, now: Duration) {
         if case .interrupter(let index, _) = register {
-            // Drivers write these with each interrupt, usually when all is told.
-            hasWork = hasWork || busyInterrupters[bit: index]
+            // Drivers write these registers at each interrupt, usually when no event is left to
+            // post.
+            hasWork = hasWork || interruptersWithWork[bit: index]
         } else {
             hasWork = true
         }
@@ -157,9 +162,8 @@ final class RegisterFile {
         case .notificationControl: notificationControl = value & 0xffff
         case .commandRingLow: commandRing.writeLow(value)
         case .commandRingHigh: commandRing.writeHigh(value)
-        case .contextArrayLow:
-            contextArray = contextArray & ~0xffff_ffff | UInt64(value & ~0x3f)
-        case .contextArrayHigh: contextArray = contextArray & 0xffff_ffff | UInt64(value) << 32
+        case .contextArrayLow: contextArray.lowHalf = value & ~0x3f
+        case .contextArrayHigh: contextArray.highHalf = value
         case .configure: configure = value & 0xff
         case .port(let index, let register): write(value, to: register, ofPort: index)
         case .interrupter(let index, let register):
@@ -185,7 +189,8 @@ final class RegisterFile {
             command.insert(.reset)
             status.insert(.notReady)
         }
-        // State cannot be restored, and SRE makes the driver begin anew.
+        // Save completes at once. Restore is not supported: SRE makes the driver initialise the
+        // controller again (xHCI 4.23.2).
         if new.contains(.saveState) { status.remove(.saveRestoreError) }
         if new.contains(.restoreState) { status.insert(.saveRestoreError) }
     }
@@ -206,7 +211,7 @@ final class RegisterFile {
         _ value: UInt32, to register: MMIORegister.InterrupterRegister, ofInterrupter index: Int,
         now: Duration
     ) {
-        movedEventRings[bit: index] = true
+        writtenInterrupters[bit: index] = true
         switch register {
         case .management: interrupters[index].writeManagement(value)
         case .moderation: interrupters[index].writeModeration(value, now: now)
@@ -221,6 +226,7 @@ final class RegisterFile {
 
     // MARK: - Bytes
 
+    /// Reads register space at any offset and width. Reserved bytes read as zero.
     func read(at offset: Int, into bytes: inout OutputSpan<UInt8>, now: Duration) {
         var position = offset
         while bytes.freeCapacity > 0 {
@@ -236,35 +242,37 @@ final class RegisterFile {
         MMIORegister(offset: offset, capabilities: capabilities).map { read($0, now: now) } ?? 0
     }
 
+    /// Writes register space at any offset and width. A write of a part of a register leaves its
+    /// other bytes unchanged.
     func write(at offset: Int, from bytes: Span<UInt8>, now: Duration) {
         var index = 0
         while index < bytes.count {
             let position = offset &+ index
             var value: UInt32 = 0
             var mask: UInt32 = 0
-            var place = position & 3
+            var byte = position & 3
             repeat {
-                value |= UInt32(bytes[index]) << UInt32(place * 8)
-                mask |= 0xff << UInt32(place * 8)
-                place += 1
+                value |= UInt32(bytes[index]) << UInt32(byte * 8)
+                mask |= 0xff << UInt32(byte * 8)
+                byte += 1
                 index += 1
-            } while place < 4 && index < bytes.count
+            } while byte < 4 && index < bytes.count
             guard let register = MMIORegister(offset: position & ~3, capabilities: capabilities)
             else { continue }
-            if mask != ~0 { value |= kept(register, now: now) & ~mask }
+            if mask != ~0 { value |= preservedBits(of: register, now: now) & ~mask }
             write(value, to: register, now: now)
         }
     }
 
-    /// What a write of other bytes of the register must not change: its plain values, without the
-    /// bits that act when written as one.
-    private func kept(_ register: MMIORegister, now: Duration) -> UInt32 {
+    /// The value to write to the bytes of a register that a narrow write does not contain: its
+    /// plain values, and zero for bits that act when written as one.
+    private func preservedBits(of register: MMIORegister, now: Duration) -> UInt32 {
         switch register {
         case .usbStatus, .doorbell: 0
         case .commandRingLow:
-            UInt32(truncatingIfNeeded: commandRing.isRunning ? 0 : commandRing.start.rawValue)
-        case .commandRingHigh: UInt32(truncatingIfNeeded: commandRing.start.address >> 32)
-        case .port(let index, .statusAndControl): ports[index].keptStatusAndControl
+            commandRing.isRunning ? 0 : commandRing.start.rawValue.lowHalf
+        case .commandRingHigh: commandRing.start.rawValue.highHalf
+        case .port(let index, .statusAndControl): ports[index].preservedStatusAndControl
         case .interrupter(_, .management): read(register, now: now) & ~1
         case .interrupter(_, .dequeueLow): read(register, now: now) & ~8
         case .capability, .usbCommand, .pageSize, .notificationControl, .contextArrayLow,

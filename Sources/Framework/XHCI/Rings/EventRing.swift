@@ -3,13 +3,13 @@
 internal import DMA
 internal import DequeModule
 
-/// The event ring of one interrupter: the producer's side (xHCI 4.9.4), and when the interrupter
-/// interrupts (xHCI 4.17).
+/// The producer side of an interrupter's event ring (xHCI 4.9.4) and the interrupter's interrupt
+/// (xHCI 4.17).
 ///
-/// An event that finds no room waits here; the ring ends with an Event Ring Full Error then, and
-/// goes on when the driver moves its dequeue pointer. Nothing is lost.
+/// Events that do not fit wait here and are posted when the driver advances ERDP; none is lost. The
+/// last event of a full ring is an Event Ring Full Error.
 struct EventRing {
-    /// The interrupter's number.
+    /// The interrupter's index.
     let index: Int
 
     private struct Segment {
@@ -25,39 +25,41 @@ struct EventRing {
     private var segments: [Segment] = []
     /// TRBs in all segments.
     private var capacity = 0
-    /// Where the next event goes, as segment and TRB and counted over all segments.
+    /// The position of the next event: the segment, the TRB in it, and the same counted over all
+    /// segments.
     private var segment = 0
     private var offset = 0
     private var enqueue = 0
     private var cycle = true
-    /// The driver's dequeue pointer in TRBs, and the ERDP it was computed from.
+    /// The driver's position, counted over all segments, and the ERDP that it was computed from.
     private var dequeue = 0
     private var knownPointer: UInt64?
 
     private var waiting: Deque<WaitingEvent> = []
-    private var hasToldFull = false
-    /// An event was posted that asks for an interrupt which has not been raised.
-    private var wantsInterrupt = false
+    /// The last event posted is an Event Ring Full Error.
+    private var hasReportedFull = false
+    /// A posted event requests an interrupt that has not been raised.
+    private var isInterruptDue = false
 
     init(index: Int) { self.index = index }
 
-    /// How many events wait for room.
+    /// The number of events that wait because the ring is full.
     var waitingCount: Int { waiting.count }
 
-    /// Posts an event, or keeps it until there is room.
+    /// Posts an event, or keeps it until the ring has space for it.
     mutating func post(_ trb: TRB, interrupts: Bool, memory: GuestMemory, registers: RegisterFile)
         throws(DMAError)
     {
-        if registers.movedEventRings[bit: index] { try refresh(memory, registers) }
+        if registers.writtenInterrupters[bit: index] { try refresh(memory, registers) }
         if segments.isEmpty { return }
         let event = WaitingEvent(trb: trb, interrupts: interrupts)
-        // Mostly there is room, and nothing before it.
+        // The usual case: the ring has space, and no event waits before this one.
         if waiting.isEmpty, free >= 2 { return try write(event, memory) }
         waiting.append(event)
         try flush(memory)
     }
 
-    /// Posts events that waited, as far as there is room now.
+    /// Posts waiting events while the ring has space.
     mutating func resume(memory: GuestMemory, registers: RegisterFile) throws(DMAError) {
         guard !waiting.isEmpty else { return }
         try refresh(memory, registers)
@@ -66,11 +68,11 @@ struct EventRing {
 
     private mutating func flush(_ memory: GuestMemory) throws(DMAError) {
         while let event = waiting.first {
-            // The last free place belongs to the event that says so.
+            // The last free TRB is for the Event Ring Full Error.
             guard free >= 2 else {
-                if free == 1, !hasToldFull {
-                    hasToldFull = true
-                    wantsInterrupt = true
+                if free == 1, !hasReportedFull {
+                    hasReportedFull = true
+                    isInterruptDue = true
                     try write(.hostController(.eventRingFullError), memory)
                 }
                 return
@@ -81,16 +83,16 @@ struct EventRing {
     }
 
     private mutating func write(_ event: WaitingEvent, _ memory: GuestMemory) throws(DMAError) {
-        hasToldFull = false
+        hasReportedFull = false
         try write(event.trb, memory)
-        if event.interrupts { wantsInterrupt = true }
+        if event.interrupts { isInterruptDue = true }
     }
 
     // MARK: - The ring
 
     private var used: Int { enqueue >= dequeue ? enqueue - dequeue : enqueue + capacity - dequeue }
 
-    /// One place always stays free, or a full ring would look like an empty one.
+    /// The TRBs that can be written. One always stays unused: a full ring must not look empty.
     private var free: Int { capacity - 1 - used }
 
     private mutating func write(_ trb: TRB, _ memory: GuestMemory) throws(DMAError) {
@@ -109,13 +111,13 @@ struct EventRing {
         cycle.toggle()
     }
 
-    /// Looks at what the driver wrote: a new table, or how far it has come.
+    /// Reads the registers that the driver wrote: a new segment table, or the dequeue pointer.
     private mutating func refresh(_ memory: GuestMemory, _ registers: RegisterFile)
         throws(DMAError)
     {
-        registers.movedEventRings[bit: index] = false
-        if registers.interrupters[index].isTableNew {
-            registers.interrupters[index].isTableNew = false
+        registers.writtenInterrupters[bit: index] = false
+        if registers.interrupters[index].isTableWritten {
+            registers.interrupters[index].isTableWritten = false
             try loadTable(memory, registers)
         }
         refreshDequeuePointer(registers)
@@ -125,7 +127,8 @@ struct EventRing {
         let pointer = registers.interrupters[index].dequeuePointer
         guard pointer != knownPointer else { return }
         knownPointer = pointer
-        // A pointer outside the ring is half of a new one, or a mistake: the old one stays.
+        // A pointer outside the ring is the first half of a 64-bit write, or invalid: the previous
+        // one stays in effect.
         var before = 0
         for segment in segments {
             if pointer >= segment.base,
@@ -138,8 +141,10 @@ struct EventRing {
         }
     }
 
-    /// Reads the Event Ring Segment Table (xHCI 6.5). It is read late, with the first event after a
-    /// write of its address, because drivers write the halves of the address in either order.
+    /// Loads the Event Ring Segment Table (xHCI 6.5).
+    ///
+    /// It is loaded with the first event after a write of ERSTBA, not at the write: drivers write
+    /// the two halves in either order.
     private mutating func loadTable(_ memory: GuestMemory, _ registers: RegisterFile)
         throws(DMAError)
     {
@@ -148,7 +153,7 @@ struct EventRing {
         (segment, offset, enqueue, dequeue) = (0, 0, 0, 0)
         cycle = true
         knownPointer = nil
-        hasToldFull = false
+        hasReportedFull = false
         let table = GuestAddress(registers.interrupters[index].segmentTable)
         let count = min(
             Int(registers.interrupters[index].segmentCount),
@@ -167,26 +172,26 @@ struct EventRing {
 
     // MARK: - Interrupts
 
-    /// Whether something of the interrupter waits: events for room, or an interrupt for its time.
-    func isBusy(_ registers: RegisterFile) -> Bool {
-        wantsInterrupt || !waiting.isEmpty || registers.interrupters[index].isPending
+    /// Whether events wait for space, or an interrupt is due or pending.
+    func hasWork(_ registers: RegisterFile) -> Bool {
+        isInterruptDue || !waiting.isEmpty || registers.interrupters[index].isPending
     }
 
-    /// Raises the interrupter's interrupt if it is due.
+    /// Raises the interrupt if it is due.
     ///
-    /// - Returns: when to ask again, if moderation holds one back.
-    mutating func interrupt(
+    /// - Returns: the end of the moderation interval, if moderation delays the interrupt.
+    mutating func raiseInterrupt(
         _ sink: any InterruptSink, registers: RegisterFile, now: Duration
     ) -> Duration? {
         var deadline: Duration?
-        if wantsInterrupt, !registers.interrupters[index].isHandlerBusy {
+        if isInterruptDue, !registers.interrupters[index].isHandlerBusy {
             refreshDequeuePointer(registers)
             if used == 0 {
-                wantsInterrupt = false
-            } else if now < registers.interrupters[index].quietUntil {
-                deadline = registers.interrupters[index].quietUntil
+                isInterruptDue = false
+            } else if now < registers.interrupters[index].moderationEnd {
+                deadline = registers.interrupters[index].moderationEnd
             } else {
-                wantsInterrupt = false
+                isInterruptDue = false
                 registers.interrupters[index].isPending = true
                 registers.interrupters[index].isHandlerBusy = true
                 registers.status.insert(.eventInterrupt)
@@ -195,7 +200,7 @@ struct EventRing {
         if registers.interrupters[index].isPending, registers.interrupters[index].isEnabled,
             registers.command.contains(.interrupterEnable)
         {
-            // The message clears IP by itself (xHCI 4.17.5).
+            // Sending the MSI-X message clears IP (xHCI 4.17.5).
             registers.interrupters[index].isPending = false
             registers.interrupters[index].startModeration(now: now)
             sink.signal(vector: index)

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The events that the controller posts (xHCI 6.4.2).
+/// Event TRBs, which the controller posts to event rings (xHCI 6.4.2). The event ring sets the
+/// cycle bit.
 extension TRB {
     /// A Transfer Event TRB (xHCI 6.4.2.1).
     ///
     /// - Parameters:
-    ///   - pointer: the TRB that the event is about, or the data of an Event Data TRB.
-    ///   - length: the bytes not moved, or those moved since the last Event Data TRB.
+    ///   - pointer: the address of the TRB that caused the event, or the parameter of an Event Data
+    ///     TRB.
+    ///   - length: the residue in bytes; for an Event Data TRB, the EDTLA: the bytes moved since
+    ///     the previous one.
     static func transferEvent(
         _ code: CompletionCode, slot: Int, endpoint: Int, pointer: UInt64, length: Int,
         isEventData: Bool = false
@@ -32,6 +35,8 @@ extension TRB {
     }
 
     /// A Port Status Change Event TRB (xHCI 6.4.2.3).
+    ///
+    /// - Parameter port: the port number, from 1.
     static func portStatusChange(port: Int) -> TRB {
         var event = TRB(parameter: UInt64(port) << 24)
         event.status[bits: 24...31] = UInt32(CompletionCode.success.rawValue)

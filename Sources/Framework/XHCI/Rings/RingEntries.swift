@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The TRBs of a transfer descriptor, in order.
+/// The TRBs of a TD in ring order, with their positions.
 ///
-/// Most descriptors have one TRB or two, and control transfers three: those cost no heap allocation.
+/// The first three are stored inline: most TDs have one or two TRBs and most control transfers
+/// three, so these need no heap allocation.
 struct RingEntries: RandomAccessCollection {
     private var first = RingEntry.none
     private var second = RingEntry.none

@@ -2,7 +2,8 @@
 
 /// A Transfer Request Block: the 16-byte entry of every ring (xHCI 4.11.1, 6.4).
 ///
-/// The views in TransferTRBs, CommandTRBs and EventTRBs name its fields.
+/// ``TransferTRB``, ``LinkTRB`` and ``CommandTRB`` name the fields of TRBs that software writes;
+/// the functions in EventTRBs make those that the controller writes.
 struct TRB: Equatable {
     var parameter: UInt64 = 0
     var status: UInt32 = 0
@@ -15,7 +16,8 @@ struct TRB: Equatable {
     static let statusOffset = 8
     static let controlOffset = 12
 
-    /// C, bit 0: who owns the TRB.
+    /// C, bit 0: compared with the ring's cycle state, it says whether the producer or the consumer
+    /// owns the TRB.
     var cycle: Bool {
         get { control[bit: 0] }
         set { control[bit: 0] = newValue }
@@ -27,7 +29,8 @@ struct TRB: Equatable {
         set { control[bits: 10...15] = UInt32(newValue.rawValue) }
     }
 
-    /// TRB types (xHCI table 6-91); open, because the guest writes them.
+    /// A TRB Type (xHCI table 6-91). The guest writes it, so it is not an enum: any value can
+    /// occur.
     struct Kind: RawRepresentable, Hashable {
         let rawValue: UInt8
 
@@ -39,7 +42,7 @@ struct TRB: Equatable {
         static let isochronous = Kind(rawValue: 5)
         static let link = Kind(rawValue: 6)
         static let eventData = Kind(rawValue: 7)
-        static let noOperation = Kind(rawValue: 8)
+        static let noOp = Kind(rawValue: 8)
 
         // The command ring.
         static let enableSlot = Kind(rawValue: 9)
@@ -49,14 +52,14 @@ struct TRB: Equatable {
         static let evaluateContext = Kind(rawValue: 13)
         static let resetEndpoint = Kind(rawValue: 14)
         static let stopEndpoint = Kind(rawValue: 15)
-        static let setDequeuePointer = Kind(rawValue: 16)
+        static let setTRDequeuePointer = Kind(rawValue: 16)
         static let resetDevice = Kind(rawValue: 17)
         static let forceEvent = Kind(rawValue: 18)
         static let negotiateBandwidth = Kind(rawValue: 19)
         static let setLatencyTolerance = Kind(rawValue: 20)
         static let getPortBandwidth = Kind(rawValue: 21)
         static let forceHeader = Kind(rawValue: 22)
-        static let noOperationCommand = Kind(rawValue: 23)
+        static let noOpCommand = Kind(rawValue: 23)
 
         // Event rings.
         static let transferEvent = Kind(rawValue: 32)
@@ -67,30 +70,29 @@ struct TRB: Equatable {
     }
 }
 
-/// A place in a ring and the cycle bit that a TRB there must have, as software writes both:
-/// the address in bits 63:4, the cycle state in bit 0.
+/// A position in a ring: the address of a TRB and the consumer's cycle state there.
 struct RingPosition: Equatable {
-    /// The form of a TR Dequeue Pointer.
+    /// The layout of a TR Dequeue Pointer: the address in bits 63:4, the cycle state in bit 0.
     private(set) var rawValue: UInt64
 
-    /// From a TR Dequeue Pointer or Command Ring Pointer; the reserved bits are dropped.
+    /// Makes a position from a TR Dequeue Pointer or Command Ring Pointer; bits 3:1 are dropped.
     init(rawValue: UInt64) { self.rawValue = rawValue & ~0xe }
 
     var address: UInt64 { rawValue & ~0xf }
     var cycle: Bool { rawValue[bit: 0] }
 
-    /// The place after this one in the same segment.
+    /// The position of the next TRB in the same segment.
     var next: RingPosition {
         RingPosition(rawValue: rawValue &+ UInt64(TRB.size))
     }
 
-    /// Where a Link TRB at this place leads.
+    /// The position that a Link TRB at this position leads to.
     func following(_ link: LinkTRB) -> RingPosition {
         RingPosition(rawValue: link.target | (cycle != link.toggleCycle ? 1 : 0))
     }
 }
 
-/// A TRB together with its place in the ring.
+/// A TRB and its position in the ring.
 struct RingEntry {
     var trb: TRB
     var position: RingPosition

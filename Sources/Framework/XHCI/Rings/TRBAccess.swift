@@ -6,9 +6,9 @@ internal import DMA
 extension GuestMemory {
     /// Loads a TRB if its cycle bit is `cycle`.
     ///
-    /// The control word is loaded first, with acquire: if the producer has handed the TRB over, the other words are the
-    /// TRB's. Each word is loaded once. Memory that only messages reach is asked for the rest only if the cycle bit
-    /// matches.
+    /// The control word is loaded first, with acquire: if the producer has handed the TRB over, the
+    /// other words are the TRB's. Each word is loaded once. Memory that only messages reach is
+    /// asked for the rest only if the cycle bit matches.
     ///
     /// - Throws: also for an address that is not a multiple of four; no ring has one.
     func loadTRB(at address: GuestAddress, cycle: Bool) throws(DMAError) -> TRB? {
@@ -28,8 +28,8 @@ extension GuestMemory {
         return TRB(parameter: parameter, status: status, control: control)
     }
 
-    /// Stores a TRB, its control word last, with release: a consumer that sees the new cycle bit also sees the other words
-    /// and everything stored before.
+    /// Stores a TRB, its control word last, with release: a consumer that sees the new cycle bit
+    /// also sees the other words and everything stored before.
     func storeTRB(_ trb: TRB, at address: GuestAddress) throws(DMAError) {
         try requireWords(address)
         guard let words = mappedWords(at: address, count: TRB.size, writing: true) else {

@@ -3,23 +3,23 @@
 internal import DMA
 internal import USB
 
-/// Reads one transfer descriptor from a transfer ring (xHCI 4.9.2, 4.11).
+/// Reads one TD from a transfer ring (xHCI 4.9.2, 4.11).
 ///
-/// A descriptor that the guest has not finished writing is left alone: the endpoint reads it again
-/// when its doorbell rings. One that breaks the rules comes out with its outcome, a TRB Error.
+/// A TD whose last TRB the guest has not yet written is not returned: the endpoint reads it again
+/// after the next doorbell. A malformed TD is returned with its outcome, a TRB Error.
 struct TransferRingReader {
     private var position: RingPosition
     private var descriptor: TransferDescriptor
-    private var data = 0
-    private var links = 0
-    /// TRBs looked at, whatever came of them.
-    private var fetches = 0
+    /// Data bytes of the TRBs so far.
+    private var dataLength = 0
+    private var linkCount = 0
+    /// TRBs loaded so far, including the one that ended the reading.
+    private var fetchCount = 0
 
-    /// Why no more can be read.
-    private enum End: Error {
-        /// The next TRB is still the guest's.
-        case notYet
-        /// The last entry breaks the rules.
+    private enum ReadError: Error {
+        /// The guest still owns the next TRB.
+        case incomplete
+        /// The last entry violates the rules for TDs of this endpoint type.
         case malformed
     }
 
@@ -28,18 +28,21 @@ struct TransferRingReader {
         descriptor = TransferDescriptor(end: position, start: start)
     }
 
-    /// The descriptor at a place of a ring, if there is a whole one.
+    /// Reads the TD at a position of a ring.
     ///
     /// - Parameters:
-    ///   - request: the direction of a control request whose Data Stage is not complete.
-    ///   - budget: each TRB that is looked at is taken off.
+    ///   - start: the progress that an earlier execution made in the first TRB.
+    ///   - request: the direction of the control request in progress, if further Data Stage TDs may
+    ///     follow.
+    ///   - budget: reduced by one for each TRB loaded.
+    /// - Returns: `nil` if the TD is not complete.
     static func read(
         _ kind: EndpointKind, at position: RingPosition, start: PartialTransfer,
         continuing request: Direction?, _ bus: SystemBus, budget: inout Int
     ) -> TransferDescriptor? {
         var reader = TransferRingReader(position, start)
-        defer { budget -= reader.fetches }
-        do throws(End) {
+        defer { budget -= reader.fetchCount }
+        do throws(ReadError) {
             switch kind {
             case .control: try reader.readControl(continuing: request, bus)
             case .isochronousIn, .isochronousOut:
@@ -48,7 +51,7 @@ struct TransferRingReader {
             }
         } catch {
             switch error {
-            case .notYet: return nil
+            case .incomplete: return nil
             case .malformed:
                 reader.descriptor.outcome = .failed(
                     .trbError, transferred: 0, entry: reader.descriptor.entries.count - 1)
@@ -58,15 +61,15 @@ struct TransferRingReader {
         return reader.descriptor
     }
 
-    // MARK: - Kinds of descriptors
+    // MARK: - TDs by endpoint type
 
-    /// A bulk or interrupt transfer: Normal TRBs up to one without a chain bit.
-    private mutating func readChain(isIn: Bool, _ bus: SystemBus) throws(End) {
+    /// Reads a bulk or interrupt TD: Normal TRBs up to the first one without CH (xHCI 4.11.2.1).
+    private mutating func readChain(isIn: Bool, _ bus: SystemBus) throws(ReadError) {
         guard var trb = try readStart(bus) else { return }
         while true {
             switch trb.trb.kind {
             case .normal: try count(trb, isIn: isIn)
-            case .noOperation, .eventData: break
+            case .noOp, .eventData: break
             default: throw .malformed
             }
             guard trb.chain else { break }
@@ -75,15 +78,16 @@ struct TransferRingReader {
         finishWithoutDevice(unless: .normal)
     }
 
-    /// A control transfer, or a part of one whose Data Stage comes in pieces (xHCI 4.11.2.2).
+    /// Reads the TDs of a whole control transfer, or one TD of a transfer whose Data Stage the
+    /// guest queues in several TDs (xHCI 4.11.2.2).
     ///
-    /// - Parameter request: the direction of the request that the part may be of.
+    /// - Parameter request: the direction of the request in progress.
     private mutating func readControl(
         continuing request: Direction?, _ bus: SystemBus
-    ) throws(End) {
+    ) throws(ReadError) {
         guard let trb = try readStart(bus) else { return }
         switch (trb.trb.kind, request) {
-        case (.noOperation, _): finishWithoutDevice(unless: .setupStage)
+        case (.noOp, _): finishWithoutDevice(unless: .setupStage)
         case (.setupStage, _): try readRequest(trb, bus)
         case (.dataStage, let direction?), (.normal, let direction?):
             try readDataStage(trb, direction, bus)
@@ -95,12 +99,12 @@ struct TransferRingReader {
         }
     }
 
-    /// The Setup Stage, an optional Data Stage with what is chained to it, and the Status Stage with
-    /// what is chained to that.
+    /// Reads a Setup Stage TD, an optional Data Stage TD and the Status Stage TD.
     ///
-    /// A driver that has given less room than wLength and wants an event for it may wait for that
-    /// before it gives more. So where the Status Stage does not follow, this is only a part.
-    private mutating func readRequest(_ setup: TransferTRB, _ bus: SystemBus) throws(End) {
+    /// A driver whose Data Stage TD is shorter than wLength and has IOC set may wait for its event
+    /// before it queues the next Data Stage TD. Therefore, if no Status Stage follows such a TD,
+    /// the Setup and Data Stage are returned without it.
+    private mutating func readRequest(_ setup: TransferTRB, _ bus: SystemBus) throws(ReadError) {
         guard setup.isImmediateData, setup.length == 8 else { throw .malformed }
         let packet = SetupPacket(wire: setup.parameter)
         descriptor.stages = .all
@@ -110,30 +114,30 @@ struct TransferRingReader {
             return
         }
         let last = try readDataStage(trb, packet.direction, bus)
-        guard last.interruptOnCompletion, data < Int(packet.length) else {
+        guard last.interruptOnCompletion, dataLength < Int(packet.length) else {
             try readStatusStage(nextStage(bus), bus)
             return
         }
-        let piece = self
-        do throws(End) {
+        let withoutStatusStage = self
+        do throws(ReadError) {
             try readStatusStage(nextStage(bus), bus)
         } catch {
-            let count = fetches
-            self = piece
-            fetches = count
+            let count = fetchCount
+            self = withoutStatusStage
+            fetchCount = count
             descriptor.stages = .setup
         }
     }
 
-    /// The Data Stage, or a piece of it, with what is chained to it.
+    /// Reads a Data Stage TD.
     ///
-    /// - Returns: the last TRB.
+    /// - Returns: its last TRB.
     @discardableResult
     private mutating func readDataStage(
         _ first: TransferTRB, _ direction: Direction, _ bus: SystemBus
-    ) throws(End) -> TransferTRB {
+    ) throws(ReadError) -> TransferTRB {
         var trb = first
-        // A further piece may be of Normal TRBs, which have no direction.
+        // The second and later Data Stage TDs may begin with a Normal TRB, which has no DIR.
         guard trb.trb.kind == .normal || trb.direction == (direction == .in) else {
             throw .malformed
         }
@@ -142,14 +146,15 @@ struct TransferRingReader {
             trb = try next(bus)
             switch trb.trb.kind {
             case .normal: try count(trb, isIn: direction == .in)
-            case .noOperation, .eventData: break
+            case .noOp, .eventData: break
             default: throw .malformed
             }
         }
         return trb
     }
 
-    private mutating func readStatusStage(_ first: TransferTRB, _ bus: SystemBus) throws(End) {
+    private mutating func readStatusStage(_ first: TransferTRB, _ bus: SystemBus) throws(ReadError)
+    {
         var trb = first
         guard trb.trb.kind == .statusStage else { throw .malformed }
         while trb.chain {
@@ -158,17 +163,17 @@ struct TransferRingReader {
         }
     }
 
-    /// The first TRB of the next stage.
-    private mutating func nextStage(_ bus: SystemBus) throws(End) -> TransferTRB {
+    /// Reads the first TRB of the next stage. No Op TRBs between stages are skipped.
+    private mutating func nextStage(_ bus: SystemBus) throws(ReadError) -> TransferTRB {
         while true {
             let trb = try next(bus)
-            if trb.trb.kind != .noOperation { return trb }
+            if trb.trb.kind != .noOp { return trb }
         }
     }
 
-    /// An isochronous transfer: one Isoch TRB, then Normal TRBs up to one without a chain bit
-    /// (xHCI 4.11.2.3). What has no Isoch TRB takes no service interval.
-    private mutating func readIsochronous(isIn: Bool, _ bus: SystemBus) throws(End) {
+    /// Reads an isochronous TD: one Isoch TRB, then Normal TRBs up to the first one without CH
+    /// (xHCI 4.11.2.3). A TD without an Isoch TRB uses no service interval.
+    private mutating func readIsochronous(isIn: Bool, _ bus: SystemBus) throws(ReadError) {
         guard var trb = try readStart(bus) else { return }
         let isTransfer = trb.trb.kind == .isochronous
         if isTransfer { try count(trb, isIn: isIn) }
@@ -176,7 +181,7 @@ struct TransferRingReader {
             switch trb.trb.kind {
             case .isochronous where descriptor.entries.count == 1: break
             case .normal where isTransfer: try count(trb, isIn: isIn)
-            case .noOperation, .eventData: break
+            case .noOp, .eventData: break
             default: throw .malformed
             }
             guard trb.chain else { break }
@@ -185,7 +190,7 @@ struct TransferRingReader {
         finishWithoutDevice(unless: .isochronous)
     }
 
-    /// A descriptor that has no TRB of the kind needs no device, only its events.
+    /// Completes the TD without the device if it has no TRB of a type: only its events are due.
     private mutating func finishWithoutDevice(unless kind: TRB.Kind) {
         for index in descriptor.entries.indices where descriptor.entries[index].trb.kind == kind {
             return
@@ -193,18 +198,18 @@ struct TransferRingReader {
         descriptor.outcome = .completed(transferred: 0)
     }
 
-    /// Checks a TRB with data. Immediate data only goes out, and no more than fits.
-    private mutating func count(_ trb: TransferTRB, isIn: Bool) throws(End) {
-        data += trb.length
-        guard data <= XHCILimits.bytesPerTD,
+    /// Adds the data of a TRB. Immediate data (IDT) is valid only for OUT, and at most 8 bytes.
+    private mutating func count(_ trb: TransferTRB, isIn: Bool) throws(ReadError) {
+        dataLength += trb.length
+        guard dataLength <= XHCILimits.bytesPerTD,
             !trb.isImmediateData || (trb.length <= 8 && !isIn)
         else { throw .malformed }
     }
 
     // MARK: - TRBs
 
-    /// The first TRB; `nil` after a Link TRB that wants an event, which is a descriptor by itself.
-    private mutating func readStart(_ bus: SystemBus) throws(End) -> TransferTRB? {
+    /// Reads the first TRB; `nil` after a Link TRB with IOC, which is a TD of its own.
+    private mutating func readStart(_ bus: SystemBus) throws(ReadError) -> TransferTRB? {
         let trb = try next(bus, stopsAtLinks: true)
         if trb.trb.kind == .link {
             descriptor.outcome = .completed(transferred: 0)
@@ -213,11 +218,13 @@ struct TransferRingReader {
         return trb
     }
 
-    /// The next TRB that is no Link TRB, appended to the entries.
+    /// Reads the next TRB that is no Link TRB, and appends it to the entries.
+    ///
+    /// - Parameter stopsAtLinks: returns a Link TRB with IOC, too.
     private mutating func next(
         _ bus: SystemBus, stopsAtLinks: Bool = false
-    ) throws(End) -> TransferTRB {
-        while links <= XHCILimits.linkTRBsPerTD {
+    ) throws(ReadError) -> TransferTRB {
+        while linkCount <= XHCILimits.linkTRBsPerTD {
             let trb = try fetch(bus)
             guard let link = LinkTRB(trb) else {
                 append(trb, bus)
@@ -227,18 +234,18 @@ struct TransferRingReader {
                 }
                 return TransferTRB(trb)
             }
-            links += 1
-            let wantsEvent = TransferTRB(trb).interruptOnCompletion
-            if wantsEvent { append(trb, bus) }
+            linkCount += 1
+            let hasEvent = TransferTRB(trb).interruptOnCompletion
+            if hasEvent { append(trb, bus) }
             position = position.following(link)
-            if wantsEvent, stopsAtLinks { return TransferTRB(trb) }
+            if hasEvent, stopsAtLinks { return TransferTRB(trb) }
         }
         append(TRB(), bus)
         throw .malformed
     }
 
-    private mutating func fetch(_ bus: SystemBus) throws(End) -> TRB {
-        fetches += 1
+    private mutating func fetch(_ bus: SystemBus) throws(ReadError) -> TRB {
+        fetchCount += 1
         let fetched: TRB?
         do throws(DMAError) {
             fetched = try bus.fetch(at: position)
@@ -247,7 +254,7 @@ struct TransferRingReader {
             append(TRB(), bus)
             throw .malformed
         }
-        guard let fetched else { throw .notYet }
+        guard let fetched else { throw .incomplete }
         return fetched
     }
 
