@@ -139,8 +139,8 @@ final class StickHost {
         _ command: [UInt8], length: Int, direction: Direction, tag: UInt32, unit: UInt8 = 0
     ) -> [UInt8] {
         var bytes: [UInt8] = [0x55, 0x53, 0x42, 0x43]
-        bytes += withUnsafeBytes(of: tag.littleEndian, Array.init)
-        bytes += withUnsafeBytes(of: UInt32(length).littleEndian, Array.init)
+        bytes.append(littleEndian: tag)
+        bytes.append(littleEndian: UInt32(length))
         bytes += [direction == .in ? 0x80 : 0, unit, UInt8(command.count)]
         bytes += command + [UInt8](repeating: 0, count: 16 - command.count)
         return bytes
@@ -203,10 +203,10 @@ final class StickHost {
         }
         let csw = wait(status)?.status == .completed ? bytes(status) : []
         guard csw.count == 13, Array(csw[0..<4]) == [0x55, 0x53, 0x42, 0x53],
-            Array(csw[4..<8]) == withUnsafeBytes(of: tag.littleEndian, Array.init)
+            csw.littleEndian(at: 4) == tag
         else { return result }
         result.status = csw[12]
-        result.residue = Int(csw[8]) | Int(csw[9]) << 8 | Int(csw[10]) << 16 | Int(csw[11]) << 24
+        result.residue = Int(csw.littleEndian(UInt32.self, at: 8))
         return result
     }
 
@@ -214,7 +214,7 @@ final class StickHost {
     func sense() -> (key: UInt8, code: UInt16, bytes: [UInt8]) {
         let bytes = run([0x03, 0, 0, 0, 18, 0], in: 18).data
         guard bytes.count == 18 else { return (0xff, 0xffff, bytes) }
-        return (bytes[2] & 0xf, UInt16(bytes[12]) << 8 | UInt16(bytes[13]), bytes)
+        return (bytes[2] & 0xf, bytes.bigEndian(at: 12), bytes)
     }
 }
 

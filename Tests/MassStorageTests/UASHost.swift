@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Platform
 import USB
 
 @testable import MassStorage
@@ -89,13 +90,13 @@ final class UASHost {
     func answer(_ id: Transfer.ID, tag: UInt16) -> Answer {
         guard host.wait(id)?.status == .completed else { return .none }
         let bytes = host.bytes(id)
-        guard bytes.count >= 4, bytes[2] == tag >> 8, bytes[3] == tag & 0xff else { return .none }
+        guard bytes.count >= 4, bytes.bigEndian(at: 2) == tag else { return .none }
         switch bytes[0] {
         case 0x03 where bytes.count == 16 && bytes[6] == 0 && bytes[15] == 0: return .good
         case 0x03 where bytes.count == 16 && bytes[6] == 0x28 && bytes[15] == 0: return .full
         case 0x03 where bytes.count == 34 && bytes[6] == 2 && bytes[15] == 18:
             return .check(
-                key: bytes[18] & 0xf, code: UInt16(bytes[28]) << 8 | UInt16(bytes[29]))
+                key: bytes[18] & 0xf, code: bytes.bigEndian(at: 28))
         case 0x04 where bytes.count == 8: return .response(bytes[7])
         case 0x06 where bytes.count == 4: return .ready(.in)
         case 0x07 where bytes.count == 4: return .ready(.out)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Platform
 import Testing
 import VFIOClient
 import VFIOUser
@@ -108,8 +109,8 @@ struct DescriptionTests {
         let reply = try harness.client.request(7, WireMessage.irqInfo(index: index))
         #expect(!reply.isError && reply.size == 32)
         #expect(
-            reply.payload == Array(integer: UInt32(16)) + Array(integer: UInt32(0))
-                + Array(integer: index) + Array(integer: UInt32(0)))
+            reply.payload == Array(littleEndian: UInt32(16)) + Array(littleEndian: UInt32(0))
+                + Array(littleEndian: index) + Array(littleEndian: UInt32(0)))
     }
 
     @Test("a request that is too short is refused", arguments: [4, 5, 6, 7])

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Platform
 import Testing
 import VFIOClient
 
@@ -71,7 +72,8 @@ struct FramingTests {
             #expect(try harness.client.receiveMessage().size == answerSize)
         }
         var longer = longest.bytes
-        longer.replaceSubrange(4..<8, with: Array(integer: UInt32(VFIOUserLimits.messageSize + 1)))
+        longer.replaceSubrange(
+            4..<8, with: Array(littleEndian: UInt32(VFIOUserLimits.messageSize + 1)))
         try harness.client.send(Array(longer.prefix(16)))
         #expect(try harness.client.isClosedByServer())
         #expect(
@@ -82,7 +84,7 @@ struct FramingTests {
     @Test("a message shorter than its header ends the connection", arguments: [0, 1, 15])
     func tooShort(size: UInt32) throws {
         var bytes = read
-        bytes.replaceSubrange(4..<8, with: Array(integer: size))
+        bytes.replaceSubrange(4..<8, with: Array(littleEndian: size))
         try harness.client.send(bytes)
         #expect(try harness.client.isClosedByServer())
         #expect(try harness.end() == .protocolViolation("a message of \(size) bytes"))

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import Platform
 import Testing
 import VFIOClient
 
@@ -215,9 +216,9 @@ struct RegionTests {
         let good = WireMessage.region(
             0, offset: 8, count: 1, data: [7] + [UInt8](repeating: 0, count: 7))
         let reply = try harness.client.request(
-            15, Array(integer: UInt64(3)) + bad + tooLong + good)
+            15, Array(littleEndian: UInt64(3)) + bad + tooLong + good)
         #expect(reply.isError)
-        #expect(reply.payload == Array(integer: UInt64(1)))
+        #expect(reply.payload == Array(littleEndian: UInt64(1)))
         #expect(device.writes == [.init(region: 0, offset: 8, bytes: [7])])
     }
 
@@ -227,7 +228,7 @@ struct RegionTests {
     func multiCount(count: UInt64) throws {
         let element = WireMessage.region(
             0, offset: 8, count: 1, data: [UInt8](repeating: 1, count: 8))
-        let reply = try harness.client.request(15, Array(integer: count) + element + element)
+        let reply = try harness.client.request(15, Array(littleEndian: count) + element + element)
         #expect(reply.isError && reply.size == 16)
         #expect(device.writes.isEmpty)
         let short = try harness.client.request(15, [0, 0])

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// What a message asks for. Any number may arrive.
 ///
 /// Specification: the protocol document's table "Commands".
@@ -74,11 +76,11 @@ public struct MessageHeader: Equatable, Sendable {
 
     /// Reads the header at the beginning of `bytes`, which has at least ``size`` of them.
     init(_ bytes: Span<UInt8>) {
-        id = bytes.integer(at: 0)
-        command = Command(rawValue: bytes.integer(at: 2))
-        size = bytes.integer(at: 4)
-        flags = Flags(rawValue: bytes.integer(at: 8))
-        error = bytes.integer(at: 12)
+        id = bytes.littleEndian(at: 0)
+        command = Command(rawValue: bytes.littleEndian(at: 2))
+        size = bytes.littleEndian(at: 4)
+        flags = Flags(rawValue: bytes.littleEndian(at: 8))
+        error = bytes.littleEndian(at: 12)
     }
 }
 
@@ -97,10 +99,10 @@ struct DMAMapRequest {
 
     init?(_ payload: Span<UInt8>) {
         guard payload.count >= 32 else { return nil }
-        flags = payload.integer(at: 4)
-        offset = payload.integer(at: 8)
-        address = payload.integer(at: 16)
-        count = payload.integer(at: 24)
+        flags = payload.littleEndian(at: 4)
+        offset = payload.littleEndian(at: 8)
+        address = payload.littleEndian(at: 16)
+        count = payload.littleEndian(at: 24)
     }
 }
 
@@ -123,9 +125,9 @@ struct DMAUnmapRequest {
 
     init?(_ payload: Span<UInt8>) {
         guard payload.count >= Self.size else { return nil }
-        flags = Flags(rawValue: payload.integer(at: 4))
-        address = payload.integer(at: 8)
-        count = payload.integer(at: 16)
+        flags = Flags(rawValue: payload.littleEndian(at: 4))
+        address = payload.littleEndian(at: 8)
+        count = payload.littleEndian(at: 16)
     }
 }
 
@@ -154,10 +156,10 @@ struct SetIRQsRequest {
 
     init?(_ payload: Span<UInt8>) {
         guard payload.count >= Self.size else { return nil }
-        flags = Flags(rawValue: payload.integer(at: 4))
-        index = Int(payload.integer(UInt32.self, at: 8))
-        start = Int(payload.integer(UInt32.self, at: 12))
-        count = Int(payload.integer(UInt32.self, at: 16))
+        flags = Flags(rawValue: payload.littleEndian(at: 4))
+        index = Int(payload.littleEndian(UInt32.self, at: 8))
+        start = Int(payload.littleEndian(UInt32.self, at: 12))
+        count = Int(payload.littleEndian(UInt32.self, at: 16))
     }
 }
 
@@ -171,9 +173,9 @@ struct RegionAccess {
 
     /// Reads the fields from `place` on; the caller has checked that they are there.
     init(_ payload: Span<UInt8>, at place: Int = 0) {
-        offset = payload.integer(at: place)
-        region = payload.integer(at: place + 8)
-        count = payload.integer(at: place + 12)
+        offset = payload.littleEndian(at: place)
+        region = payload.littleEndian(at: place + 8)
+        count = payload.littleEndian(at: place + 12)
     }
 }
 

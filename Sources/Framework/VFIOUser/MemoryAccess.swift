@@ -199,9 +199,9 @@ extension Connection {
         // Offsets here are those of the payload, 16 less than those of the message. The upper half of a
         // 64-bit count is zero, and so is QEMU's padding at the end: one of the two often tells, and
         // corrects what was found out before.
-        if payload.integer(UInt32.self, at: 12) != 0 {
+        if payload.littleEndian(UInt32.self, at: 12) != 0 {
             memoryLayout = .qemu
-        } else if payload.integer(UInt32.self, at: 12 + count) != 0 {
+        } else if payload.littleEndian(UInt32.self, at: 12 + count) != 0 {
             memoryLayout = .document
         } else if memoryLayout == nil {
             // If everything is zero, both layouts mean the same.

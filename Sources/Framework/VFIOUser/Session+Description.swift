@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
 internal import SystemPackage
 
 /// What a client asks about the device before it uses it.
@@ -20,7 +21,7 @@ extension Session {
     func describeRegion(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer)
     {
         guard payload.count >= 32 else { return fail(header, .invalidArgument, into: reply) }
-        let index = payload.integer(UInt32.self, at: 8)
+        let index = payload.littleEndian(UInt32.self, at: 8)
         let region = index < regions.count ? regions[Int(index)] : .absent
         // Bit 0 is VFIO_REGION_INFO_FLAG_READ, bit 1 WRITE. Never MMAP: QEMU would give up posted
         // writes for the whole device.
@@ -37,13 +38,13 @@ extension Session {
     func describeRegionDescriptors(
         _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) {
-        guard payload.count >= 16, payload.integer(UInt32.self, at: 8) < regions.count else {
+        guard payload.count >= 16, payload.littleEndian(UInt32.self, at: 8) < regions.count else {
             return fail(header, .invalidArgument, into: reply)
         }
         start(header, payload: 16, into: reply)
         reply.append(16 as UInt32)
         reply.append(0 as UInt32)
-        reply.append(payload.integer(UInt32.self, at: 8))
+        reply.append(payload.littleEndian(UInt32.self, at: 8))
         reply.append(0 as UInt32)
     }
 
@@ -51,7 +52,7 @@ extension Session {
         _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) {
         guard payload.count >= 16 else { return fail(header, .invalidArgument, into: reply) }
-        let index = payload.integer(UInt32.self, at: 8)
+        let index = payload.littleEndian(UInt32.self, at: 8)
         let interrupt = index < interrupts.count ? interrupts[Int(index)] : .absent
         start(header, payload: 16, into: reply)
         reply.append(16 as UInt32)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
 internal import SystemPackage
 
 /// Registers, configuration space and whatever else a device has in its regions.
@@ -40,10 +41,10 @@ extension Session {
 
     func writeRegions(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer) {
         guard payload.count >= RegionWriteMulti.headerSize,
-            payload.integer(UInt64.self, at: 0)
+            payload.littleEndian(UInt64.self, at: 0)
                 <= (payload.count - RegionWriteMulti.headerSize) / RegionWriteMulti.elementSize
         else { return fail(header, .invalidArgument, into: reply) }
-        let count = Int(payload.integer(UInt64.self, at: 0))
+        let count = Int(payload.littleEndian(UInt64.self, at: 0))
         var done: UInt64 = 0
         for index in 0..<count {
             let place = RegionWriteMulti.headerSize + index * RegionWriteMulti.elementSize

@@ -154,8 +154,8 @@ final class Session {
             fail(header, .invalidArgument, into: reply)
             return .refused("a VERSION message of \(header.size) bytes")
         }
-        let major = payload.integer(UInt16.self, at: 0)
-        let minor = payload.integer(UInt16.self, at: 2)
+        let major = payload.littleEndian(UInt16.self, at: 0)
+        let minor = payload.littleEndian(UInt16.self, at: 2)
         guard major == Self.majorVersion else {
             fail(header, .invalidArgument, into: reply)
             return .refused("the client speaks version \(major).\(minor) of the protocol")

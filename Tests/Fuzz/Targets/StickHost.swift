@@ -4,6 +4,7 @@ import BackendKit
 import GuestKit
 import Logging
 import MassStorage
+import Platform
 import USB
 
 /// A host without a controller and its only stick, which is watched: each transfer is answered at
@@ -88,7 +89,7 @@ final class StickHost: USBBus, USBPort {
             violation = "no status unit: \(unit)"
             return
         }
-        let tag = UInt16(unit[2]) << 8 | UInt16(unit[3])
+        let tag = unit.bigEndian(UInt16.self, at: 2)
         if streams > 0, tag != transfer.stream {
             violation = "the status of \(tag) on stream \(transfer.stream)"
         }
@@ -213,10 +214,10 @@ final class StickHost: USBBus, USBPort {
             return (.broken, data)
         }
         let wrapper = status.buffer.bytes(count: answer.transferred)
-        let expected = [0x55, 0x53, 0x42, 0x53] + Self.bytes(tag)
+        let expected = [0x55, 0x53, 0x42, 0x53] + [UInt8](littleEndian: tag)
         try require(wrapper.count == 13, "a CSW of \(wrapper.count) bytes")
         try require(Array(wrapper[..<8]) == expected, "not the CSW of this command: \(wrapper)")
-        let residue = wrapper[8..<12].reversed().reduce(0) { $0 << 8 | Int($1) }
+        let residue = Int(wrapper.littleEndian(UInt32.self, at: 8))
         try require(residue <= length, "a residue of \(residue) of \(length) bytes")
         switch wrapper[12] {
         case 0: return (.passed, data)
@@ -229,13 +230,10 @@ final class StickHost: USBBus, USBPort {
     static func wrapper(
         _ command: [UInt8], length: Int, _ direction: Direction, tag: UInt32
     ) -> [UInt8] {
-        [0x55, 0x53, 0x42, 0x43] + bytes(tag) + bytes(UInt32(length))
+        [0x55, 0x53, 0x42, 0x43] + [UInt8](littleEndian: tag)
+            + [UInt8](littleEndian: UInt32(length))
             + [direction == .in ? 0x80 : 0, 0, UInt8(command.count)] + command
             + [UInt8](repeating: 0, count: 16 - command.count)
-    }
-
-    private static func bytes(_ word: UInt32) -> [UInt8] {
-        (0..<4).map { UInt8(truncatingIfNeeded: word >> ($0 * 8)) }
     }
 }
 

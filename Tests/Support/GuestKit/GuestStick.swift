@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 internal import DMA
+internal import Platform
 internal import USB
 
 /// A guest's driver of a USB stick: Bulk-Only Transport with SCSI's READ and WRITE, as far as a test
@@ -62,7 +63,7 @@ public final class GuestStick {
                 address.direction == .in
                 ? GuestEndpointConfiguration.bulkIn(address.number, segments: ring)
                 : .bulkOut(address.number, segments: ring)
-            endpoint.maxPacketSize = Int(bytes[place + 4]) | Int(bytes[place + 5]) << 8
+            endpoint.maxPacketSize = Int(bytes.littleEndian(UInt16.self, at: place + 4))
             if address.direction == .in {
                 input = input ?? endpoint
             } else {
@@ -79,7 +80,7 @@ public final class GuestStick {
     public func blockCount() throws -> Int {
         try waitUntilReady()
         try perform([0x25] + zeroes(9), input, count: 8)
-        return memory.bytes(at: data, count: 4).reduce(0) { $0 << 8 | Int($1) } + 1
+        return Int(memory.bytes(at: data, count: 4).bigEndian(UInt32.self, at: 0)) + 1
     }
 
     /// All that is on the stick.
@@ -118,7 +119,8 @@ public final class GuestStick {
     /// UNMAP: the blocks read as zeroes afterwards.
     public func discard(block: Int, count: Int) throws {
         let extent =
-            zeroes(4) + bigEndian(UInt32(block)) + bigEndian(UInt32(count)) + zeroes(4)
+            zeroes(4) + Array(bigEndian: UInt32(block)) + Array(bigEndian: UInt32(count))
+            + zeroes(4)
         let list = [0, UInt8(6 + extent.count), 0, UInt8(extent.count)] + zeroes(4) + extent
         memory.write(list, at: data)
         try perform(
@@ -155,13 +157,16 @@ public final class GuestStick {
     ) throws -> UInt8 {
         tag += 1
         let flags: UInt8 = endpoint === input ? 0x80 : 0
-        let header = littleEndian(0x4342_5355) + littleEndian(tag) + littleEndian(UInt32(count))
+        let header =
+            Array(littleEndian: 0x4342_5355 as UInt32) + Array(littleEndian: tag)
+            + Array(littleEndian: UInt32(count))
         let block = header + [flags, 0, UInt8(command.count)] + command
         memory.write(block + zeroes(31 - block.count), at: commandBlock)
         _ = try move(output, commandBlock, 31)
         if let endpoint, try move(endpoint, data, count) == nil { try recover(endpoint) }
         guard try move(input, statusBlock, 13) == 13,
-            memory.bytes(at: statusBlock, count: 8) == littleEndian(0x5342_5355) + littleEndian(tag)
+            memory.bytes(at: statusBlock, count: 8) == Array(littleEndian: 0x5342_5355 as UInt32)
+                + Array(littleEndian: tag)
         else { throw Failure(description: "no status for command \(command)") }
         return memory.load(UInt8.self, at: statusBlock + 12)
     }
@@ -193,9 +198,3 @@ public final class GuestStick {
 }
 
 private func zeroes(_ count: Int) -> [UInt8] { Array(repeating: 0, count: count) }
-
-private func bigEndian(_ value: UInt32) -> [UInt8] { littleEndian(value).reversed() }
-
-private func littleEndian(_ value: UInt32) -> [UInt8] {
-    (0..<4).map { UInt8(truncatingIfNeeded: value >> ($0 * 8)) }
-}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import DMA
+internal import Platform
 public import USB
 
 /// A Transfer Request Block as a driver writes it (xHCI 6.4), independent of the controller's own
@@ -134,10 +135,9 @@ extension GuestTRB {
 
     /// A Normal TRB that carries its (at most eight) bytes in itself.
     public static func immediate(_ bytes: [UInt8], _ flags: Flags = []) -> GuestTRB {
-        var word: UInt64 = 0
-        for byte in bytes.reversed() { word = word << 8 | UInt64(byte) }
+        let padded = bytes + [UInt8](repeating: 0, count: 8 - bytes.count)
         return GuestTRB(
-            .normal, parameter: word, status: UInt32(bytes.count),
+            .normal, parameter: padded.littleEndian(at: 0), status: UInt32(bytes.count),
             flags: flags.union(.immediateData))
     }
 

@@ -178,7 +178,7 @@ public final class QEMUClient: VMMClient {
     public func writeRegions(
         _ writes: [(region: UInt32, offset: UInt64, bytes: [UInt8])]
     ) throws {
-        var payload = [UInt8](integer: UInt64(writes.count))
+        var payload = [UInt8](littleEndian: UInt64(writes.count))
         for write in writes {
             payload += WireMessage.region(
                 write.region, offset: write.offset, count: UInt32(write.bytes.count),

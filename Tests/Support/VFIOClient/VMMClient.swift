@@ -67,7 +67,7 @@ public class VMMClient {
     public func writeRegister<Value: FixedWidthInteger & UnsignedInteger>(
         _ offset: UInt64, _ value: Value
     ) throws {
-        try writeRegion(Region.registers, at: offset, Array(integer: value))
+        try writeRegion(Region.registers, at: offset, Array(littleEndian: value))
     }
 
     public func readConfiguration<Value: FixedWidthInteger & UnsignedInteger>(
@@ -80,7 +80,7 @@ public class VMMClient {
     public func writeConfiguration<Value: FixedWidthInteger & UnsignedInteger>(
         _ offset: UInt64, _ value: Value
     ) throws {
-        try writeRegion(Region.configuration, at: offset, Array(integer: value))
+        try writeRegion(Region.configuration, at: offset, Array(littleEndian: value))
     }
 
     // MARK: - Memory

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// A message as it travels: sixteen bytes of header and a payload.
 ///
 /// The numbers are written here a second time, apart from the server's, so that a slip in one of the
@@ -60,11 +62,11 @@ public struct WireMessage: Equatable, Sendable {
 
     public var bytes: [UInt8] {
         var bytes: [UInt8] = []
-        bytes.append(integer: id)
-        bytes.append(integer: command)
-        bytes.append(integer: UInt32(size))
-        bytes.append(integer: flags)
-        bytes.append(integer: error)
+        bytes.append(littleEndian: id)
+        bytes.append(littleEndian: command)
+        bytes.append(littleEndian: UInt32(size))
+        bytes.append(littleEndian: flags)
+        bytes.append(littleEndian: error)
         return bytes + payload
     }
 }
@@ -73,46 +75,49 @@ public struct WireMessage: Equatable, Sendable {
 
 extension WireMessage {
     public static func version(major: UInt16 = 0, minor: UInt16, json: [UInt8]) -> [UInt8] {
-        Array(integer: major) + Array(integer: minor) + json
+        Array(littleEndian: major) + Array(littleEndian: minor) + json
     }
 
     public static func dmaMap(
         flags: UInt32, offset: UInt64, address: UInt64, size: UInt64
     ) -> [UInt8] {
-        Array(integer: UInt32(32)) + Array(integer: flags) + Array(integer: offset)
-            + Array(integer: address) + Array(integer: size)
+        Array(littleEndian: UInt32(32)) + Array(littleEndian: flags) + Array(littleEndian: offset)
+            + Array(littleEndian: address) + Array(littleEndian: size)
     }
 
     public static func dmaUnmap(flags: UInt32 = 0, address: UInt64, size: UInt64) -> [UInt8] {
-        Array(integer: UInt32(24)) + Array(integer: flags) + Array(integer: address)
-            + Array(integer: size)
+        Array(littleEndian: UInt32(24)) + Array(littleEndian: flags) + Array(littleEndian: address)
+            + Array(littleEndian: size)
     }
 
     public static func getInfo(argsz: UInt32) -> [UInt8] {
-        Array(integer: argsz) + [UInt8](repeating: 0, count: 12)
+        Array(littleEndian: argsz) + [UInt8](repeating: 0, count: 12)
     }
 
     public static func regionInfo(index: UInt32) -> [UInt8] {
-        Array(integer: UInt32(32)) + Array(integer: UInt32(0)) + Array(integer: index)
+        Array(littleEndian: UInt32(32)) + Array(littleEndian: UInt32(0))
+            + Array(littleEndian: index)
             + [UInt8](repeating: 0, count: 20)
     }
 
     public static func irqInfo(index: UInt32) -> [UInt8] {
-        Array(integer: UInt32(16)) + Array(integer: UInt32(0)) + Array(integer: index)
-            + Array(integer: UInt32(0))
+        Array(littleEndian: UInt32(16)) + Array(littleEndian: UInt32(0))
+            + Array(littleEndian: index)
+            + Array(littleEndian: UInt32(0))
     }
 
     public static func setIRQs(
         flags: UInt32, index: UInt32, start: UInt32, count: UInt32, data: [UInt8] = []
     ) -> [UInt8] {
-        Array(integer: UInt32(20 + data.count)) + Array(integer: flags) + Array(integer: index)
-            + Array(integer: start) + Array(integer: count) + data
+        Array(littleEndian: UInt32(20 + data.count)) + Array(littleEndian: flags)
+            + Array(littleEndian: index)
+            + Array(littleEndian: start) + Array(littleEndian: count) + data
     }
 
     public static func region(
         _ index: UInt32, offset: UInt64, count: UInt32, data: [UInt8] = []
     ) -> [UInt8] {
-        Array(integer: offset) + Array(integer: index) + Array(integer: count) + data
+        Array(littleEndian: offset) + Array(littleEndian: index) + Array(littleEndian: count) + data
     }
 }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// The commands that concern the blocks of the medium (SBC-3, 5).
 extension LogicalUnit {
     // MARK: - Capacity
@@ -23,8 +25,8 @@ extension LogicalUnit {
         }
         try requireMedium()
         var bytes = [UInt8](repeating: 0, count: 32)
-        bytes.store(blockCount - 1, at: 0)
-        bytes.store(UInt32(blockSize), at: 8)
+        bytes.store(bigEndian: blockCount - 1, at: 0)
+        bytes.store(bigEndian: UInt32(blockSize), at: 8)
         bytes[13] = UInt8(granularity.trailingZeroBitCount)
         // LBPME and LBPRZ.
         if !isReadOnly { bytes[14] = 0xc0 }
@@ -102,7 +104,7 @@ extension LogicalUnit {
     func unmap(_ list: [UInt8]) throws(SenseData) -> Action {
         guard list.count >= 8 else { throw .parameterListLengthError }
         // Descriptors that are cut off are ignored, as are the bytes behind them.
-        let count = min(Int(list.bigEndian(2..<4)), list.count - 8) / 16
+        let count = min(Int(list.bigEndian(UInt16.self, at: 2)), list.count - 8) / 16
         guard count <= MassStorageLimits.unmapDescriptors else {
             throw .invalidField(inParameters: 2)
         }
@@ -111,7 +113,8 @@ extension LogicalUnit {
         for index in 0..<count {
             let start = 8 + 16 * index
             let extent = try extent(
-                list.bigEndian(start..<start + 8), list.bigEndian(start + 8..<start + 12))
+                list.bigEndian(UInt64.self, at: start),
+                UInt64(list.bigEndian(UInt32.self, at: start + 8)))
             total += extent.count
             guard total <= MassStorageLimits.unmapBlocks else {
                 throw .invalidField(inParameters: start + 8)

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// INQUIRY and its vital product data (SPC-4, 6.6 and 7.8; SBC-3, 6.5).
 extension LogicalUnit {
     func inquiry(_ block: CommandBlock) throws(SenseData) -> Action {
@@ -60,15 +62,15 @@ extension LogicalUnit {
     private var blockLimits: [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 60)
         bytes[0] = 1  // WSNZ: WRITE SAME of no blocks does not mean all
-        bytes.store(UInt16(granularity), at: 2)
+        bytes.store(bigEndian: UInt16(granularity), at: 2)
         // One transfer of the largest ring, and a good size for the page cache.
-        bytes.store(UInt32(2048), at: 8)
+        bytes.store(bigEndian: UInt32(2048), at: 8)
         if !isReadOnly {
-            bytes.store(UInt32(MassStorageLimits.unmapBlocks), at: 16)
-            bytes.store(UInt32(MassStorageLimits.unmapDescriptors), at: 20)
-            bytes.store(UInt32(granularity), at: 24)
-            bytes.store(UInt32(0x8000_0000), at: 28)  // aligned to block 0
-            bytes.store(MassStorageLimits.writeSameBlocks, at: 32)
+            bytes.store(bigEndian: UInt32(MassStorageLimits.unmapBlocks), at: 16)
+            bytes.store(bigEndian: UInt32(MassStorageLimits.unmapDescriptors), at: 20)
+            bytes.store(bigEndian: UInt32(granularity), at: 24)
+            bytes.store(bigEndian: UInt32(0x8000_0000), at: 28)  // aligned to block 0
+            bytes.store(bigEndian: MassStorageLimits.writeSameBlocks, at: 32)
         }
         return bytes
     }
@@ -76,7 +78,7 @@ extension LogicalUnit {
     /// Block device characteristics (SBC-3, 6.5.2): not rotating, so that hosts do not sort.
     private var characteristics: [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 60)
-        bytes.store(UInt16(1), at: 0)
+        bytes.store(bigEndian: UInt16(1), at: 0)
         return bytes
     }
 

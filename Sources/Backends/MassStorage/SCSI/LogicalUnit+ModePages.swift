@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// MODE SENSE and MODE SELECT (SPC-4, 6.11 to 6.14 and 7.5).
 extension LogicalUnit {
     /// A mode page: its bytes with code and length, and which bits of them the host may change.
@@ -76,7 +78,7 @@ extension LogicalUnit {
             ]
         } else {
             header = [0, 0, 0, deviceSpecific, isLong ? 1 : 0, 0, 0, UInt8(descriptor.count)]
-            header.store(UInt16(clamping: 6 + descriptor.count + data.count), at: 0)
+            header.store(bigEndian: UInt16(clamping: 6 + descriptor.count + data.count), at: 0)
         }
         let allocation = isShort ? Int(block[4]) : Int(block[7..<9])
         return .reply((header + descriptor + data).cut(to: allocation))
@@ -110,7 +112,7 @@ extension LogicalUnit {
         let headerCount = isShort ? 4 : 8
         guard list.count >= headerCount else { throw .parameterListLengthError }
         let isLong = !isShort && list[4] & 1 != 0
-        let descriptorCount = isShort ? Int(list[3]) : Int(list.bigEndian(6..<8))
+        let descriptorCount = isShort ? Int(list[3]) : Int(list.bigEndian(UInt16.self, at: 6))
         var position = headerCount + descriptorCount
         guard position <= list.count else { throw .parameterListLengthError }
         if descriptorCount > 0 {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// The logical unit of a stick: a SCSI direct-access block device (SPC-4, SBC-3), without input or
 /// output.
 ///

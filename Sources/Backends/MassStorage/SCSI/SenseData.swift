@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
+
 /// Why a SCSI command was not carried out, in the words of SPC-4, 4.5.
 ///
 /// It is thrown by the commands' code. With Bulk-Only Transport it is kept until the host asks with
@@ -93,10 +95,10 @@ struct SenseData: Error, Equatable, Sendable {
         // A block beyond 32 bits can only be told in descriptor format.
         if let information, let short = UInt32(exactly: information) {
             bytes[0] |= 0x80
-            bytes.store(short, at: 3)
+            bytes.store(bigEndian: short, at: 3)
         }
         bytes[7] = 10
-        bytes.store(code, at: 12)
+        bytes.store(bigEndian: code, at: 12)
         if let fieldPointer {
             bytes.replaceSubrange(15..<18, with: fieldPointer.senseKeySpecific)
         }
@@ -106,7 +108,7 @@ struct SenseData: Error, Equatable, Sendable {
     /// Descriptor format (SPC-4, 4.5.2).
     var descriptorFormat: [UInt8] {
         var bytes: [UInt8] = [isDeferred ? 0x73 : 0x72, key.rawValue, 0, 0, 0, 0, 0, 0]
-        bytes.store(code, at: 2)
+        bytes.store(bigEndian: code, at: 2)
         if let information {
             bytes += [0x00, 0x0a, 0x80, 0x00]
             bytes.append(bigEndian: information)
@@ -128,29 +130,5 @@ extension SenseData.FieldPointer {
         if isInCommand { flags |= 0x40 }
         if let bit { flags |= 0x08 | bit & 7 }
         return [flags, UInt8(byte >> 8), UInt8(byte & 0xff)]
-    }
-}
-
-extension [UInt8] {
-    /// Writes a big-endian number over existing bytes.
-    mutating func store<Number: FixedWidthInteger & UnsignedInteger>(
-        _ value: Number, at index: Int
-    ) {
-        for offset in 0..<Number.bitWidth / 8 {
-            self[index + offset] = UInt8(
-                truncatingIfNeeded: value >> (Number.bitWidth - 8 - 8 * offset))
-        }
-    }
-
-    /// Appends a big-endian number.
-    mutating func append<Number: FixedWidthInteger & UnsignedInteger>(bigEndian value: Number) {
-        let start = count
-        self += [UInt8](repeating: 0, count: Number.bitWidth / 8)
-        store(value, at: start)
-    }
-
-    /// The big-endian number in a range of existing bytes.
-    func bigEndian(_ range: Range<Int>) -> UInt64 {
-        self[range].reduce(0) { $0 << 8 | UInt64($1) }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
 internal import USB
 
 /// The state machine of USB Mass Storage Class, Bulk-Only Transport 1.0, without input or output.
@@ -246,11 +247,5 @@ struct CommandStatusWrapper: Equatable {
 
     private static func byte(_ index: Int, of word: UInt32) -> UInt8 {
         UInt8(truncatingIfNeeded: word >> UInt32(index * 8))
-    }
-}
-
-extension Span<UInt8> {
-    fileprivate func littleEndian(at index: Int) -> UInt32 {
-        (0..<4).reduce(0) { $0 | UInt32(self[index + $1]) << UInt32($1 * 8) }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import Platform
 internal import USB
 
 /// What a host sends down the command pipe of USB Attached SCSI: an information unit (UAS, 6.2).
@@ -103,7 +104,7 @@ struct UASReply: Equatable {
         case .response(let response): bytes = [0x04, 0, 0, 0, 0, 0, 0, response.rawValue]
         case .ready(let direction): bytes = [direction == .in ? 0x06 : 0x07, 0, 0, 0]
         }
-        bytes.store(tag, at: 2)
+        bytes.store(bigEndian: tag, at: 2)
         return bytes
     }
 
@@ -114,11 +115,5 @@ struct UASReply: Equatable {
         bytes[6] = status
         bytes[15] = UInt8(clamping: data.count)
         return bytes + data
-    }
-}
-
-extension Span<UInt8> {
-    fileprivate func bigEndian(at index: Int) -> UInt16 {
-        UInt16(self[index]) << 8 | UInt16(self[index + 1])
     }
 }

@@ -1,20 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-extension Span where Element == UInt8 {
-    /// The integer at a byte offset, in the byte order of the protocol's hosts: least significant
-    /// first. The caller has checked that it is there.
-    @inline(__always)
-    func integer<Value: FixedWidthInteger & UnsignedInteger>(
-        _ type: Value.Type = Value.self, at offset: Int
-    ) -> Value {
-        var value: Value = 0
-        for index in 0..<MemoryLayout<Value>.size {
-            value |= Value(truncatingIfNeeded: self[offset + index]) << Value(8 * index)
-        }
-        return value
-    }
-}
-
 /// A message being written: a piece of memory that is used again for each.
 @safe
 final class MessageBuffer {
