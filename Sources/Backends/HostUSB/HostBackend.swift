@@ -136,23 +136,25 @@ public final class HostBackend: DeviceBackend {
         }
         let name = HostDeviceName(node)
         return try adopt(
-            node, name, pointer, DeviceNodeLock.tryKeeping(number, of: name.node), passed)
+            node, name, pointer, ReceivedNode(number, path: name.node), passed)
     }
 
     func adopt(
         _ node: LibUSBDevice, _ name: HostDeviceName, _ pointer: LibUSBHandle.Pointer,
-        _ mark: Result<Void, OpeningError>, _ passed: ReceivedDescriptor
+        _ received: ReceivedNode, _ passed: ReceivedDescriptor
     ) throws(BackendError) -> HostDeviceSession {
         do throws(BackendError) {
             guard rule.means(name) else { throw Diagnosis.otherNode(rule, name) }
-            do throws(OpeningError) { try mark.get() } catch {
+            do throws(OpeningError) { try received.lock.get() } catch {
                 throw Diagnosis.cannotOpen(name, error)
             }
         } catch {
             pointer.close()
             throw error
         }
-        return try pass(node, name, LibUSBHandle.Opened(pointer: pointer), passed)
+        let opened = LibUSBHandle.Opened(
+            pointer: pointer, longestRequest: received.longestRequest)
+        return try pass(node, name, opened, passed)
     }
 
     // MARK: - The start
@@ -192,7 +194,6 @@ public final class HostBackend: DeviceBackend {
     private func follow(on bus: any USBBus) {
         self.bus = bus
         context.whenDeparted = { [weak self] in self?.departed($0) }
-        context.whenLost = { [weak self] in self?.endLost() }
         guard rule.isLasting else { return }
         context.whenArrived = { [weak self] in
             self?.attempts = 0

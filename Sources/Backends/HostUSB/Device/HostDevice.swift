@@ -107,9 +107,6 @@ final class HostDevice: USBDevice, HostHandleObserver {
             pipes[place].waiting = []
         }
         cancelInFlight()
-        // The guest is told right away, and may then use the memory for something else. The kernel
-        // writes to it only when what has ended is fetched.
-        handle.reap()
     }
 
     func submit(_ transfer: Transfer) {
@@ -144,8 +141,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
             if let index = pipes[place].inFlight.firstIndex(where: { $0.id == id }) {
                 pipes[place].inFlight[index].isCancelled = true
                 handle.cancel(id)
-                // Nobody is called back from within libusb, so its end can come now. A controller's
-                // patience is for devices, not for what already lies ready.
+                // The kernel has ended the transfer, so its completion, with the bytes that arrived
+                // until then, is fetched now.
                 handle.reap()
                 return
             }

@@ -60,7 +60,8 @@ final class HostDeviceSession {
     ) throws(OpeningError) -> LibUSBHandle.Opened {
         let mark = try DeviceNodeLock.keep(name.node)
         do throws(LibUSBError) {
-            return LibUSBHandle.Opened(pointer: try opener.open(), mark: mark)
+            return LibUSBHandle.Opened(
+                pointer: try opener.open(), mark: mark, longestRequest: mark.longestRequest)
         } catch {
             throw .refused(error)
         }
@@ -99,9 +100,6 @@ final class HostDeviceSession {
         }
         return claims.problems
     }
-
-    /// The kernel has lost transfers, perhaps of this device.
-    func endLost() { handle.endLost() }
 
     // MARK: - The end
 

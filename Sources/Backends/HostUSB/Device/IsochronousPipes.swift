@@ -124,7 +124,8 @@ final class IsochronousPipes {
         pipes[place].waiting = []
         let all = pipes[place].inFlight + rest.count
         let size = min(
-            max((all + Self.batchesAtOnce - 1) / Self.batchesAtOnce, 1), IsochronousBatch.capacity)
+            max((all + Self.batchesAtOnce - 1) / Self.batchesAtOnce, 1),
+            HostUSBLimits.packetsPerRequest)
         while !rest.isEmpty {
             let next = Array(rest.prefix(size))
             do throws(LibUSBError) {

@@ -25,8 +25,8 @@ final class LibUSBContext {
     private let additions: Mailbox<Void>
     private var delivery: Watch?
     /// Transfers whose callback has run, and the array that they are swapped with to be worked off.
-    private var ended: [any TransferCarrier] = []
-    private var endedSpare: [any TransferCarrier] = []
+    private var ended: [LibUSBTransfer] = []
+    private var endedSpare: [LibUSBTransfer] = []
     private var departed: [LibUSBDevice.Identity] = []
     private var hasArrivals = false
     private var isHandlingEvents = false
@@ -35,10 +35,6 @@ final class LibUSBContext {
     var whenDeparted: ((LibUSBDevice.Identity) -> Void)?
     /// Called when devices have come to the host.
     var whenArrived: (() -> Void)?
-    /// Called in a turn of its own when the kernel has not given back something that has ended: it
-    /// could not copy the data. libusb does not know of what, and waits for it for ever.
-    var whenLost: (() -> Void)?
-    private var loss: Watch?
 
     init(loop: any EventLoop) throws(LibUSBError) {
         do { additions = try Mailbox() } catch { throw .noMemory }
@@ -70,7 +66,6 @@ final class LibUSBContext {
         unsafe libusb_set_pollfd_notifiers(raw, nil, nil, nil)
         watches = []
         retry = nil
-        loss = nil
         delivery = nil
         unsafe libusb_exit(raw)
     }
@@ -135,10 +130,9 @@ final class LibUSBContext {
         isHandlingEvents = true
         defer { isHandlingEvents = false }
         var time = timeval(tv_sec: 0, tv_usec: suseconds_t(limit.nanoseconds / 1000))
-        let result = unsafe libusb_handle_events_timeout_completed(raw, &time, nil)
-        if LibUSBError(rawValue: result) == .inputOutput { noteLoss() }
+        _ = unsafe libusb_handle_events_timeout_completed(raw, &time, nil)
         swap(&ended, &endedSpare)
-        for slot in endedSpare { slot.finish() }
+        for transfer in endedSpare { transfer.whenEnded?() }
         endedSpare.removeAll(keepingCapacity: true)
         let left = departed
         departed = []
@@ -148,16 +142,8 @@ final class LibUSBContext {
         whenArrived?()
     }
 
-    private func noteLoss() {
-        guard loss == nil else { return }
-        loss = loop.schedule(at: loop.now) { [unowned self] in
-            loss = nil
-            whenLost?()
-        }
-    }
-
-    /// From a transfer's callback: it is to be finished once libusb has returned.
-    func note(ended slot: any TransferCarrier) { ended.append(slot) }
+    /// Called by a transfer's callback; the transfer is finished after libusb has returned.
+    func queueEnd(of transfer: LibUSBTransfer) { ended.append(transfer) }
 
     /// Watches what libusb has and is not watched yet.
     private func watchDescriptors() {
@@ -220,38 +206,4 @@ final class LibUSBContext {
         guard let context = unsafe context else { return nil }
         return unsafe Unmanaged<LibUSBContext>.fromOpaque(context).takeUnretainedValue()
     }
-}
-
-/// Transfers on their way through libusb, which note their end in its callback.
-protocol TransferCarrier: AnyObject {
-    var raw: UnsafeMutablePointer<libusb_transfer> { get }
-
-    /// Ends the transfers with what libusb found.
-    func finish()
-}
-
-extension TransferCarrier {
-    /// Gives libusb what is described in ``raw``. It holds on to the carrier, unless this throws, until
-    /// it calls back.
-    func handOver(to handle: LibUSBHandle.Pointer) throws(LibUSBError) {
-        unsafe raw.pointee.dev_handle = handle.raw
-        unsafe raw.pointee.user_data = Unmanaged.passRetained(self).toOpaque()
-        do throws(LibUSBError) {
-            try submission { unsafe libusb_submit_transfer(raw) }
-        } catch {
-            unsafe Unmanaged.passUnretained(self).release()
-            throw error
-        }
-    }
-}
-
-/// Makes a call that submits a transfer. libusb has a word for the kernel's lack of memory for bulk
-/// and interrupt transfers only.
-func submission(_ call: () -> CInt) throws(LibUSBError) {
-    errno = 0
-    let result = call()
-    let cause = errno
-    if result >= 0 { return }
-    let error = LibUSBError(rawValue: result)
-    throw error == .inputOutput && cause == ENOMEM ? .noMemory : error
 }

@@ -20,6 +20,9 @@ final class LibUSBHandle: HostHandle {
         let pointer: Pointer
         /// Missing where somebody else has opened the node: the lock is on that opening.
         var mark: DeviceNodeLock?
+        /// Bytes of the longest OUT transfer that libusb submits as one request; see
+        /// ``SystemFiles/longestRequest(of:)``.
+        var longestRequest = Int.max
     }
 
     weak var observer: (any HostHandleObserver)?
@@ -33,6 +36,8 @@ final class LibUSBHandle: HostHandle {
     private var mark: DeviceNodeLock?
     private let worker: Worker
     private let loop: any EventLoop
+    private let longestRequest: Int
+    private let memory = TransferMemory()
     private var active: [TransferSlot] = []
     private var idle: [TransferSlot] = []
     private let isochronous: IsochronousPipes
@@ -61,12 +66,14 @@ final class LibUSBHandle: HostHandle {
         self.pointer = pointer
         self.node = node
         mark = opened.mark
+        longestRequest = opened.longestRequest
         self.control = control
         self.context = context
         self.worker = worker
         self.loop = loop
+        let memory = memory
         isochronous = IsochronousPipes(loop: loop) { () throws(LibUSBError) in
-            try IsochronousBatch(context: context)
+            try IsochronousBatch(context: context, memory: memory)
         } submit: { (batch, transfers) throws(LibUSBError) in
             try batch.submit(transfers, on: pointer)
         }
@@ -103,9 +110,8 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
-    /// The kernel takes a transfer out of the controller's queue and waits until that has let go of it
-    /// (`usb_kill_urb`), which depends on no device. So it is done here, and not on the worker: the
-    /// sooner it has ended, the sooner the guest may have its memory back.
+    /// Cancels a transfer in the kernel, which waits until the host's controller has let go of it
+    /// (`usb_kill_urb`). That depends on no device, so it is done here, and not on the worker.
     func cancel(_ id: Transfer.ID) {
         if let slot = active.first(where: { $0.transfer?.id == id }) {
             slot.cancel()
@@ -114,14 +120,10 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
-    /// The kernel copies data when it is asked for what has ended, so this is all that can still come of
-    /// cancelled transfers. libusb takes some requests at a time, and makes many of a large transfer.
+    /// Fetches the completions of cancelled transfers. libusb takes some requests at a time, and makes
+    /// many of a large transfer.
     func reap() {
-        reap(atMost: requestCount / Self.requestsReaped + Self.spareRounds)
-    }
-
-    private func reap(atMost limit: Int) {
-        var rounds = limit
+        var rounds = requestCount / Self.requestsReaped + Self.spareRounds
         repeat {
             context.handleEvents()
             rounds -= 1
@@ -139,22 +141,6 @@ final class LibUSBHandle: HostHandle {
             active.compactMap(\.transfer?.buffer)
             + isochronous.batches.flatMap { $0.transfers.map(\.buffer) }
         return buffers.reduce(0) { $0 + $1.count / 0x4000 + 1 }
-    }
-
-    /// Ends what the kernel has lost, and the rest with it: which it is, shows when nothing else is
-    /// left. The device is one that has left then.
-    func endLost() {
-        observer?.deviceLeft()
-        cancelAll()
-        // Each one that is lost ends a round.
-        reap(atMost: requestCount + Self.spareRounds)
-        let lost = active
-        active = []
-        for slot in lost {
-            guard let transfer = slot.abandon() else { continue }
-            observer?.transferEnded(transfer, with: transfer.completion(.failed))
-        }
-        closeIfIdle()
     }
 
     private var hasCancelled: Bool {
@@ -185,7 +171,8 @@ final class LibUSBHandle: HostHandle {
 
     private func freeSlot() throws(LibUSBError) -> TransferSlot {
         if let slot = idle.popLast() { return slot }
-        let slot = try TransferSlot(context: context)
+        let slot = try TransferSlot(
+            context: context, memory: memory, longestRequest: longestRequest)
         slot.whenFinished = { [weak self] slot, transfer, completion in
             self?.finished(slot, transfer, completion)
         }
@@ -297,6 +284,7 @@ final class LibUSBHandle: HostHandle {
         isClosed = true
         idle = []
         isochronous.close()
+        memory.removeAll()
         control.close()
         _ = node?.take()
         mark = nil

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+internal import CLibUSB
 internal import Glibc
 internal import Platform
 internal import USB
@@ -62,6 +63,17 @@ enum SystemFiles {
         let number = unsafe Glibc.open(node, O_RDWR | O_CLOEXEC | O_NOCTTY)
         guard number >= 0 else { throw error(errno) }
         return OwnedDescriptor(owning: number)
+    }
+
+    /// Bytes of the longest bulk transfer that libusb submits as one request to usbfs. This may wait
+    /// for the lock that the kernel's drivers hold while they start.
+    ///
+    /// libusb cuts longer transfers into requests of 16 KiB where the host's controller has no
+    /// scatter-gather lists. When such a transfer ends early, libusb may move data within its buffer,
+    /// OUT data as well, so that buffer must not be the guest's.
+    static func longestRequest(of descriptor: CInt) -> Int {
+        usbvfiod_usbfs_capabilities(descriptor) & UInt32(USBDEVFS_CAP_BULK_SCATTER_GATHER) != 0
+            ? .max : 0x4000
     }
 
     private static func error(_ number: CInt) -> LibUSBError {

@@ -23,6 +23,9 @@ final class DeviceNodeLock: Sendable {
         return DeviceNodeLock(descriptor)
     }
 
+    /// Bytes of the longest OUT transfer that libusb submits as one request.
+    var longestRequest: Int { SystemFiles.longestRequest(of: descriptor.rawValue) }
+
     /// Keeps a device by a descriptor that somebody else holds. Where it is kept already, all programs
     /// are looked through for the reason, which takes time.
     static func tryKeeping(_ descriptor: CInt, of node: String) -> Result<Void, OpeningError> {
@@ -34,6 +37,19 @@ final class DeviceNodeLock: Sendable {
             return
         }
         throw .taken(by: SystemFiles.holders(ofNode: node))
+    }
+}
+
+/// A device node that the client of the control socket has opened.
+struct ReceivedNode: Sendable {
+    let lock: Result<Void, OpeningError>
+    /// Bytes of the longest OUT transfer that libusb submits as one request.
+    let longestRequest: Int
+
+    /// Locks the node. This may wait for a driver that starts on the device.
+    init(_ descriptor: CInt, path: String) {
+        lock = DeviceNodeLock.tryKeeping(descriptor, of: path)
+        longestRequest = SystemFiles.longestRequest(of: descriptor)
     }
 }
 

@@ -141,8 +141,8 @@ extension HostBackend {
     ) {
         let bare = HostDeviceName(bare: node)
         lookout.run {
-            (bare.withWords(), DeviceNodeLock.tryKeeping(number, of: bare.node))
-        } completion: { [weak self] name, mark in
+            (bare.withWords(), ReceivedNode(number, path: bare.node))
+        } completion: { [weak self] name, received in
             guard let self else { return }
             isLooking = false
             guard bus != nil else { return pointer.close() }
@@ -151,7 +151,7 @@ extension HostBackend {
                 return lost(name)
             }
             do throws(BackendError) {
-                claim(try adopt(node, name, pointer, mark, passed))
+                claim(try adopt(node, name, pointer, received, passed))
             } catch {
                 fail(error)
             }
@@ -199,13 +199,6 @@ extension HostBackend {
     }
 
     // MARK: - Going
-
-    /// The kernel has lost transfers: the client has made the file shorter that they go to. Only a
-    /// device that is opened anew is free of them.
-    func endLost() {
-        let devices = leaving + (isAttached ? [current].compactMap(\.self) : [])
-        for device in devices where !device.isClosed { device.endLost() }
-    }
 
     /// libusb has noticed that a device is not there any more.
     func departed(_ identity: LibUSBDevice.Identity) {
