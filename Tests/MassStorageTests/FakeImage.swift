@@ -35,7 +35,8 @@ final class FakeImage: DiskImage {
         var log: [Operation] = []
         /// At most so many bytes move in one call.
         var largestMove = Int.max
-        var isGateShut = false
+        /// Operations that wait until the gate opens.
+        var hangs: @Sendable (Operation) -> Bool = { _ in false }
     }
 
     let byteCount: UInt64
@@ -53,19 +54,21 @@ final class FakeImage: DiskImage {
 
     func set(_ change: @Sendable (inout State) -> Void) { state.withLock { change(&$0) } }
 
-    /// Until ``openGate()``, whatever may wait waits.
-    func shutGate() { state.withLock { $0.isGateShut = true } }
+    /// Until ``openGate()``, operations that may wait hang: all of them, or those that are chosen.
+    func shutGate(for operations: @escaping @Sendable (Operation) -> Bool = { _ in true }) {
+        state.withLock { $0.hangs = operations }
+    }
 
     func openGate() {
         gate.lock()
-        state.withLock { $0.isGateShut = false }
+        state.withLock { $0.hangs = { _ in false } }
         gate.broadcast()
         gate.unlock()
     }
 
-    private func passGate() {
+    private func passGate(_ operation: Operation) {
         gate.lock()
-        while state.withLock({ $0.isGateShut }) { gate.wait() }
+        while state.withLock({ $0.hangs(operation) }) { gate.wait() }
         gate.unlock()
     }
 
@@ -103,7 +106,7 @@ final class FakeImage: DiskImage {
     }
 
     private func begin(_ operation: Operation, waiting: Bool) throws(Errno) -> Int {
-        if waiting { passGate() }
+        if waiting { passGate(operation) }
         let outcome = state.withLock { state -> (Errno?, Int) in
             var limit = state.largestMove
             if !waiting {
@@ -113,7 +116,7 @@ final class FakeImage: DiskImage {
                 case .wouldBlock: return (.wouldBlock, 0)
                 case .notSupported: return (.notSupported, 0)
                 }
-                if state.isGateShut { return (.wouldBlock, 0) }
+                if state.hangs(operation) { return (.wouldBlock, 0) }
             }
             state.log.append(operation)
             return (state.fault(operation), limit)

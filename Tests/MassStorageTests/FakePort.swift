@@ -95,6 +95,24 @@ final class StickHost {
         return transfer.buffer.bytes(count: completion.transferred)
     }
 
+    /// The guest uses the memory of a transfer for something else.
+    func reuseMemory(of id: Transfer.ID) { memory[id]?.buffer.fill(.max, with: Self.reused) }
+
+    /// Whether the memory still holds what the guest has put there since.
+    func isMemoryIntact(of id: Transfer.ID) -> Bool {
+        memory[id]?.buffer.bytes().allSatisfy { $0 == Self.reused } ?? false
+    }
+
+    private static let reused: UInt8 = 0xee
+
+    /// Whether the byte before `count` of a transfer's memory has been written.
+    func arrived(_ id: Transfer.ID, _ count: Int) -> Bool {
+        memory[id]?.buffer.bytes(from: count - 1, count: 1) != [0xa5]
+    }
+
+    /// Runs what is due on the event loop.
+    func turn() { try? loop.turn(until: loop.now + .milliseconds(5)) }
+
     func settle() {
         while !device.isIdle { try? loop.turn(until: loop.now + .milliseconds(5)) }
     }

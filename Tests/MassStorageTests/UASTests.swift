@@ -300,11 +300,9 @@ import USB
         let done = uas.status(30)
         uas.request(UASHost.function(0x02, 30))
         #expect(uas.host.isDone(done))
-        // The memory is given back when the disk has let go of it.
-        #expect(read.data.map { uas.host.isDone($0) } == false)
+        #expect(read.data.flatMap { uas.host.port.completions[$0]?.transferred } == 0)
         image.openGate()
         uas.host.settle()
-        #expect(read.data.flatMap { uas.host.port.completions[$0]?.transferred } == 0)
         #expect(!uas.host.isDone(read.status))
         #expect(!uas.host.isDone(waiting.status))
         expectAlive(uas)

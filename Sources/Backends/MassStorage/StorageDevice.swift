@@ -7,11 +7,12 @@ internal import USB
 
 /// A USB stick: the device that joins control pipe, transport, logical unit and image.
 ///
-/// Transfers wait in ``StoragePipes``. ``advance()`` takes from there whatever can be used now. Bytes
-/// move between the image and the transfer's memory without a copy in between:
-/// at once if the page cache has them, otherwise on the worker thread. Only one movement is under
-/// way at a time, and the bulk pipes wait for it, so that everything happens in the order of the
-/// guest; control requests are answered meanwhile.
+/// Transfers wait in ``StoragePipes``. ``advance()`` takes from there whatever can be used now. If the
+/// page cache has the data, the event loop moves them straight between the image and the transfer's
+/// buffer; otherwise the worker moves them through the ``StagingBuffer``. The worker has one job at a
+/// time, and the bulk pipes wait for its end, so that everything happens in the order of the guest;
+/// control requests are answered meanwhile. A cancelled transfer does not wait: it completes at once,
+/// and only its successors wait for the job.
 final class StorageDevice: USBDevice {
     let speed: USBSpeed
     var summary: String
@@ -28,8 +29,9 @@ final class StorageDevice: USBDevice {
     var command: Command?
     /// The worker moves bytes or works for a command.
     var isBusy = false
-    /// The transfer whose memory the worker reads or writes.
-    private(set) var transferInUse: Transfer.ID?
+    /// The transfer for which the worker is at work; `nil` once it is cancelled.
+    var pending: PendingTransfer?
+    private(set) lazy var staging = StagingBuffer(capacity: MassStorageLimits.bytesAtOnce)
     /// Ends the job that the worker has, if it is a long one.
     var cancellation: Cancellation?
     /// The operator changes the medium; see ``changeMedium(to:force:then:)``.
@@ -97,7 +99,7 @@ final class StorageDevice: USBDevice {
         for transfer in waiting { complete(transfer.id, .cancelled, 0) }
     }
 
-    /// The state after power-on. A movement that is under way ends by itself.
+    /// The state after power-on. A job that the worker has ends by itself.
     private func restart() {
         pipes.control.reset()
         unit.reset()
@@ -109,6 +111,7 @@ final class StorageDevice: USBDevice {
         cancellation?.cancel()
         command = nil
         lossTag = nil
+        endPending(.cancelled)
         for transfer in pipes.reset() { complete(transfer.id, .failed, 0) }
         unit.takesManyCommands = pipes.usesUAS
     }
@@ -128,8 +131,7 @@ final class StorageDevice: USBDevice {
     }
 
     func cancel(_ id: Transfer.ID) {
-        // A movement under way ends as itself; its memory is in use until then.
-        if pipes.remove(id) { complete(id, .cancelled, 0) }
+        if !cancelPending(id), pipes.remove(id) { complete(id, .cancelled, 0) }
     }
 
     // MARK: - Control pipe
@@ -235,6 +237,7 @@ final class StorageDevice: USBDevice {
     /// command waits for that.
     private func forgetCommand() {
         command = nil
+        endPending(.completed)
         guard isBusy else { return }
         era += 1
         cancellation?.cancel()
@@ -298,7 +301,7 @@ final class StorageDevice: USBDevice {
             return
         }
         self.cancellation = cancellation
-        onWorker(for: nil) {
+        onWorker {
             image.carryOut(job, durably: durably, unless: cancellation, lostWrites)
         } then: { [self] error in
             // What was cut short by the loss of the medium means nothing.
@@ -324,26 +327,20 @@ final class StorageDevice: USBDevice {
 
     /// Runs a job on the worker while the bulk pipes wait, then goes on with the command.
     ///
-    /// If the transport was reset or the command aborted meanwhile, there is no command any more, and
-    /// the transfer that the job worked for is given back.
+    /// If the transport was reset or the command aborted meanwhile, the result is dropped. Jobs run in
+    /// the order in which they were given, so those of later commands find the image as this one leaves
+    /// it.
     func onWorker<Result: Sendable>(
-        for transfer: Transfer?, _ job: @escaping @Sendable () -> Result,
-        then: @escaping (Result) -> Void
+        _ job: @escaping @Sendable () -> Result, then: @escaping (Result) -> Void
     ) {
         isBusy = true
-        transferInUse = transfer?.id
         let era = era
-        let port = port
-        // Holding `self` and the transfer keeps the guest's memory until the worker is done.
         worker.run(job) { [self] result in
             isBusy = false
-            transferInUse = nil
             if era == self.era {
                 then(result)
-                if isChangingMedium { abandonCommand() }
-            } else if let transfer {
-                // Of a port that it has left as well: the guest waits for its memory.
-                port?.complete(transfer.completion(pipes.usesUAS ? .completed : .cancelled))
+                // A command that goes on with a further job sees the change by itself.
+                if isChangingMedium, !isBusy { abandonCommand() }
             }
             advance()
         }

@@ -50,8 +50,7 @@ final class StickHost: USBBus, USBPort {
 
     func detach(_ device: any USBDevice) {
         device.detached()
-        // A worker may still have the memory of one.
-        waiting.removeAll { $0.id != device.transferInUse }
+        waiting = []
         streams = 0
     }
 
