@@ -6,12 +6,13 @@ import Testing
 import USB
 import XHCI
 
-/// The ways of drivers other than Linux, each as a short scenario of what it does and depends on.
+/// Sequences that specific guest drivers use and depend on, one short scenario each.
 struct DriverCompatibilityTests {
     private let descriptor = SetupPacket(
         requestType: 0x80, request: 6, value: 0x100, index: 0, length: 18)
 
-    /// EDK2: polls, without interrupts; waits for an event of the first *and* the last TRB of a TD.
+    /// EDK2 polls without interrupts, and waits for the events of the first *and* the last TRB of a
+    /// TD.
     @Test func `EDK2 gets an event for each stage without interrupts`() throws {
         var options = GuestDriver.Options()
         options.enablesInterrupts = false
@@ -29,8 +30,9 @@ struct DriverCompatibilityTests {
         #expect(guest.memory.bytes(at: buffer, count: 18) == device.deviceDescriptor)
     }
 
-    /// EDK2 at ExitBootServices: HCRST without Disable Slot; the next driver begins from nothing.
-    @Test func `a controller reset forgets slots and transfers, not devices`() throws {
+    /// EDK2 resets the controller at ExitBootServices without Disable Slot. The next driver starts
+    /// afresh.
+    @Test func `HCRST discards slots and transfers, and devices stay attached`() throws {
         let guest = try Guest()
         let device = TestDevice()
         let slot = try guest.plug(device)
@@ -45,9 +47,9 @@ struct DriverCompatibilityTests {
         #expect(try again.control(descriptor).count == 18)
     }
 
-    /// SeaBIOS: a USB 3 port must be in U0 and enabled already; a USB 2 port must be in Polling, then
-    /// is reset and must be enabled within 100 ms. All pointers are below 4 GiB.
-    @Test func `SeaBIOS finds devices by the link state`() throws {
+    /// SeaBIOS expects a USB 3 port to be enabled and in U0, and a USB 2 port to be in Polling and,
+    /// after a reset, enabled within 100 ms. All its pointers are below 4 GiB.
+    @Test func `SeaBIOS detects devices by the link state`() throws {
         var options = GuestDriver.Options()
         options.enablesInterrupts = false
         options.eventRings = [[16]]
@@ -73,9 +75,9 @@ struct DriverCompatibilityTests {
         }
     }
 
-    /// FreeBSD: 208 events, 16 commands, HSEE, pointers written twice, port changes only seen in
-    /// USBSTS, Address Device first with BSR and then without.
-    @Test func `FreeBSD learns of ports by Port Change Detect alone`() throws {
+    /// FreeBSD has an event ring of 208 TRBs and a command ring of 16, sets HSEE, detects port
+    /// changes in USBSTS only, and executes Address Device first with BSR and then without.
+    @Test func `FreeBSD detects port changes by PCD alone`() throws {
         var options = GuestDriver.Options()
         options.eventRings = [[208]]
         options.commandRing = [16]
@@ -107,11 +109,13 @@ struct DriverCompatibilityTests {
         try change()
     }
 
-    /// FreeBSD before 2020, or with `hw.usb.xhci.ctlquirk=0`: 1024 bytes of a Data Stage at a time. The
-    /// first are a Data Stage TRB, further ones Normal TRBs, once Data Stage TRBs. The last come with
-    /// the Status Stage; after a short packet there is none, and the next request follows.
+    /// FreeBSD before 2020, or with `hw.usb.xhci.ctlquirk=0`, queues a Data Stage in TDs of 1024
+    /// bytes. The first is a Data Stage TRB, the others are Normal TRBs, in old versions Data Stage
+    /// TRBs. The Status Stage is queued with the last. After a short packet there is none, and the
+    /// next request follows.
     @Test(arguments: [(3000, true), (3000, false), (1500, true), (2048, true), (4000, true)])
-    func `FreeBSD reads a long descriptor piece by piece`(given: Int, usesNormal: Bool) throws {
+    func `FreeBSD reads a long descriptor in several data TDs`(given: Int, usesNormal: Bool) throws
+    {
         let guest = try Guest()
         let bytes = (0..<given).map { UInt8(truncatingIfNeeded: $0 / 5) }
         let device = TestDevice { transfer in
@@ -148,32 +152,34 @@ struct DriverCompatibilityTests {
         #expect(try slot.control.stop().code == .success)
     }
 
-    /// FreeBSD's transfer ring: each TD is elsewhere and ends in a Link TRB that wants an event, the last
-    /// of a transfer in one back to the ring, which has nothing but Link TRBs itself.
+    /// The transfer ring of FreeBSD: the ring itself has only Link TRBs. Each leads to the TDs of
+    /// one transfer, and each TD is in memory of its own and ends in a Link TRB with IOC; the last
+    /// one leads back to the ring.
     private struct FreeBSDRing {
         private let endpoint: GuestEndpoint
-        private var place: GuestAddress
+        /// The next Link TRB of the ring.
+        private var next: GuestAddress
         private var memory: GuestRAM { endpoint.driver.memory }
 
         init(_ endpoint: GuestEndpoint) throws {
             self.endpoint = endpoint
-            place = endpoint.driver.memory.allocate(256, alignment: 64)
+            next = endpoint.driver.memory.allocate(256, alignment: 64)
             try endpoint.stop()
-            try endpoint.setDequeuePointer(place, cycle: true)
+            try endpoint.setDequeuePointer(next, cycle: true)
         }
 
-        /// Gives TDs of one TRB each to the controller.
+        /// Queues TDs of one TRB each and rings the doorbell.
         ///
-        /// - Returns: for each the first event, as that driver looks for it.
+        /// - Returns: the first event of each TD, which is the one that FreeBSD evaluates.
         mutating func run(_ tds: [GuestTRB]) -> [GuestEvent] {
             let addresses = tds.map { _ in memory.allocate(32, alignment: 64) }
             for (number, td) in tds.enumerated() {
-                let next = number + 1 < tds.count ? addresses[number + 1] : place + 16
+                let target = number + 1 < tds.count ? addresses[number + 1] : next + 16
                 write(td, at: addresses[number])
-                write(.link(to: next, .interruptOnCompletion), at: addresses[number] + 16)
+                write(.link(to: target, .interruptOnCompletion), at: addresses[number] + 16)
             }
-            write(.link(to: addresses[0]), at: place)
-            place = place + 16
+            write(.link(to: addresses[0]), at: next)
+            next = next + 16
             endpoint.ringDoorbell()
             let events = endpoint.driver.takeAll()
             return addresses.compactMap { address in
@@ -188,8 +194,8 @@ struct DriverCompatibilityTests {
         }
     }
 
-    /// FreeBSD: commands have 100 ms each, whatever devices do.
-    @Test func `commands are quick while a device is silent`() throws {
+    /// FreeBSD gives each command 100 ms.
+    @Test func `commands complete in 100 ms while a device completes nothing`() throws {
         let guest = try Guest()
         let device = TestDevice { _ in .hold }
         device.cancelsAtOnce = false
@@ -212,9 +218,9 @@ struct DriverCompatibilityTests {
         }
     }
 
-    /// Windows: Normal TRBs chained to an Event Data TRB that alone interrupts, on interrupters of
-    /// its own.
-    @Test func `Windows gets whole lengths from event data on its own interrupter`() throws {
+    /// Windows chains Normal TRBs to an Event Data TRB, the only one with IOC, on a secondary
+    /// interrupter.
+    @Test func `Windows gets EDTLA in Event Data events on its own interrupter`() throws {
         var options = GuestDriver.Options()
         options.eventRings = [[64], [64]]
         options.waitsForInterrupts = true
@@ -240,7 +246,7 @@ struct DriverCompatibilityTests {
         }
     }
 
-    /// Windows writes Resume itself, and the guest of a laptop lid suspends and resumes ports often.
+    /// Windows writes PLS = Resume and then U0.
     @Test func `ports suspend and resume many times`() throws {
         let guest = try Guest()
         let slot = try guest.plug(TestDevice())
@@ -256,9 +262,9 @@ struct DriverCompatibilityTests {
         }
     }
 
-    /// Linux: an interrupt-driven driver over memory that is reached by messages.
+    /// Linux is driven by interrupts. Its memory is mapped, or reached by messages.
     @Test(arguments: SimulatedMachine.MemoryKind.allCases)
-    func `Linux reads and writes through interrupts`(kind: SimulatedMachine.MemoryKind) throws {
+    func `Linux reads and writes with interrupts`(kind: SimulatedMachine.MemoryKind) throws {
         var options = GuestDriver.Options()
         options.waitsForInterrupts = true
         options.moderationInterval = 160

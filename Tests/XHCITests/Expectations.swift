@@ -6,19 +6,19 @@ import Testing
 import USB
 import XHCI
 
-/// Codes that say "there is no such slot": the specification leaves the choice where the number is
-/// one that no slot can have.
+/// Completion codes for a slot that cannot exist. The specification permits either for a Slot ID of
+/// 0 or above MaxSlots.
 let noSuchSlot: Set<GuestEvent.Code> = [.slotNotEnabled, .trbError]
 
-/// Codes that say "the input context is wrong" (xHCI 4.6.5, 4.6.6, 4.6.7).
+/// Completion codes for an invalid Input Context (xHCI 4.6.5, 4.6.6, 4.6.7).
 let badInput: Set<GuestEvent.Code> = [.parameterError, .trbError]
 
-/// Codes for a command to an endpoint that is disabled (xHCI 4.6.8 to 4.6.10).
+/// Completion codes for a command to a disabled endpoint (xHCI 4.6.8 to 4.6.10).
 let disabledEndpoint: Set<GuestEvent.Code> = [.endpointNotEnabled, .contextStateError]
 
 extension Guest {
-    /// What must hold after anything a guest may do: the controller neither spins nor is lost, and a
-    /// reset brings everything back.
+    /// Expects what must hold after any action of a guest: the controller does not spin, and after
+    /// a reset it executes commands and transfers.
     func expectRecovery(sourceLocation: SourceLocation = #_sourceLocation) throws {
         #expect(!machine.isSpinning, sourceLocation: sourceLocation)
         try driver.start()

@@ -21,7 +21,7 @@ struct EndpointCommandTests {
 
     // MARK: - Configure Endpoint
 
-    @Test func `configured endpoints run and the slot is configured`() throws {
+    @Test func `Configure Endpoint starts the endpoints and configures the slot`() throws {
         let endpoints = try slot.configure(.bulkIn(1), .bulkOut(2), .interruptIn(3))
         #expect(slot.slotContext.state == .configured)
         #expect(slot.slotContext.contextEntries == 7)
@@ -42,7 +42,10 @@ struct EndpointCommandTests {
         #expect(slot.slotContext.contextEntries == 31)
     }
 
-    @Test func `a dropped endpoint is disabled and the last one unconfigures the slot`() throws {
+    @Test
+    func `a dropped endpoint is disabled, and without the last one the slot is addressed again`()
+        throws
+    {
         let endpoints = try slot.configure(.bulkIn(1), .bulkOut(1))
         slot.prepareInput(add: 1, drop: 1 << 3)
         var context = slot.slotContext
@@ -60,20 +63,20 @@ struct EndpointCommandTests {
         #expect(slot.slotContext.state == .addressed)
     }
 
-    @Test func `an endpoint that is dropped and added begins afresh`() throws {
+    @Test func `an endpoint that is dropped and added starts with its new context`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         endpoint.submit(endpoint.trbs(guest.memory.allocate(64), 64))
         guest.machine.pass(.milliseconds(1))
         #expect(device.pending.count == 1)
-        let fresh = slot.prepareConfiguration([.bulkIn(1)], drop: 1 << 3)
+        let added = slot.prepareConfiguration([.bulkIn(1)], drop: 1 << 3)
         #expect(try slot.configureCommand().code == .success)
         #expect(device.pending.isEmpty)
-        #expect(fresh[0].context.dequeuePointer == fresh[0].ring.start)
+        #expect(added[0].context.dequeuePointer == added[0].ring.start)
         device.onTransfer = { _ in .give([5]) }
-        #expect(try fresh[0].receive(10) == [5])
+        #expect(try added[0].receive(10) == [5])
     }
 
-    @Test func `deconfiguring disables every endpoint but the first`() throws {
+    @Test func `DC disables all endpoints except the default control endpoint`() throws {
         let endpoints = try slot.configure(.bulkIn(1), .bulkOut(1))
         #expect(try slot.configureCommand(.deconfigure).code == .success)
         #expect(endpoints.allSatisfy { $0.context.state == .disabled })
@@ -83,28 +86,28 @@ struct EndpointCommandTests {
         #expect(again.context.state == .running)
     }
 
-    @Test func `deconfiguring works on an addressed slot and without an input context`() throws {
+    @Test func `DC works on an addressed slot and reads no input context`() throws {
         let event = try driver.command(
             .command(.configureEndpoint, slot: slot.number, .deconfigure))
         #expect(event.code == .success)
         #expect(slot.slotContext.state == .addressed)
     }
 
-    @Test func `endpoints of a slot without address cannot be configured`() throws {
+    @Test func `Configure Endpoint needs an addressed slot`() throws {
         let other = try driver.enableSlot(port: 2)
         _ = other.prepareConfiguration([.bulkIn(1)])
         #expect(try other.configureCommand().code == .contextStateError)
     }
 
     @Test(arguments: [1 << 1, 1 << 0] as [UInt32])
-    func `slot and control endpoint cannot be dropped`(drop: UInt32) throws {
+    func `the slot context and the control endpoint cannot be dropped`(drop: UInt32) throws {
         _ = slot.prepareConfiguration([.bulkIn(1)], drop: drop)
         let code = try slot.configureCommand().code
         #expect(
             badInput.contains(code) || code == .success && slot.control.context.state == .running)
     }
 
-    @Test func `endpoint types that do not exist are refused`() throws {
+    @Test func `a reserved EP Type is an error`() throws {
         _ = slot.prepareConfiguration([.bulkIn(1)])
         slot.writeInput(3, [0, 3 << 1 | 512 << 16, 0, 0, 0])
         #expect(badInput.contains(try slot.configureCommand().code))
@@ -123,7 +126,7 @@ struct EndpointCommandTests {
         #expect(try endpoint.receive(4) == [9])
     }
 
-    @Test func `an input context of all ones is refused`() throws {
+    @Test func `an input context of all ones is an error`() throws {
         guest.memory.fill(0xff, at: slot.inputContext, count: 33 * guest.registers.contextSize)
         #expect(try slot.configureCommand().code != .success)
         #expect(
@@ -143,7 +146,7 @@ struct EndpointCommandTests {
         ).code
     }
 
-    @Test func `the packet size of the control endpoint can be evaluated`() throws {
+    @Test func `Evaluate Context changes the packet size of the control endpoint`() throws {
         slot.prepareInput(add: 1 << 1)
         slot.writeInput(
             1,
@@ -156,7 +159,7 @@ struct EndpointCommandTests {
         #expect(slot.control.context.state == .running)
     }
 
-    @Test func `exit latency and interrupter of the slot can be evaluated`() throws {
+    @Test func `Evaluate Context changes exit latency and interrupter of the slot`() throws {
         var wanted = slot.slotContext
         wanted.maxExitLatency = 0x123
         wanted.interrupter = 3
@@ -172,7 +175,7 @@ struct EndpointCommandTests {
         #expect(slot.slotContext.contextEntries == 1)
     }
 
-    @Test func `nothing can be evaluated before there is an address`() throws {
+    @Test func `Evaluate Context fails in the Enabled state`() throws {
         let other = try driver.enableSlot(port: 2)
         other.prepareInput(add: 1)
         let event = try driver.command(
@@ -191,7 +194,7 @@ struct EndpointCommandTests {
         #expect(endpoint.context.state == .stopped)
     }
 
-    @Test func `only a stopped endpoint takes a new dequeue pointer`() throws {
+    @Test func `only a stopped endpoint accepts Set TR Dequeue Pointer`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         #expect(try endpoint.setDequeuePointer().code == .contextStateError)
         device.onTransfer = { _ in .end(.stalled, transferred: 0) }
@@ -210,7 +213,7 @@ struct EndpointCommandTests {
         #expect(endpoint.context.state == .running)
     }
 
-    @Test func `a new dequeue pointer skips what was queued`() throws {
+    @Test func `Set TR Dequeue Pointer skips queued TDs`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         try endpoint.stop()
         endpoint.ring.push(endpoint.trbs(guest.memory.allocate(8), 8))
@@ -222,7 +225,7 @@ struct EndpointCommandTests {
         #expect(driver.takeAll().isEmpty)
     }
 
-    @Test func `a new dequeue pointer may lead to another ring and another cycle state`() throws {
+    @Test func `Set TR Dequeue Pointer may change the ring and the cycle state`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         try endpoint.stop()
         let other = GuestRing(guest.memory, segmentSizes: [3, 5])
@@ -232,7 +235,7 @@ struct EndpointCommandTests {
         for _ in 0..<20 { #expect(try endpoint.receive(8) == [1]) }
     }
 
-    @Test func `commands for endpoints that are disabled are refused`() throws {
+    @Test func `commands for a disabled endpoint fail`() throws {
         for kind: GuestTRB.Kind in [.resetEndpoint, .stopEndpoint, .setDequeuePointer] {
             let event = try driver.command(
                 .command(
@@ -247,7 +250,7 @@ struct EndpointCommandTests {
         }
     }
 
-    @Test func `a dequeue pointer outside memory is survived`() throws {
+    @Test func `the controller survives a dequeue pointer outside guest memory`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         try endpoint.stop()
         _ = try endpoint.setDequeuePointer(guest.nowhere)
@@ -256,7 +259,7 @@ struct EndpointCommandTests {
         try guest.expectRecovery()
     }
 
-    @Test func `doorbells for nothing do nothing`() throws {
+    @Test func `doorbells of disabled slots and endpoints are ignored`() throws {
         _ = try slot.configureOne(.bulkIn(1))
         for number in 0...guest.registers.slots {
             for target in 0...255

@@ -23,7 +23,7 @@ struct SlotCommandTests {
 
     // MARK: - Enable and disable
 
-    @Test func `every slot can be enabled once and none more`() throws {
+    @Test func `each slot can be enabled once, and no further one`() throws {
         var slots: [Int] = []
         for _ in 0..<guest.registers.slots {
             slots.append(try driver.succeed(.command(.enableSlot)).slot)
@@ -34,7 +34,7 @@ struct SlotCommandTests {
         #expect(try driver.succeed(.command(.enableSlot)).slot == 7)
     }
 
-    @Test func `only as many slots are given as the driver allows`() throws {
+    @Test func `Enable Slot keeps to MaxSlotsEn`() throws {
         try driver.halt()
         guest.machine.write32(2, at: guest.registers.configure)
         try driver.run()
@@ -43,7 +43,7 @@ struct SlotCommandTests {
         #expect(try driver.command(.command(.enableSlot)).code == .noSlotsAvailable)
     }
 
-    @Test func `commands for slots that are not enabled are refused`() throws {
+    @Test func `commands for a disabled slot fail`() throws {
         let kinds: [GuestTRB.Kind] = [
             .disableSlot, .addressDevice, .configureEndpoint, .evaluateContext, .resetEndpoint,
             .stopEndpoint, .setDequeuePointer, .resetDevice,
@@ -63,7 +63,7 @@ struct SlotCommandTests {
         }
     }
 
-    @Test func `a disabled slot is disabled in its context and refuses commands`() throws {
+    @Test func `Disable Slot updates the slot context, and further commands fail`() throws {
         let slot = try guest.plug(device)
         try slot.disable()
         #expect(slot.slotContext.state == .disabledOrEnabled)
@@ -103,7 +103,7 @@ struct SlotCommandTests {
         #expect(first.slotContext.deviceAddress != second.slotContext.deviceAddress)
     }
 
-    @Test func `an address can be blocked first and given later`() throws {
+    @Test func `Address Device with BSR enters Default, and without BSR Addressed`() throws {
         let slot = try driver.enableSlot(port: enabledPort())
         try slot.address(blockingSetAddress: true)
         #expect(slot.slotContext.state == .default)
@@ -120,7 +120,7 @@ struct SlotCommandTests {
         SetupPacket(requestType: 0x80, request: 6, value: 0x100, index: 0, length: 18)
     }
 
-    @Test func `the default state cannot be entered twice`() throws {
+    @Test func `Address Device with BSR fails in the Default state`() throws {
         let slot = try driver.enableSlot(port: enabledPort())
         try slot.address(blockingSetAddress: true)
         slot.prepareAddress()
@@ -137,7 +137,7 @@ struct SlotCommandTests {
         #expect(slot.slotContext.state == .addressed)
     }
 
-    @Test func `a port without a device does not answer`() throws {
+    @Test func `Address Device for an empty port is a USB Transaction Error`() throws {
         let slot = try driver.enableSlot(port: 3)
         slot.prepareAddress()
         slot.writeInput(0, GuestSlotContext(port: 3, speed: 3, contextEntries: 1).words)
@@ -146,7 +146,7 @@ struct SlotCommandTests {
     }
 
     @Test(arguments: [0, 17, 255])
-    func `a port that does not exist is a wrong parameter`(port: Int) throws {
+    func `Address Device for a port that does not exist is an error`(port: Int) throws {
         let slot = try driver.enableSlot(port: enabledPort())
         slot.prepareAddress()
         slot.writeInput(0, GuestSlotContext(port: port, speed: 3, contextEntries: 1).words)
@@ -154,7 +154,7 @@ struct SlotCommandTests {
     }
 
     @Test(arguments: [0, 1, 2] as [UInt32])
-    func `an input context without slot and control endpoint is refused`(add: UInt32) throws {
+    func `Address Device needs the slot and control endpoint contexts`(add: UInt32) throws {
         let slot = try driver.enableSlot(port: enabledPort())
         slot.prepareAddress()
         guest.memory.store(add, at: slot.inputContext + 4)
@@ -162,14 +162,14 @@ struct SlotCommandTests {
         #expect(slot.slotContext.state == .disabledOrEnabled)
     }
 
-    @Test func `an input context of all ones is refused`() throws {
+    @Test func `an input context of all ones is an error`() throws {
         let slot = try driver.enableSlot(port: enabledPort())
         guest.memory.fill(0xff, at: slot.inputContext, count: 33 * guest.registers.contextSize)
         #expect(try slot.addressCommand().code != .success)
         try guest.expectRecovery()
     }
 
-    @Test func `contexts outside memory are survived`() throws {
+    @Test func `the controller survives input contexts outside guest memory`() throws {
         let slot = try driver.enableSlot(port: enabledPort())
         driver.commandRing.push(
             .command(.addressDevice, slot: slot.number, parameter: guest.nowhere.rawValue))
@@ -179,7 +179,7 @@ struct SlotCommandTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a device context outside memory is survived`() throws {
+    @Test func `the controller survives a device context outside guest memory`() throws {
         let slot = try driver.enableSlot(port: enabledPort())
         slot.prepareAddress()
         guest.memory.store(guest.nowhere.rawValue, at: driver.deviceContexts + slot.number * 8)
@@ -193,7 +193,7 @@ struct SlotCommandTests {
 
     // MARK: - Reset Device
 
-    @Test func `a reset device is in the default state with one endpoint`() throws {
+    @Test func `Reset Device leaves the slot in Default with one endpoint`() throws {
         let slot = try guest.plug(device)
         let endpoint = try slot.configureOne(.bulkIn(1))
         try driver.succeed(.command(.resetDevice, slot: slot.number))
@@ -206,7 +206,7 @@ struct SlotCommandTests {
         #expect(slot.slotContext.state == .addressed)
     }
 
-    @Test func `a device that has no address cannot be reset`() throws {
+    @Test func `Reset Device needs an addressed slot`() throws {
         let slot = try driver.enableSlot(port: enabledPort())
         #expect(
             try driver.command(.command(.resetDevice, slot: slot.number)).code
@@ -217,7 +217,7 @@ struct SlotCommandTests {
                 == .contextStateError)
     }
 
-    @Test func `transfers of a reset device are given up`() throws {
+    @Test func `Reset Device cancels transfers in flight`() throws {
         let slot = try guest.plug(device)
         let endpoint = try slot.configureOne(.bulkIn(1))
         endpoint.submit(endpoint.trbs(guest.memory.allocate(64), 64))

@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// Max Packet Size 0, which only isochronous endpoints may have (USB 2.0, 5.6.3; xHCI 6.2.3): those
-/// of alternate setting 0 do, and drivers add them with all others.
+/// A Max Packet Size of 0 (USB 2.0 5.6.3, xHCI 6.2.3). Only isochronous endpoints may have it:
+/// those of alternate setting 0 do, and drivers add them like all others.
 struct PacketSizeTests {
     let guest: Guest
     let device = TestDevice { $0.endpoint == .control ? nil : .end(.completed, transferred: 0) }
@@ -19,7 +19,7 @@ struct PacketSizeTests {
     }
 
     @Test(arguments: [Direction.in, .out], [0, 15])
-    func `an isochronous endpoint without bandwidth is configured and moves nothing`(
+    func `an isochronous endpoint without bandwidth can be configured and moves no data`(
         direction: Direction, burst: Int
     ) throws {
         let endpoint = try slot.configureOne(
@@ -35,7 +35,7 @@ struct PacketSizeTests {
         #expect(!guest.machine.isSpinning)
     }
 
-    @Test func `other endpoints have a packet size`() throws {
+    @Test func `bulk and interrupt endpoints need a packet size`() throws {
         var bulk = GuestEndpointConfiguration.bulkIn(1)
         var interrupt = GuestEndpointConfiguration.interruptIn(1)
         bulk.maxPacketSize = 0

@@ -6,7 +6,7 @@ import Testing
 import USB
 import XHCI
 
-/// Reserved bits that a driver sets all the same, and requests that are optional.
+/// Reserved bits that a driver sets nevertheless, and optional features.
 struct ReservedValueTests {
     let guest: Guest
     let device = TestDevice { $0.endpoint == .control ? nil : .give([1, 2, 3]) }
@@ -34,7 +34,7 @@ struct ReservedValueTests {
         #expect(try endpoint.event().code == .success)
     }
 
-    @Test func `reserved bits of links are ignored`() throws {
+    @Test func `reserved bits of Link TRBs are ignored`() throws {
         let endpoint = try guest.plug(device, .bulkIn(1, segments: [2, 2]))
         endpoint.ring.linkFlags = GuestTRB.Flags(rawValue: 0xffff_0388)
         for _ in 0..<10 { #expect(try endpoint.receive(16) == [1, 2, 3]) }
@@ -51,7 +51,7 @@ struct ReservedValueTests {
         #expect(try slot.configureCommand().code == .success)
     }
 
-    @Test func `unaligned context pointers lose their low bits`() throws {
+    @Test func `the reserved low bits of an Input Context Pointer are ignored`() throws {
         let slot = try guest.plug(device)
         _ = slot.prepareConfiguration([.bulkIn(1)])
         let event = try driver.command(
@@ -62,7 +62,7 @@ struct ReservedValueTests {
     }
 
     @Test(arguments: UInt64(0)...8)
-    func `every endpoint type with every state in the input is survived`(state: UInt64) throws {
+    func `any EP Type and EP State in an input context is handled`(state: UInt64) throws {
         let slot = try guest.plug(device)
         for type in UInt32(0)...7 {
             _ = slot.prepareConfiguration([.bulkIn(1)], drop: 1 << 3)
@@ -84,7 +84,7 @@ struct ReservedValueTests {
         #expect(guest.answersCommands)
     }
 
-    @Test func `streams that are not offered are refused or ignored`() throws {
+    @Test func `the controller survives more streams than it offers`() throws {
         let slot = try guest.plug(device)
         _ = slot.prepareConfiguration([.bulkIn(1)])
         var words = GuestEndpointContext(
@@ -100,7 +100,7 @@ struct ReservedValueTests {
         try guest.expectRecovery()
     }
 
-    @Test func `saving and restoring state ends and, if nothing is restored, says so`() throws {
+    @Test func `Save State and Restore State complete`() throws {
         let machine = guest.machine
         try driver.halt()
         machine.write32(1 << 8, at: guest.registers.command)

@@ -30,9 +30,9 @@ struct ControlTransferTests {
 
     private func answer(_ answer: TestDevice.Answer) { device.onTransfer = { _ in answer } }
 
-    // MARK: - Good cases
+    // MARK: - Stages
 
-    @Test func `a request without data reaches the device`() throws {
+    @Test func `a request without a data stage reaches the device`() throws {
         try slot.control(Self.writing(0))
         let record = try #require(device.records.last)
         #expect(record.setup == Self.writing(0))
@@ -41,7 +41,7 @@ struct ControlTransferTests {
     }
 
     @Test(arguments: [1, 7, 8, 64, 65, 4096])
-    func `data goes in both directions`(count: Int) throws {
+    func `the data stage moves bytes in both directions`(count: Int) throws {
         let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 3) }
         answer(.give(bytes))
         #expect(try slot.control(Self.reading(UInt16(count))) == bytes)
@@ -51,7 +51,9 @@ struct ControlTransferTests {
     }
 
     @Test(arguments: [0, 1, 63, 64, 99])
-    func `a short data stage tells its residue and then its status`(given: Int) throws {
+    func `a short data stage has its residue in an event, followed by the status stage`(given: Int)
+        throws
+    {
         answer(.give(Array(repeating: 5, count: given)))
         let addresses = slot.control.submit([
             .setup(Self.reading(100)), .data(buffer, 100, .in, .interruptOnShortPacket),
@@ -68,7 +70,7 @@ struct ControlTransferTests {
         #expect(driver.takeAll().isEmpty)
     }
 
-    @Test func `a short data stage without the flag is silent until the status`() throws {
+    @Test func `a short data stage without ISP causes no event before the status stage`() throws {
         answer(.give([1, 2, 3]))
         let addresses = slot.control.submit([
             .setup(Self.reading(100)), .data(buffer, 100, .in),
@@ -80,7 +82,7 @@ struct ControlTransferTests {
         #expect(driver.takeAll().isEmpty)
     }
 
-    @Test func `each stage that asks for an event gets one, in order`() throws {
+    @Test func `each stage with IOC has an event, in order`() throws {
         answer(.give(Array(repeating: 1, count: 18)))
         let addresses = slot.control.submit([
             .setup(Self.reading(18), .interruptOnCompletion),
@@ -92,13 +94,13 @@ struct ControlTransferTests {
         #expect(events.allSatisfy { $0.endpoint == 1 && $0.slot == slot.number })
     }
 
-    @Test func `without any flag there is no event`() throws {
+    @Test func `without IOC there is no event`() throws {
         slot.control.submit([.setup(Self.writing(0)), .status(.in)])
         #expect(driver.takeAll().isEmpty)
         #expect(device.records.last?.setup == Self.writing(0))
     }
 
-    @Test func `stages given one doorbell at a time are one transfer`() throws {
+    @Test func `stages queued with a doorbell each are one transfer`() throws {
         answer(.give([1, 2, 3, 4]))
         slot.control.submit(.setup(Self.reading(4)))
         guest.machine.pass(.milliseconds(1))
@@ -110,7 +112,7 @@ struct ControlTransferTests {
         #expect(device.records.filter { $0.setup == Self.reading(4) }.count == 1)
     }
 
-    @Test func `a data stage may be a chain`() throws {
+    @Test func `a data stage may be a chain of TRBs`() throws {
         let bytes = (0..<100).map { UInt8($0) }
         answer(.give(bytes))
         let addresses = slot.control.submit([
@@ -125,7 +127,7 @@ struct ControlTransferTests {
         #expect(guest.memory.bytes(at: buffer + 1000, count: 40) == Array(bytes[60...]))
     }
 
-    @Test func `event data in the data stage counts its bytes`() throws {
+    @Test func `Event Data in the data stage counts its bytes`() throws {
         answer(.give(Array(repeating: 1, count: 10)))
         slot.control.submit([
             .setup(Self.reading(18)), .data(buffer, 18, .in, [.chain, .evaluateNext]),
@@ -143,7 +145,7 @@ struct ControlTransferTests {
         #expect(status.code == .success)
     }
 
-    @Test func `immediate data goes out`() throws {
+    @Test func `immediate data reaches the device`() throws {
         answer(.accept)
         slot.control.submit([
             .setup(Self.writing(4)),
@@ -160,7 +162,7 @@ struct ControlTransferTests {
         (Transfer.Status.stalled, GuestEvent.Code.stall),
         (.failed, .usbTransactionError), (.babbled, .babbleDetected),
     ])
-    func `an error halts the endpoint before it is told`(
+    func `an error halts the endpoint before its event is posted`(
         status: Transfer.Status, code: GuestEvent.Code
     ) throws {
         answer(.end(status, transferred: 0))
@@ -175,7 +177,7 @@ struct ControlTransferTests {
         #expect(addresses[1...].contains(event.pointer))
         #expect(stateAtEvent == .halted)
         #expect(driver.takeAll().isEmpty)
-        // As Linux recovers: reset, skip the TD, go on.
+        // Linux recovers so: Reset Endpoint, Set TR Dequeue Pointer after the TD, the next request.
         #expect(try slot.control.reset().code == .success)
         #expect(try slot.control.setDequeuePointer().code == .success)
         answer(.give([7]))
@@ -198,7 +200,7 @@ struct ControlTransferTests {
         #expect(slot.control.context.state == .halted)
     }
 
-    @Test func `a device that does not answer can be stopped`() throws {
+    @Test func `Stop Endpoint ends a transfer that the device holds`() throws {
         answer(.hold)
         let addresses = slot.control.submit([
             .setup(Self.reading(8)), .data(buffer, 8, .in, .interruptOnShortPacket),
@@ -215,10 +217,10 @@ struct ControlTransferTests {
         #expect(try slot.control(Self.reading(1)) == [7])
     }
 
-    // MARK: - Wrong TRBs
+    // MARK: - Malformed TDs
 
-    /// Wrong TDs, each ends with a TRB Error or is done as far as it makes sense; the next one works.
-    private var wrongTransfers: [(String, [GuestTRB])] {
+    /// Malformed TDs. Each ends with a TRB Error or is executed in part, and the next TD works.
+    private var malformedTransfers: [(String, [GuestTRB])] {
         let setup = GuestTRB.setup(Self.reading(8))
         return [
             ("status alone", [.status(.in, .interruptOnCompletion)]),
@@ -256,8 +258,8 @@ struct ControlTransferTests {
         ]
     }
 
-    @Test func `wrong stages are a TRB error`() throws {
-        for (name, trbs) in wrongTransfers {
+    @Test func `malformed control TDs do not affect the next one`() throws {
+        for (name, trbs) in malformedTransfers {
             slot.control.submit(trbs)
             let events = driver.takeAll(after: .milliseconds(100))
             #expect(events.allSatisfy { $0.isTransfer }, "\(name): \(events)")
@@ -271,8 +273,8 @@ struct ControlTransferTests {
     }
 
     @Test(arguments: ["status alone", "data alone", "normal alone", "reserved type"])
-    func `a stage without its setup is told as a TRB error`(name: String) throws {
-        let trbs = try #require(wrongTransfers.first { $0.0 == name }?.1)
+    func `a stage without a setup stage is a TRB Error`(name: String) throws {
+        let trbs = try #require(malformedTransfers.first { $0.0 == name }?.1)
         let addresses = slot.control.submit(trbs)
         let event = try slot.control.event()
         #expect(event.code == .trbError)
@@ -280,7 +282,7 @@ struct ControlTransferTests {
     }
 
     @Test(arguments: [(8, 100), (100, 8), (0, 8), (8, 0)])
-    func `lengths that disagree move no byte outside the buffer`(
+    func `wLength and data stage length may differ, and no byte outside the buffer changes`(
         setupLength: Int, stageLength: Int
     ) throws {
         answer(.give(Array(repeating: 0xee, count: 200)))

@@ -6,9 +6,9 @@ import Testing
 import USB
 import XHCI
 
-/// Endpoints take turns, however busy some are.
+/// Endpoints are serviced round-robin, however much work some have.
 struct FairnessTests {
-    @Test func `a device that is always ready does not keep others waiting`() throws {
+    @Test func `a device that always has data does not delay others`() throws {
         let guest = try Guest()
         var served: [UInt8] = []
         let busy = TestDevice { $0.endpoint.number == 0 ? nil : .give([]) }
@@ -28,12 +28,12 @@ struct FairnessTests {
         for endpoint in greedy { endpoint.submit((0..<400).map { _ in .normal(buffer, 512) }) }
         modest.submit(.normal(buffer, 512, .interruptOnCompletion))
         _ = try modest.event()
-        let place = try #require(served.firstIndex(of: 100))
-        #expect(place < 400)
-        #expect(Set(served[..<place]).count == 6, "each of the others had its turn")
+        let index = try #require(served.firstIndex(of: 100))
+        #expect(index < 400)
+        #expect(Set(served[..<index]).count == 6, "each of the others was serviced")
     }
 
-    @Test func `what is read of unfinished transfers counts as work`() throws {
+    @Test func `TRBs of incomplete TDs count as work`() throws {
         let guest = try Guest(.remote)
         let device = TestDevice { $0.endpoint.number == 0 ? nil : .give([]) }
         let endpoints = try guest.plug(device).configure(

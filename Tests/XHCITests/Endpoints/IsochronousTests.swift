@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// Isochronous endpoints: service intervals, Frame IDs, missed and empty intervals, errors that do
-/// not halt (xHCI 4.10.3, 4.11.2.3-4.11.2.5, 4.14.2).
+/// Isochronous endpoints: service intervals, Frame IDs, missed intervals, empty rings, and errors
+/// that do not halt the endpoint (xHCI 4.10.3, 4.11.2.3-4.11.2.5, 4.14.2).
 struct IsochronousTests {
     let guest: Guest
     let device = TestDevice()
@@ -16,7 +16,7 @@ struct IsochronousTests {
     let log = Log()
     var driver: GuestDriver { guest.driver }
 
-    /// The microframe in which the device was given each transfer.
+    /// The microframes in which transfers were submitted to the device.
     final class Log {
         var microframes: [Int] = []
     }
@@ -28,7 +28,8 @@ struct IsochronousTests {
         answer { $0.direction == .in ? .give(Array(repeating: 7, count: 100_000)) : .accept }
     }
 
-    /// Answers transfers of all endpoints but the first, and notes when they came.
+    /// Answers the transfers of all endpoints except the control endpoint, and records their
+    /// microframes.
     private func answer(_ body: @escaping (Transfer) -> TestDevice.Answer) {
         let (machine, registers, log) = (guest.machine, guest.registers, log)
         device.onTransfer = { transfer in
@@ -46,7 +47,7 @@ struct IsochronousTests {
         (0..<count).map { .isochronous(buffer + $0 * 2048, length, flags) }
     }
 
-    /// The events of an endpoint within a time.
+    /// The transfer events of an endpoint in the next `time`.
     private func events(
         of endpoint: GuestEndpoint, after time: Duration = .milliseconds(100)
     ) -> [GuestEvent] {
@@ -56,7 +57,7 @@ struct IsochronousTests {
     // MARK: - Service intervals
 
     @Test(arguments: [0, 1, 2, 3, 5], [Direction.in, .out])
-    func `each TD has a service interval of its own, the next one`(
+    func `each TD takes the next service interval`(
         exponent: Int, direction: Direction
     ) throws {
         let endpoint = try slot.configureOne(
@@ -75,8 +76,7 @@ struct IsochronousTests {
         #expect(log.microframes == (0..<6).map { first + $0 * interval })
     }
 
-    @Test func `bytes are where the TRBs point, packets that fell short have their residue`() throws
-    {
+    @Test func `data is at the TRBs' buffers, and short packets report their residue`() throws {
         let input = try slot.configureOne(.isochronous(1, .in))
         var sizes = [64, 10, 0]
         answer { _ in .give(Array(repeating: 9, count: sizes.removeFirst())) }
@@ -93,7 +93,7 @@ struct IsochronousTests {
         )
     }
 
-    @Test func `an empty TD takes an interval and is an empty packet`() throws {
+    @Test func `an empty TD takes a service interval and is an empty packet`() throws {
         let output = try slot.configureOne(.isochronous(1, .out, interval: 1))
         output.submit([
             .isochronous(buffer, 8, .interruptOnCompletion),
@@ -105,7 +105,7 @@ struct IsochronousTests {
         #expect(log.microframes[2] - log.microframes[0] == 4)
     }
 
-    @Test func `a burst and a chain are one interval`() throws {
+    @Test func `a burst and a chain take one service interval`() throws {
         let output = try slot.configureOne(.isochronous(1, .out, maxPacketSize: 1024, maxBurst: 2))
         guest.memory.write((0..<3000).map { UInt8(truncatingIfNeeded: $0) }, at: buffer)
         let addresses = output.submit([
@@ -120,7 +120,7 @@ struct IsochronousTests {
         #expect(log.microframes.count == 1)
     }
 
-    @Test func `endpoints with different intervals keep each its own`() throws {
+    @Test func `endpoints keep different service intervals`() throws {
         let endpoints = try slot.configure(
             .isochronous(1, .in, interval: 0), .isochronous(2, .out, interval: 2))
         var microframes: [EndpointAddress: [Int]] = [:]
@@ -139,7 +139,7 @@ struct IsochronousTests {
         #expect(slow == (0..<5).map { slow[0] + $0 * 4 })
     }
 
-    @Test func `memory that only messages reach is served alike`() throws {
+    @Test func `isochronous TDs work in memory that only messages reach`() throws {
         let guest = try Guest(.remote)
         let device = TestDevice { transfer in
             transfer.endpoint == .control
@@ -159,7 +159,7 @@ struct IsochronousTests {
 
     // MARK: - Interrupts and work
 
-    @Test func `BEI leaves one interrupt for a batch, and the controller sleeps in between`() throws
+    @Test func `BEI leaves one interrupt for a batch, and the controller sleeps until then`() throws
     {
         let input = try slot.configureOne(.isochronous(1, .in))
         let interrupts = guest.machine.interrupts.total
@@ -174,7 +174,7 @@ struct IsochronousTests {
         #expect(guest.machine.serviceCount - services < 25, "not one wake-up for each microframe")
     }
 
-    @Test func `an idle endpoint costs nothing`() throws {
+    @Test func `an idle endpoint causes no service`() throws {
         let input = try slot.configureOne(.isochronous(1, .in))
         input.submit(trbs(2))
         _ = events(of: input)
@@ -183,7 +183,7 @@ struct IsochronousTests {
         #expect(guest.machine.serviceCount - services <= 2)
     }
 
-    @Test func `a controller whose events have no room waits for the guest, not for the clock`()
+    @Test func `with a full event ring, the controller waits for the guest, not for time`()
         throws
     {
         var options = GuestDriver.Options()
@@ -205,7 +205,7 @@ struct IsochronousTests {
         #expect(events.count == 40)
     }
 
-    @Test func `a device that does not answer is waited for without a clock`() throws {
+    @Test func `a device that completes nothing causes no timer`() throws {
         var configuration = GuestEndpointConfiguration.isochronous(1, .out)
         configuration.segments = [512]
         let output = try slot.configureOne(configuration)
@@ -226,7 +226,7 @@ struct IsochronousTests {
 
     // MARK: - Frame IDs
 
-    @Test func `a TD waits for its frame`() throws {
+    @Test func `a TD waits for its Frame ID`() throws {
         let output = try slot.configureOne(.isochronous(1, .out, interval: 3))
         let frame = now / 8 + 20
         output.submit(
@@ -249,7 +249,7 @@ struct IsochronousTests {
         #expect(log.microframes == (0..<16).map { frame * 8 + 1 + $0 })
     }
 
-    @Test func `frames count on beyond the end of the register`() throws {
+    @Test func `Frame IDs work across a wrap of MFINDEX`() throws {
         let output = try slot.configureOne(.isochronous(1, .out, interval: 3))
         let left = 0x4000 - now
         guest.machine.pass(.microseconds(125 * (left - 80)))
@@ -262,7 +262,9 @@ struct IsochronousTests {
         #expect(log.microframes.map { $0 / 8 } == (0..<20).map { (2041 + $0) % 2048 })
     }
 
-    @Test func `a frame that has passed is missed, told of, and the next one is not`() throws {
+    @Test func `a TD whose frame has passed is a Missed Service Error, and the next TD succeeds`()
+        throws
+    {
         let output = try slot.configureOne(.isochronous(1, .out, interval: 3))
         guest.machine.pass(.milliseconds(100))
         let frame = now / 8
@@ -279,7 +281,7 @@ struct IsochronousTests {
         #expect(output.context.state == .running)
     }
 
-    @Test func `a frame may be 895 ahead and no more`() throws {
+    @Test func `a Frame ID may be 895 frames ahead and no more`() throws {
         let output = try slot.configureOne(.isochronous(1, .out, interval: 3))
         let frame = now / 8
         output.submit(.isochronous(buffer, 8, .interruptOnCompletion, frame: frame + 895))
@@ -294,8 +296,9 @@ struct IsochronousTests {
     // MARK: - Empty rings
 
     @Test(arguments: [Direction.in, .out])
-    func `an empty ring is told of once, and the doorbell begins anew`(direction: Direction) throws
-    {
+    func `an empty ring is reported once, and the doorbell restarts the endpoint`(
+        direction: Direction
+    ) throws {
         let endpoint = try slot.configureOne(.isochronous(1, direction))
         let code: GuestEvent.Code = direction == .in ? .ringOverrun : .ringUnderrun
         for _ in 1...2 {
@@ -308,14 +311,16 @@ struct IsochronousTests {
         }
     }
 
-    @Test func `a doorbell without a TD puts nothing on the schedule`() throws {
+    @Test func `a doorbell without a TD schedules nothing`() throws {
         let endpoint = try slot.configureOne(.isochronous(1, .in))
         endpoint.ringDoorbell()
         #expect(events(of: endpoint).isEmpty)
     }
 
-    /// Goal: whoever runs this process may let it wait; what was on the ring in time is no loss.
-    @Test func `intervals in which the controller slept are caught up with`() throws {
+    /// The host may delay this process: TDs that were queued in time must not be lost.
+    @Test func `service intervals that passed while the controller slept are caught up with`()
+        throws
+    {
         let output = try slot.configureOne(.isochronous(1, .out))
         output.submit(trbs(30))
         guest.machine.pass(.microseconds(125 * 4))
@@ -350,7 +355,10 @@ struct IsochronousTests {
         #expect(input.context.state == .running)
     }
 
-    @Test func `a TD of more than an interval holds is cut, and the stream goes on`() throws {
+    @Test
+    func `a TD larger than Max ESIT Payload is a Bandwidth Overrun, and the endpoint runs on`()
+        throws
+    {
         let output = try slot.configureOne(.isochronous(1, .out, maxPacketSize: 200, maxBurst: 1))
         output.submit([
             .isochronous(buffer, 400, .interruptOnCompletion),
@@ -363,7 +371,9 @@ struct IsochronousTests {
         #expect(output.context.state == .running)
     }
 
-    @Test func `data outside memory is lost, and the stream goes on`() throws {
+    @Test func `a buffer outside guest memory is a Data Buffer Error, and the endpoint runs on`()
+        throws
+    {
         let output = try slot.configureOne(.isochronous(1, .out))
         output.submit([
             .isochronous(guest.nowhere, 8, .interruptOnCompletion),
@@ -376,7 +386,7 @@ struct IsochronousTests {
         GuestTRB.normal(GuestAddress(0), 8, .interruptOnCompletion),
         GuestTRB(.setupStage, flags: .interruptOnCompletion), GuestTRB(.init(rawValue: 63)),
     ])
-    func `what does not belong on the ring is a TRB Error`(trb: GuestTRB) throws {
+    func `TRBs of other endpoint types are a TRB Error`(trb: GuestTRB) throws {
         let output = try slot.configureOne(.isochronous(1, .out))
         output.submit([.isochronous(buffer, 8, .interruptOnCompletion), trb])
         #expect(events(of: output).prefix(2).map(\.code) == [.success, .trbError])
@@ -384,7 +394,7 @@ struct IsochronousTests {
         try guest.expectRecovery()
     }
 
-    @Test func `No Op and Link TRBs take no interval`() throws {
+    @Test func `No Op and Link TRBs take no service interval`() throws {
         let output = try slot.configureOne(.isochronous(1, .out))
         output.submit([
             .isochronous(buffer, 8), .noOp(.interruptOnCompletion),
@@ -396,7 +406,7 @@ struct IsochronousTests {
 
     // MARK: - Commands
 
-    @Test func `Stop Endpoint gives back what is not due`() throws {
+    @Test func `Stop Endpoint requeues TDs that are not due`() throws {
         let output = try slot.configureOne(.isochronous(1, .out, interval: 3))
         let addresses = output.submit(trbs(10))
         guest.machine.pass(.milliseconds(4))
@@ -420,14 +430,17 @@ struct IsochronousTests {
         #expect(log.microframes.count == 10)
     }
 
-    @Test func `the longest interval is 2 to the power of 18`() throws {
+    @Test func `Interval is at most 18`() throws {
         _ = slot.prepareConfiguration([.isochronous(1, .out, interval: 18)])
         #expect(try slot.configureCommand().code == .success)
         _ = slot.prepareConfiguration([.isochronous(2, .out, interval: 19)])
         #expect(badInput.contains(try slot.configureCommand().code))
     }
 
-    @Test func `an unplugged device fails each TD in its time, and slots end as ever`() throws {
+    @Test
+    func `with the device unplugged, each TD fails in its interval, and the slot can be disabled`()
+        throws
+    {
         let output = try slot.configureOne(.isochronous(1, .out))
         output.submit(trbs(20))
         guest.machine.pass(.milliseconds(1))
@@ -439,9 +452,11 @@ struct IsochronousTests {
         try guest.expectRecovery()
     }
 
-    // MARK: - Devices that keep the time
+    // MARK: - Devices that keep isochronous time
 
-    @Test func `a device that keeps the time is given all at once and says when they happen`()
+    @Test
+    func
+        `a device that keeps isochronous time gets all TDs at once and times them`()
         throws
     {
         device.keepsIsochronousTime = true
@@ -460,7 +475,7 @@ struct IsochronousTests {
         #expect(!guest.machine.isSpinning)
     }
 
-    @Test func `Stop Endpoint takes back what such a device has`() throws {
+    @Test func `Stop Endpoint cancels the TDs of a device that keeps isochronous time`() throws {
         device.keepsIsochronousTime = true
         answer { _ in .hold }
         let output = try slot.configureOne(.isochronous(1, .out))

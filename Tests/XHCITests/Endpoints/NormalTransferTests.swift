@@ -31,7 +31,7 @@ struct NormalTransferTests {
     // MARK: - Length
 
     @Test(arguments: [1, 511, 512, 513, 4096, 65535, 65536, 65537, 200_000])
-    func `bytes arrive as they are in both directions`(count: Int) throws {
+    func `bytes arrive unchanged in both directions`(count: Int) throws {
         let bytes = (0..<count).map { UInt8(truncatingIfNeeded: $0 &* 5 &+ $0 >> 8) }
         device.onTransfer = { $0.direction == .in ? .give(bytes) : .accept }
         #expect(try input.receive(count) == bytes)
@@ -81,7 +81,7 @@ struct NormalTransferTests {
         }
     }
 
-    /// The IN endpoint with a ring that holds more.
+    /// The IN endpoint with a ring of `count` TRBs.
     private func longRing(_ count: Int) throws -> GuestEndpoint {
         try input.stop()
         input.replaceRing(GuestRing(guest.memory, segmentSizes: [count + 1]))
@@ -90,7 +90,7 @@ struct NormalTransferTests {
         return input
     }
 
-    @Test func `empty TRBs inside a chain are no packets`() throws {
+    @Test func `empty TRBs in a chain are no packets`() throws {
         device.onTransfer = { _ in .accept }
         guest.memory.write([1, 2, 3], at: buffer)
         output.submit([
@@ -103,7 +103,7 @@ struct NormalTransferTests {
 
     // MARK: - Flags
 
-    @Test func `each TRB of a chain that asks gets an event`() throws {
+    @Test func `each TRB of a chain with IOC has an event`() throws {
         give(300)
         let addresses = input.submit([
             .normal(buffer, 100, [.chain, .interruptOnCompletion]),
@@ -115,14 +115,14 @@ struct NormalTransferTests {
         #expect(events.allSatisfy { $0.code == .success && $0.length == 0 })
     }
 
-    @Test func `without any flag there is no event`() throws {
+    @Test func `without IOC there is no event`() throws {
         give(10)
         input.submit(.normal(buffer, 10))
         #expect(driver.takeAll().isEmpty)
         #expect(guest.memory.load(UInt8.self, at: buffer + 9) == 9)
     }
 
-    @Test func `a blocked event interrupt is an event without interrupt`() throws {
+    @Test func `an event with BEI raises no interrupt`() throws {
         give(10)
         _ = driver.takeAll()
         let before = guest.machine.interrupts.total
@@ -136,7 +136,7 @@ struct NormalTransferTests {
         #expect(guest.machine.interrupts.total == before + 1)
     }
 
-    @Test func `a blocked event interrupt is that of the event which IOC asks for`() throws {
+    @Test func `BEI has no effect on events that IOC did not request`() throws {
         give(4)
         _ = driver.takeAll()
         let before = guest.machine.interrupts.total
@@ -152,7 +152,7 @@ struct NormalTransferTests {
     }
 
     @Test(arguments: 0...8)
-    func `immediate data goes out`(count: Int) throws {
+    func `immediate data reaches the device`(count: Int) throws {
         device.onTransfer = { _ in .accept }
         let bytes = (0..<count).map { UInt8($0 + 1) }
         output.submit(.immediate(bytes, .interruptOnCompletion))
@@ -161,7 +161,7 @@ struct NormalTransferTests {
     }
 
     @Test(arguments: [9, 100, 65536])
-    func `more immediate data than fits is survived`(count: Int) throws {
+    func `the controller survives more than 8 bytes of immediate data`(count: Int) throws {
         device.onTransfer = { _ in .accept }
         output.submit(
             GuestTRB(
@@ -173,7 +173,7 @@ struct NormalTransferTests {
         try guest.expectRecovery()
     }
 
-    @Test func `immediate data on an IN endpoint is survived`() throws {
+    @Test func `the controller survives immediate data on an IN endpoint`() throws {
         give(4)
         input.submit(.immediate([1, 2, 3, 4], .interruptOnCompletion))
         #expect(driver.takeAll().map(\.code) == [.trbError])
@@ -191,7 +191,7 @@ struct NormalTransferTests {
 
     // MARK: - Short packets
 
-    /// A chain of three TRBs of 100 bytes; the device gives `given` bytes.
+    /// Submits a chain of three TRBs of 100 bytes, for which the device sends `given` bytes.
     private func shortChain(
         _ given: Int, _ flags: [GuestTRB.Flags]
     ) -> (addresses: [GuestAddress], events: [GuestEvent]) {
@@ -205,7 +205,7 @@ struct NormalTransferTests {
     }
 
     @Test(arguments: [0, 1, 99, 100, 150, 200, 299])
-    func `a short packet is told at the TRB where it ended`(given: Int) {
+    func `a short packet with ISP has an event at the TRB where it ended`(given: Int) {
         let (addresses, events) = shortChain(
             given,
             [
@@ -214,29 +214,29 @@ struct NormalTransferTests {
                     .interruptOnShortPacket, .interruptOnCompletion,
                 ],
             ])
-        // A packet that ends exactly at the end of a TRB may be told there or at the next.
-        let place = min(given / 100, 2)
+        // If the packet ends at the end of a TRB, the event may be for that TRB or the next one.
+        let index = min(given / 100, 2)
         let first = events.first
         #expect(first?.code == .shortPacket)
-        if given > 0, given % 100 == 0, first?.pointer == addresses[place - 1] {
+        if given > 0, given % 100 == 0, first?.pointer == addresses[index - 1] {
             #expect(first?.length == 0)
         } else {
-            #expect(first?.pointer == addresses[place])
-            #expect(first?.length == 100 - (given - place * 100))
+            #expect(first?.pointer == addresses[index])
+            #expect(first?.length == 100 - (given - index * 100))
         }
-        // Linux accepts a second event of the same TD only for its last TRB.
+        // Linux accepts a second event of a TD only for its last TRB.
         #expect(events.count <= 2)
         if events.count == 2 { #expect(events[1].pointer == addresses[2]) }
     }
 
-    @Test func `a short packet without the flag is told by the last TRB`() {
+    @Test func `a short packet without ISP has its event at the TRB with IOC`() {
         let (addresses, events) = shortChain(50, [[], [], .interruptOnCompletion])
         #expect(events.count == 1)
         #expect(events.first?.pointer == addresses[2])
         #expect(events.first?.code == .shortPacket)
     }
 
-    @Test func `a TD after a short one begins in its own buffer`() throws {
+    @Test func `the TD after a short packet starts in its own buffer`() throws {
         give(10)
         input.submit(input.trbs(buffer, 512))
         input.submit(input.trbs(buffer + 512, 512))
@@ -246,7 +246,7 @@ struct NormalTransferTests {
         #expect(guest.memory.bytes(at: buffer + 512, count: 2) == [0, 1])
     }
 
-    @Test func `an OUT transfer that the device cut short is told with its residue`() throws {
+    @Test func `a short OUT transfer reports its residue`() throws {
         device.onTransfer = { _ in .end(.completed, transferred: 30) }
         output.submit(.normal(buffer, 100, .interruptOnCompletion))
         let event = try output.event()
@@ -256,7 +256,7 @@ struct NormalTransferTests {
     // MARK: - Event Data
 
     @Test(arguments: [0, 50, 100, 250, 300])
-    func `event data tells the bytes of the whole TD`(given: Int) throws {
+    func `Event Data reports the bytes of the whole TD`(given: Int) throws {
         give(given)
         input.submit([
             .normal(buffer, 100, .chain), .normal(buffer + 100, 100, .chain),
@@ -272,7 +272,7 @@ struct NormalTransferTests {
         #expect(event.code == (given < 300 ? .shortPacket : .success))
     }
 
-    @Test func `event data in the middle counts from the event data before`() throws {
+    @Test func `Event Data counts the bytes since the previous Event Data`() throws {
         give(300)
         input.submit([
             .normal(buffer, 100, .chain), .eventData(1, [.chain, .interruptOnCompletion]),
@@ -284,7 +284,7 @@ struct NormalTransferTests {
         #expect(events.allSatisfy { $0.isEventData && $0.code == .success })
     }
 
-    @Test func `event data counts more than a TRB can`() throws {
+    @Test func `Event Data counts more bytes than one TRB holds`() throws {
         give(0x40000)
         var trbs = (0..<4).map { GuestTRB.normal(buffer + $0 * 65536, 65536, .chain) }
         trbs.append(.eventData(7, .interruptOnCompletion))
@@ -293,13 +293,13 @@ struct NormalTransferTests {
         #expect(event.length == 0x40000)
     }
 
-    @Test func `event data without the interrupt flag is silent`() throws {
+    @Test func `Event Data without IOC causes no event`() throws {
         give(100)
         input.submit([.normal(buffer, 100, .chain), .eventData(1)])
         #expect(driver.takeAll().isEmpty)
     }
 
-    @Test func `event data alone tells of nothing moved`() throws {
+    @Test func `Event Data alone reports zero bytes`() throws {
         input.submit(.eventData(99, .interruptOnCompletion))
         let event = try input.event()
         #expect(event.isEventData)
@@ -310,7 +310,7 @@ struct NormalTransferTests {
 
     // MARK: - Pipelining
 
-    @Test func `several TDs are with the device at once and end in order`() throws {
+    @Test func `several TDs are in flight and complete in order`() throws {
         var addresses: [GuestAddress] = []
         for number in 0..<4 {
             addresses.append(
@@ -327,7 +327,7 @@ struct NormalTransferTests {
         }
     }
 
-    @Test func `TDs are taken up one after another through many laps`() throws {
+    @Test func `TDs execute in order over many laps of the ring`() throws {
         give(512)
         for _ in 0..<100 {
             input.ring.push(.normal(buffer, 512, .interruptOnCompletion))

@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// Control requests whose Data Stage is queued in pieces, each when the last has ended
-/// (xHCI 4.11.2.2).
+/// Control requests whose Data Stage is queued in several TDs, each after the previous one has
+/// completed (xHCI 4.11.2.2). FreeBSD does so with more than 1024 bytes.
 struct SplitDataStageTests {
     let guest: Guest
     let device = TestDevice()
@@ -28,29 +28,30 @@ struct SplitDataStageTests {
     private static let writing = SetupPacket(
         requestType: 0x40, request: 1, value: 2, index: 3, length: 3000)
     private let bytes = (0..<3000).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8) }
-    private let piece: GuestTRB.Flags = [.interruptOnCompletion, .interruptOnShortPacket]
+    /// The flags of each data TD.
+    private let flags: GuestTRB.Flags = [.interruptOnCompletion, .interruptOnShortPacket]
 
-    /// The requests that the device was given, in either direction.
+    /// The requests that reached the device, in either direction.
     private var requests: [TestDevice.Record] {
         device.records.filter { $0.setup == Self.reading || $0.setup == Self.writing }
     }
 
     private func answer(_ answer: TestDevice.Answer) { device.onTransfer = { _ in answer } }
 
-    /// Gives TRBs to the controller and takes the events that they cause.
+    /// Queues TRBs, rings the doorbell and collects the events.
     private func run(_ trbs: GuestTRB...) -> (events: [GuestEvent], addresses: [GuestAddress]) {
         let addresses = control.submit(trbs)
         return (driver.takeAll(), addresses)
     }
 
-    /// A request with its first 1024 bytes; one event says that they are through.
+    /// Queues the Setup Stage and a data TD of 1024 bytes, which completes with one event.
     private func begin(_ setup: SetupPacket) throws {
-        let first = run(.setup(setup), .data(buffer, 1024, setup.direction, piece))
+        let first = run(.setup(setup), .data(buffer, 1024, setup.direction, flags))
         #expect(first.events.map(\.code) == [.success])
         #expect(first.events.first?.pointer == first.addresses[1])
     }
 
-    /// Whether another request is carried out as if nothing had been.
+    /// Expects that another request succeeds.
     private func expectUsable() throws {
         answer(.give([7, 8]))
         let packet = SetupPacket(requestType: 0xc0, request: 9, value: 0, index: 0, length: 2)
@@ -63,20 +64,22 @@ struct SplitDataStageTests {
         #expect(try control.setDequeuePointer().code == .success)
     }
 
-    // MARK: - Good cases
+    // MARK: - Data TDs
 
     @Test(arguments: [3000, 2049, 2048, 1500, 1024, 1023, 0])
-    func `each piece has its event, the one where the data end a short packet`(given: Int) throws {
+    func `each data TD has an event, and the one where the data ends is a short packet`(given: Int)
+        throws
+    {
         answer(.give(Array(bytes[..<given])))
-        var told = 0
+        var received = 0
         for (number, size) in [1024, 1024, 952].enumerated() {
-            let data = GuestTRB.data(buffer + told, size, .in, piece)
+            let data = GuestTRB.data(buffer + received, size, .in, flags)
             let (events, addresses) = number == 0 ? run(.setup(Self.reading), data) : run(data)
-            let expected = min(size, given - told)
+            let expected = min(size, given - received)
             #expect(events.map(\.code) == [expected < size ? .shortPacket : .success])
             #expect(events.first?.pointer == addresses.last)
             #expect(events.first?.length == size - expected)
-            told += expected
+            received += expected
             if expected < size { break }
         }
         let (events, addresses) = run(.status(.out, .interruptOnCompletion))
@@ -89,19 +92,18 @@ struct SplitDataStageTests {
     }
 
     @Test(arguments: SimulatedMachine.MemoryKind.allCases)
-    func `data that go out are gathered until the status`(kind: SimulatedMachine.MemoryKind) throws
-    {
+    func `OUT data is collected until the status stage`(kind: SimulatedMachine.MemoryKind) throws {
         let guest = try Guest(kind)
         let device = TestDevice()
         let control = try guest.plug(device).control
         let buffer = guest.memory.allocate(3000)
         guest.memory.write(bytes, at: buffer)
-        let pieces: [[GuestTRB]] = [
+        let dataTDs: [[GuestTRB]] = [
             [.setup(Self.writing), .data(buffer, 1024, .out, .interruptOnCompletion)],
-            [.normal(buffer + 1024, 1000, .chain), .normal(buffer + 2024, 24, piece)],
+            [.normal(buffer + 1024, 1000, .chain), .normal(buffer + 2024, 24, flags)],
             [.normal(buffer + 2048, 952, .interruptOnCompletion)],
         ]
-        for trbs in pieces {
+        for trbs in dataTDs {
             let addresses = control.submit(trbs)
             let events = guest.driver.takeAll()
             #expect(events.map(\.code) == [.success])
@@ -114,7 +116,7 @@ struct SplitDataStageTests {
         #expect(device.records.last?.bytes == bytes)
     }
 
-    @Test func `event data tell of each piece`() throws {
+    @Test func `Event Data reports the bytes of each data TD`() throws {
         answer(.give(Array(bytes[..<1500])))
         let first = run(
             .setup(Self.reading), .data(buffer, 1024, .in, .chain),
@@ -127,7 +129,7 @@ struct SplitDataStageTests {
         #expect(events.map(\.length) == [1024, 476])
     }
 
-    @Test func `immediate data are a piece too`() throws {
+    @Test func `a data TD may have immediate data`() throws {
         answer(.accept)
         let packet = SetupPacket(requestType: 0x40, request: 1, value: 0, index: 0, length: 6)
         _ = run(
@@ -139,53 +141,57 @@ struct SplitDataStageTests {
         #expect(device.records.last?.bytes == [1, 2, 3, 4, 5, 6])
     }
 
-    @Test func `pieces that are all on the ring are carried out in order`() throws {
+    @Test func `data TDs that are all queued at once execute in order`() throws {
         answer(.give(bytes))
         let (events, addresses) = run(
-            .setup(Self.reading), .data(buffer, 1024, .in, piece),
-            .data(buffer + 1024, 1024, .in, piece), .noOp(.interruptOnCompletion),
-            .normal(buffer + 2048, 952, piece), .status(.out, .interruptOnCompletion))
+            .setup(Self.reading), .data(buffer, 1024, .in, flags),
+            .data(buffer + 1024, 1024, .in, flags), .noOp(.interruptOnCompletion),
+            .normal(buffer + 2048, 952, flags), .status(.out, .interruptOnCompletion))
         #expect(events.map(\.pointer) == Array(addresses[1...]))
         #expect(events.allSatisfy { $0.code == .success && $0.length == 0 })
         #expect(guest.memory.bytes(at: buffer, count: 3000) == bytes)
     }
 
-    // MARK: - What is no piece
+    // MARK: - Requests that are not split
 
     @Test(arguments: [(3000, true), (1024, false)])
-    func `a data stage waits for its status if it has all room, or asks for no event`(
-        room: Int, asks: Bool
+    func `a data stage of wLength bytes, or without IOC, waits for its status stage`(
+        length: Int, hasIOC: Bool
     ) throws {
         answer(.give(bytes))
-        let flags: GuestTRB.Flags = asks ? piece : .interruptOnShortPacket
-        #expect(run(.setup(Self.reading), .data(buffer, room, .in, flags)).events.isEmpty)
+        let flags: GuestTRB.Flags = hasIOC ? self.flags : .interruptOnShortPacket
+        #expect(run(.setup(Self.reading), .data(buffer, length, .in, flags)).events.isEmpty)
         #expect(requests.isEmpty)
         let (events, addresses) = run(.status(.out, .interruptOnCompletion))
-        #expect(events.map(\.code) == (asks ? [.success, .success] : [.success]))
+        #expect(events.map(\.code) == (hasIOC ? [.success, .success] : [.success]))
         #expect(events.last?.pointer == addresses[0])
-        #expect(requests.map(\.count) == [room])
+        #expect(requests.map(\.count) == [length])
     }
 
-    @Test func `all stages at once are one transfer, with less room than wLength too`() throws {
+    @Test
+    func `stages queued at once are one transfer, also with a data stage shorter than wLength`()
+        throws
+    {
         answer(.give(bytes))
         let (events, addresses) = run(
-            .setup(Self.reading), .data(buffer, 1024, .in, piece),
+            .setup(Self.reading), .data(buffer, 1024, .in, flags),
             .status(.out, .interruptOnCompletion))
         #expect(events.map(\.pointer) == Array(addresses[1...]))
         #expect(requests.map(\.count) == [1024])
     }
 
-    @Test func `a new setup stage ends the request`() throws {
+    @Test func `a new setup stage ends the request in progress`() throws {
         answer(.give(bytes))
         try begin(Self.reading)
         try expectUsable()
-        // What is left of the first is nobody's now.
-        #expect(run(.normal(buffer, 64, piece)).events.map(\.code) == [.trbError])
+        // A data TD without a request in progress is a TRB Error.
+        #expect(run(.normal(buffer, 64, flags)).events.map(\.code) == [.trbError])
         #expect(try control.setDequeuePointer().code == .success)
         try expectUsable()
     }
 
-    @Test func `a request that was not told to the device never is`() throws {
+    @Test func `an OUT request that ends before its status stage never reaches the device`() throws
+    {
         answer(.accept)
         try begin(Self.writing)
         try expectUsable()
@@ -195,16 +201,16 @@ struct SplitDataStageTests {
     // MARK: - Errors
 
     @Test(arguments: [0, 500, 1024, 1500, 2048])
-    func `a stall is told at the piece where the data end`(moved: Int) throws {
+    func `a stall is reported at the data TD where the data ends`(moved: Int) throws {
         device.onTransfer = { transfer in
             transfer.buffer.copy(from: self.bytes)
             return .end(.stalled, transferred: moved)
         }
-        let place = min(moved / 1024, 1)
-        var last = run(.setup(Self.reading), .data(buffer, 1024, .in, piece))
-        if place > 0 {
+        let index = min(moved / 1024, 1)
+        var last = run(.setup(Self.reading), .data(buffer, 1024, .in, flags))
+        if index > 0 {
             #expect(last.events.map(\.code) == [.success])
-            last = run(.normal(buffer + 1024, 1024, piece))
+            last = run(.normal(buffer + 1024, 1024, flags))
         }
         if moved == 2048 {
             #expect(last.events.map(\.code) == [.success])
@@ -218,7 +224,7 @@ struct SplitDataStageTests {
         try expectUsable()
     }
 
-    @Test func `a stall of data that went out is told at the status`() throws {
+    @Test func `a stall of OUT data is reported at the status stage`() throws {
         answer(.end(.stalled, transferred: 0))
         try begin(Self.writing)
         let (events, addresses) = run(
@@ -230,7 +236,7 @@ struct SplitDataStageTests {
     }
 
     @Test(arguments: [GuestTRB.Kind.setupStage, .isochronous, .eventData, .enableSlot])
-    func `a TRB that is no stage is an error`(kind: GuestTRB.Kind) throws {
+    func `a TRB that is no stage is a TRB Error`(kind: GuestTRB.Kind) throws {
         answer(.give(bytes))
         try begin(Self.reading)
         #expect(run(GuestTRB(kind, status: 7)).events.map(\.code) == [.trbError])
@@ -238,52 +244,52 @@ struct SplitDataStageTests {
         try expectUsable()
     }
 
-    @Test func `a piece in the wrong direction is an error`() throws {
+    @Test func `a data TD in the wrong direction is a TRB Error`() throws {
         answer(.give(bytes))
         try begin(Self.reading)
-        #expect(run(.data(buffer, 64, .out, piece)).events.map(\.code) == [.trbError])
+        #expect(run(.data(buffer, 64, .out, flags)).events.map(\.code) == [.trbError])
         #expect(try control.setDequeuePointer().code == .success)
         try expectUsable()
     }
 
     @Test(arguments: [Direction.in, .out])
-    func `a piece in no memory ends the request, and the device hears of no wrong data`(
+    func `a data TD outside guest memory ends the request, and no wrong data reaches the device`(
         direction: Direction
     ) throws {
         answer(direction == .in ? .give(bytes) : .accept)
         try begin(direction == .in ? Self.reading : Self.writing)
         let nowhere = GuestAddress(0x7_0000_0000)
-        #expect(run(.normal(nowhere, 64, piece)).events.map(\.code) == [.dataBufferError])
-        #expect(run(.status(.in, piece)).events.map(\.code) == [.trbError])
+        #expect(run(.normal(nowhere, 64, flags)).events.map(\.code) == [.dataBufferError])
+        #expect(run(.status(.in, flags)).events.map(\.code) == [.trbError])
         #expect(requests.count == (direction == .in ? 1 : 0))
         #expect(try control.setDequeuePointer().code == .success)
         try expectUsable()
     }
 
-    @Test func `more data than wLength are not moved`() throws {
+    @Test func `no more data than wLength is moved`() throws {
         answer(.give(Array(repeating: 0xee, count: 8192)))
         let packet = SetupPacket(requestType: 0xc0, request: 1, value: 0, index: 0, length: 100)
-        _ = run(.setup(packet), .data(buffer, 64, .in, piece))
-        var events = run(.normal(buffer + 64, 4096, piece)).events
-        events += run(.normal(buffer + 4160, 64, piece), .normal(buffer, 0, piece)).events
+        _ = run(.setup(packet), .data(buffer, 64, .in, flags))
+        var events = run(.normal(buffer + 64, 4096, flags)).events
+        events += run(.normal(buffer + 4160, 64, flags), .normal(buffer, 0, flags)).events
         #expect(events.map(\.code) == [.shortPacket, .shortPacket, .success])
         #expect(events.map(\.length) == [4060, 64, 0])
         #expect(guest.memory.bytes(at: buffer, count: 100) == Array(repeating: 0xee, count: 100))
         #expect(guest.memory.bytes(at: buffer + 100, count: 8092).allSatisfy { $0 == 0xa5 })
-        #expect(run(.status(.out, piece)).events.map(\.code) == [.success])
+        #expect(run(.status(.out, flags)).events.map(\.code) == [.success])
 
         let out = SetupPacket(requestType: 0x40, request: 1, value: 0, index: 0, length: 100)
         answer(.accept)
-        _ = run(.setup(out), .data(buffer, 64, .out, piece))
-        _ = run(.normal(buffer, 65536, .chain), .normal(buffer, 4096, piece), .status(.in, piece))
+        _ = run(.setup(out), .data(buffer, 64, .out, flags))
+        _ = run(.normal(buffer, 65536, .chain), .normal(buffer, 4096, flags), .status(.in, flags))
         #expect(device.records.last?.bytes.count == 100)
         try expectUsable()
     }
 
-    // MARK: - Disturbances
+    // MARK: - Stops, resets and halts
 
     @Test(arguments: [Direction.in, .out])
-    func `between pieces an endpoint stops and goes on`(direction: Direction) throws {
+    func `Stop Endpoint between data TDs resumes at the next one`(direction: Direction) throws {
         guest.memory.write(bytes, at: buffer)
         answer(direction == .in ? .give(bytes) : .accept)
         try begin(direction == .in ? Self.reading : Self.writing)
@@ -291,7 +297,7 @@ struct SplitDataStageTests {
         #expect(try control.stop().code == .success)
         #expect(control.context.dequeuePointer == next)
         let (events, _) = run(
-            .normal(buffer + 1024, 1976, piece),
+            .normal(buffer + 1024, 1976, flags),
             .status(direction == .in ? .out : .in, .interruptOnCompletion))
         #expect(events.map(\.code) == [.success, .success])
         #expect(requests.count == 1)
@@ -299,10 +305,10 @@ struct SplitDataStageTests {
         if direction == .out { #expect(requests.last?.bytes == bytes) }
     }
 
-    @Test func `a request that is stopped at the device begins again`() throws {
+    @Test func `a request that is stopped in flight restarts with its setup stage`() throws {
         answer(.hold)
         device.transferredWhenCancelled = 1500
-        let (none, addresses) = run(.setup(Self.reading), .data(buffer, 1024, .in, piece))
+        let (none, addresses) = run(.setup(Self.reading), .data(buffer, 1024, .in, flags))
         #expect(none.isEmpty)
         #expect(try control.stop().code == .success)
         let stopped = driver.takeAll()
@@ -312,14 +318,14 @@ struct SplitDataStageTests {
         control.ringDoorbell()
         #expect(driver.takeAll().map(\.code) == [.success])
         #expect(requests.count == 2)
-        #expect(run(.normal(buffer, 1976, piece), .status(.out)).events.map(\.code) == [.success])
+        #expect(run(.normal(buffer, 1976, flags), .status(.out)).events.map(\.code) == [.success])
     }
 
-    @Test func `data that went out are sent again when their status was stopped`() throws {
+    @Test func `OUT data is sent again after Stop Endpoint in the status stage`() throws {
         guest.memory.write(bytes, at: buffer)
         answer(.hold)
         try begin(Self.writing)
-        _ = run(.normal(buffer + 1024, 1976, piece))
+        _ = run(.normal(buffer + 1024, 1976, flags))
         let status = control.submit(.status(.in, .interruptOnCompletion))
         guest.machine.pass(.milliseconds(1))
         #expect(try control.stop().code == .success)
@@ -331,10 +337,10 @@ struct SplitDataStageTests {
     }
 
     @Test(arguments: [false, true])
-    func `Set TR Dequeue Pointer gives the request up`(isAtDevice: Bool) throws {
+    func `Set TR Dequeue Pointer ends the request in progress`(isAtDevice: Bool) throws {
         answer(isAtDevice ? .hold : .give(bytes))
         if isAtDevice {
-            _ = run(.setup(Self.reading), .data(buffer, 1024, .in, piece))
+            _ = run(.setup(Self.reading), .data(buffer, 1024, .in, flags))
         } else {
             try begin(Self.reading)
         }
@@ -342,19 +348,19 @@ struct SplitDataStageTests {
         #expect(try control.setDequeuePointer().code == .success)
         #expect(device.pending.isEmpty)
         _ = driver.takeAll()
-        #expect(run(.normal(buffer, 64, piece)).events.map(\.code) == [.trbError])
+        #expect(run(.normal(buffer, 64, flags)).events.map(\.code) == [.trbError])
         #expect(try control.setDequeuePointer().code == .success)
         try expectUsable()
     }
 
     @Test(arguments: [false, true])
-    func `a device that goes ends the request`(isAtDevice: Bool) throws {
+    func `unplugging the device ends the request in progress`(isAtDevice: Bool) throws {
         answer(isAtDevice ? .hold : .give(bytes))
         if isAtDevice {
-            _ = run(.setup(Self.reading), .data(buffer, 1024, .in, piece))
+            _ = run(.setup(Self.reading), .data(buffer, 1024, .in, flags))
         } else {
             try begin(Self.reading)
-            control.ring.push(.normal(buffer + 1024, 1024, piece))
+            control.ring.push(.normal(buffer + 1024, 1024, flags))
         }
         guest.machine.detach(device)
         control.ringDoorbell()
@@ -365,9 +371,9 @@ struct SplitDataStageTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a port reset ends the request at the device`() throws {
+    @Test func `a port reset ends the request in flight`() throws {
         answer(.hold)
-        _ = run(.setup(Self.reading), .data(buffer, 1024, .in, piece))
+        _ = run(.setup(Self.reading), .data(buffer, 1024, .in, flags))
         driver.writePort(slot.port, .reset)
         let events = driver.takeAll(after: .milliseconds(100)).filter(\.isTransfer)
         #expect(events.map(\.code) == [.usbTransactionError])
@@ -376,7 +382,7 @@ struct SplitDataStageTests {
     }
 
     @Test(arguments: [false, true])
-    func `a slot or a controller is dropped in the middle`(resets: Bool) throws {
+    func `Disable Slot or HCRST ends the request in progress`(resets: Bool) throws {
         answer(.hold)
         try begin(Self.writing)
         _ = run(.status(.in))
@@ -389,7 +395,7 @@ struct SplitDataStageTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a controller that halts in the middle goes on`() throws {
+    @Test func `a request continues after a halt of the controller`() throws {
         answer(.give(bytes))
         try begin(Self.reading)
         let command = guest.machine.read32(guest.registers.command)
@@ -397,7 +403,7 @@ struct SplitDataStageTests {
         guest.machine.pass(.milliseconds(20))
         guest.machine.write32(command, at: guest.registers.command)
         guest.machine.pass(.milliseconds(1))
-        let (events, _) = run(.normal(buffer + 1024, 1976, piece), .status(.out, piece))
+        let (events, _) = run(.normal(buffer + 1024, 1976, flags), .status(.out, flags))
         #expect(events.map(\.code) == [.success, .success])
         #expect(guest.memory.bytes(at: buffer, count: 3000) == bytes)
     }

@@ -6,7 +6,7 @@ import Testing
 import USB
 import XHCI
 
-/// Streams of bulk endpoints: arrays of contexts, doorbells with a Stream ID, errors
+/// Streams of bulk endpoints: Stream Context Arrays, doorbells with a Stream ID, errors
 /// (xHCI 4.12, 6.2.4, 5.6).
 struct StreamTests {
     let guest: Guest
@@ -32,7 +32,7 @@ struct StreamTests {
     // MARK: - Data
 
     @Test(arguments: [1, 3, 7])
-    func `each stream has its own ring, and the device is told which`(size: Int) throws {
+    func `each stream has its own ring, and transfers carry its Stream ID`(size: Int) throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: size)
         device.onTransfer = { transfer in
             guard case .bulk(let stream) = transfer.kind else { return nil }
@@ -54,15 +54,15 @@ struct StreamTests {
         }
     }
 
-    @Test func `streams complete in the order of the device, TDs of one in their own`() throws {
+    @Test func `streams complete in any order, TDs of one stream in ring order`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }
         var pointers: [Int: [GuestAddress]] = [:]
         for stream in 1...3 { pointers[stream] = streams.submit(stream, [normal, normal]) }
         guest.machine.turn()
         #expect(device.pending.map { stream(of: $0) } == [1, 1, 2, 2, 3, 3])
-        for place in [4, 0, 2, 3, 1, 5] {
-            let transfer = device.pending[place]
+        for index in [4, 0, 2, 3, 1, 5] {
+            let transfer = device.pending[index]
             device.complete(transfer.completion(.completed, transferred: 64))
         }
         let events = driver.takeAll()
@@ -71,15 +71,15 @@ struct StreamTests {
             let own = pointers[stream] ?? []
             #expect(events.map(\.pointer).filter { own.contains($0) } == own)
         }
-        // The fifth transfer, the first of stream 3, ended before all others.
+        // The fifth transfer, the first of stream 3, completed before all others.
         #expect(events.first?.pointer == pointers[3]?[0])
     }
 
-    @Test func `secondary arrays double the way to a ring`() throws {
+    @Test func `secondary stream arrays lead to a ring`() throws {
         let streams = try GuestStreams(
             slot, address, maxPrimaryStreams: 1, layout: .secondary(rings: [3]))
         device.onTransfer = { $0.endpoint == .control ? nil : .give([9]) }
-        // Primary index in the low two bits, secondary index above.
+        // The primary index is in the low two bits of the Stream ID, the secondary index above.
         for stream in [1, 1 + 4 * 7, 2 + 4 * 3, 3] {
             let pointer = streams.submit(stream, [normal])
             #expect(try streams.event().pointer == pointer.first)
@@ -87,7 +87,7 @@ struct StreamTests {
         }
     }
 
-    @Test func `all streams of an endpoint work through memory that only messages reach`() throws {
+    @Test func `all streams of an endpoint work in memory that only messages reach`() throws {
         let guest = try Guest(.remote)
         let device = TestDevice(.superSpeed) { $0.endpoint == .control ? nil : .give([5]) }
         let streams = try GuestStreams(
@@ -99,9 +99,9 @@ struct StreamTests {
         for _ in 1...15 { #expect(try streams.event().code == .success) }
     }
 
-    /// Goal: what Linux does for a UAS disk: endpoints that are there already are dropped and added
-    /// again with streams, their contexts copied from the output contexts.
-    @Test func `endpoints get and lose streams while they are configured`() throws {
+    /// Linux does so for a UAS disk: it drops configured endpoints and adds them again with
+    /// streams, with contexts copied from the output contexts.
+    @Test func `Configure Endpoint adds and removes streams of a configured endpoint`() throws {
         let endpoints = try slot.configure(.bulkIn(1), .bulkIn(2), .bulkOut(3))
         let flags = endpoints.reduce(UInt32(0)) { $0 | 1 << UInt32($1.contextIndex) }
         for streams in [UInt32(4), 0, 4] {
@@ -121,10 +121,10 @@ struct StreamTests {
         }
     }
 
-    // MARK: - Bad Stream IDs
+    // MARK: - Invalid Stream IDs
 
     @Test(arguments: [8, 9, 100, 65533, 65534, 65535])
-    func `a doorbell for a stream that is not there halts the endpoint`(stream: Int) throws {
+    func `a doorbell with an invalid Stream ID halts the endpoint`(stream: Int) throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         streams.ringDoorbell(stream)
         #expect(try streams.event().code == .invalidStreamID)
@@ -135,14 +135,14 @@ struct StreamTests {
         #expect(try streams.event().code != .invalidStreamID)
     }
 
-    @Test func `a doorbell without a stream halts an endpoint with streams`() throws {
+    @Test func `a doorbell without a Stream ID halts an endpoint with streams`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         streams.ringDoorbell(0)
         #expect(try streams.event().code == .invalidStreamID)
         #expect(streams.context.state == .halted)
     }
 
-    @Test func `a context of the wrong type halts the endpoint`() throws {
+    @Test func `a stream context of the wrong type halts the endpoint`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         guest.memory.store(buffer.rawValue | 3 << 1, at: streams.array + 2 * 16)
         streams.ringDoorbell(2)
@@ -150,7 +150,7 @@ struct StreamTests {
         #expect(streams.context.state == .halted)
     }
 
-    @Test func `a doorbell with a stream leaves an endpoint without streams alone`() throws {
+    @Test func `a doorbell with a Stream ID is ignored by an endpoint without streams`() throws {
         let endpoint = try slot.configureOne(.bulkIn(3))
         device.onTransfer = { $0.endpoint == .control ? nil : .give([5]) }
         _ = endpoint.ring.push([normal])
@@ -160,7 +160,7 @@ struct StreamTests {
         #expect(driver.takeAll().count == 1)
     }
 
-    @Test func `arrays outside memory, or larger than offered, are refused`() throws {
+    @Test func `stream arrays outside guest memory, or larger than offered, are errors`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         guest.memory.store(guest.nowhere.rawValue | 1 << 1, at: streams.array + 16)
         streams.ringDoorbell(1)
@@ -171,7 +171,7 @@ struct StreamTests {
         try guest.expectRecovery()
     }
 
-    @Test func `doorbells for every number are bounded work`() throws {
+    @Test func `doorbells for all Stream IDs are bounded work`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 7)
         for stream in 0...65535 { streams.ringDoorbell(stream) }
         driver.takeAll()
@@ -179,9 +179,9 @@ struct StreamTests {
         try guest.expectRecovery()
     }
 
-    // MARK: - Stopping, halting
+    // MARK: - Stop and halt
 
-    @Test func `a stall halts all streams and gives back what they had`() throws {
+    @Test func `a stall halts all streams and requeues their TDs`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }
         let first = streams.submit(1, [normal, normal])
@@ -205,8 +205,9 @@ struct StreamTests {
         #expect(driver.takeAll().isEmpty)
     }
 
-    /// Goal: what is done is told of, and not done a second time, whatever becomes of another stream.
-    @Test func `a stall leaves what another stream has finished done`() throws {
+    /// A completed TD has its event and is not executed again, also if another stream halts the
+    /// endpoint.
+    @Test func `a stall does not repeat completed TDs of other streams`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }
         let first = streams.submit(1, [normal])
@@ -220,7 +221,7 @@ struct StreamTests {
         #expect(events.first { $0.pointer == second[0] }?.code == .success)
         #expect(streams.pointer(of: 2) == second[1].rawValue | 1 << 1 | 1)
 
-        // The same where a doorbell for no stream halts the endpoint.
+        // The same holds if a doorbell with an invalid Stream ID halts the endpoint.
         #expect(try streams.reset().code == .success)
         #expect(try streams.setDequeuePointer(1).code == .success)
         streams.ringDoorbell(2)
@@ -232,20 +233,20 @@ struct StreamTests {
         #expect(rest.contains { $0.code == .invalidStreamID })
     }
 
-    /// Goal: a stream always has a transfer at the device, which may wait for just that one.
-    @Test func `a stream does not wait for others that have much in flight`() throws {
+    /// Each stream may have a transfer at the device, which may wait for that one.
+    @Test func `a stream does not wait for others that have many TDs in flight`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 6)
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }
         for stream in 1...100 { streams.submit(stream, [normal, normal]) }
         guest.machine.pass(.milliseconds(1))
         #expect(Set(device.pending.compactMap { self.stream(of: $0) }).count == 100)
-        #expect(device.pending.count < 140, "and no more of the others than an endpoint may have")
+        #expect(device.pending.count < 140, "the others share the limit of the endpoint")
         device.onTransfer = { $0.endpoint == .control ? nil : .give([1]) }
         while device.answerNext(.give([1])) {}
         #expect(driver.takeAll().count == 200)
     }
 
-    @Test func `Stop Endpoint tells of each stream with something in flight, and each goes on`()
+    @Test func `Stop Endpoint posts an event for each stream in flight, and each resumes`()
         throws
     {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
@@ -270,8 +271,8 @@ struct StreamTests {
         #expect(rest.map(\.length) == [0, 0, 0])
     }
 
-    /// Goal: a stream goes on where it was stopped, although another one has halted the endpoint since.
-    @Test func `a stall leaves what another stream has moved moved`() throws {
+    /// A stream resumes where it was stopped, also if another one has halted the endpoint since.
+    @Test func `a stall does not repeat data that a stopped stream has moved`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }
         device.transferredWhenCancelled = 10
@@ -298,14 +299,14 @@ struct StreamTests {
         #expect(asked == [54])
     }
 
-    @Test func `Set TR Dequeue Pointer is for streams that are there, of their type`() throws {
+    @Test func `Set TR Dequeue Pointer needs a valid Stream ID and the stream's SCT`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         streams.submit(1, [])
         #expect(try streams.stop().code == .success)
         for stream in [0, 8, 65535] {
             #expect(try streams.setDequeuePointer(stream).code == .trbError)
         }
-        // FreeBSD's driver leaves the type out.
+        // FreeBSD sets no SCT.
         #expect(try streams.setDequeuePointer(1, streamType: 0).code == .success)
         #expect(streams.pointer(of: 1) & 0xe == 1 << 1)
         #expect(try streams.setDequeuePointer(5).code == .success)
@@ -323,7 +324,7 @@ struct StreamTests {
         try guest.expectRecovery()
     }
 
-    @Test func `the device is told when the endpoint goes`() throws {
+    @Test func `dropping the endpoint removes the device's streams`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         #expect(device.streams[address] == 7)
         slot.prepareInput(add: 1, drop: 1 << UInt32(streams.contextIndex))
@@ -332,10 +333,12 @@ struct StreamTests {
         #expect(device.streams[address] == 0)
     }
 
-    @Test func `a stream that found no room is started when others have given some`() throws {
+    @Test func `a stream that waits for in-flight credits starts when other streams complete`()
+        throws
+    {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 1, segments: [5000])
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }
-        // Two of the longest transfers are all that an endpoint may have in flight.
+        // Two TDs of the maximum length are the limit of an endpoint.
         let long =
             (0..<4095).map { _ in GuestTRB.normal(buffer, 16, .chain) }
             + [GuestTRB.normal(buffer, 16, .interruptOnCompletion)]

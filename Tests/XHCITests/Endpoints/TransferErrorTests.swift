@@ -6,8 +6,7 @@ import Testing
 import USB
 import XHCI
 
-/// What becomes of an endpoint and its TDs when the device or the bus fails
-/// (xHCI 4.8.3, 4.10.2, 4.6.8).
+/// Transfer errors: completion codes, endpoint states and recovery (xHCI 4.8.3, 4.10.2, 4.6.8).
 struct TransferErrorTests {
     let guest: Guest
     let device = TestDevice()
@@ -25,8 +24,9 @@ struct TransferErrorTests {
         buffer = guest.memory.allocate(4096, boundary: 4096)
     }
 
-    /// Goal: a guest whose memory only messages reach cannot make this process hold any amount.
-    @Test func `memory that stands in for the guest's has an end`() throws {
+    /// Guest memory that only messages reach needs a buffer here, whose size the guest must not
+    /// choose.
+    @Test func `bounce buffers are limited in total`() throws {
         let guest = try Guest(.remote)
         let device = TestDevice { $0.endpoint == .control ? nil : .hold }
         let endpoints = try guest.plug(device).configure(
@@ -39,7 +39,7 @@ struct TransferErrorTests {
         let events = guest.driver.takeAll(after: .milliseconds(1))
         #expect(events.map(\.code) == [.dataBufferError])
         #expect(events.first?.endpoint == endpoints.last?.contextIndex)
-        // The memory is there again when the others are done.
+        // The buffers are free again when the other transfers have completed.
         while device.answerNext(.give([1])) {}
         guest.driver.takeAll(after: .milliseconds(1))
         device.onTransfer = { $0.endpoint == .control ? nil : .give([7]) }
@@ -47,7 +47,7 @@ struct TransferErrorTests {
     }
 
     @Test(arguments: errors)
-    func `an error is told even if no TRB asks for an event`(
+    func `an error has an event without IOC`(
         status: Transfer.Status, code: GuestEvent.Code
     ) throws {
         device.onTransfer = { _ in .end(status, transferred: 0) }
@@ -59,7 +59,7 @@ struct TransferErrorTests {
     }
 
     @Test(arguments: errors)
-    func `the context is halted at the TRB before the event is there`(
+    func `the endpoint context is halted at the failed TRB before the event is posted`(
         status: Transfer.Status, code: GuestEvent.Code
     ) throws {
         device.onTransfer = { _ in .end(status, transferred: 700) }
@@ -78,7 +78,7 @@ struct TransferErrorTests {
         #expect(driver.takeAll().isEmpty)
     }
 
-    @Test func `TDs behind a failed one are not done`() throws {
+    @Test func `TDs after a failed one are not executed`() throws {
         endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
         endpoint.submit(.normal(buffer + 512, 512, .interruptOnCompletion))
         guest.machine.pass(.milliseconds(1))
@@ -89,7 +89,7 @@ struct TransferErrorTests {
         #expect(device.pending.isEmpty)
     }
 
-    @Test func `after a stall the driver skips the TD and goes on`() throws {
+    @Test func `after a stall the driver can skip the TD`() throws {
         device.onTransfer = { _ in .end(.stalled, transferred: 0) }
         endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
         #expect(try endpoint.event().code == .stall)
@@ -104,7 +104,7 @@ struct TransferErrorTests {
         #expect(event.code == .shortPacket)
     }
 
-    @Test func `a soft retry does the same TD again`() throws {
+    @Test func `a soft retry (TSP) executes the same TD again`() throws {
         device.onTransfer = { _ in .end(.failed, transferred: 0) }
         let address = endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
         for _ in 0..<3 {
@@ -123,7 +123,7 @@ struct TransferErrorTests {
         #expect(event.pointer == address)
     }
 
-    @Test func `errors of one endpoint leave others alone`() throws {
+    @Test func `an error of one endpoint does not affect others`() throws {
         let other = try guest.plug(TestDevice { _ in .give([4]) }, .bulkIn(1))
         device.onTransfer = { _ in .end(.stalled, transferred: 0) }
         endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
@@ -131,17 +131,17 @@ struct TransferErrorTests {
         #expect(try endpoint.event().code == .stall)
     }
 
-    // MARK: - Devices that lie
+    // MARK: - Invalid completions
 
     @Test(arguments: [-1, Int.min, 513, Int.max])
-    func `impossible lengths are brought into range`(length: Int) throws {
+    func `impossible lengths from a device are clamped`(length: Int) throws {
         device.onTransfer = { _ in .end(.completed, transferred: length) }
         endpoint.submit(.normal(buffer, 512, [.interruptOnCompletion, .interruptOnShortPacket]))
         let event = try endpoint.event()
         #expect((0...512).contains(event.length))
     }
 
-    @Test func `a second answer and an unknown one are ignored`() throws {
+    @Test func `a duplicate completion and one of an unknown transfer are ignored`() throws {
         var transfers: [Transfer] = []
         device.onTransfer = { transfer in
             transfers.append(transfer)
@@ -157,7 +157,7 @@ struct TransferErrorTests {
         #expect(try endpoint.receive(8) == [1])
     }
 
-    @Test func `a device that is gone ends its transfers and its slot`() throws {
+    @Test func `after an unplug transfers fail and the slot can be disabled`() throws {
         endpoint.submit(.normal(buffer, 512, .interruptOnCompletion))
         guest.machine.pass(.milliseconds(1))
         device.answerNext(.end(.disconnected, transferred: 0))
@@ -171,9 +171,9 @@ struct TransferErrorTests {
         try guest.expectRecovery()
     }
 
-    // MARK: - Memory that is not there
+    // MARK: - Memory errors
 
-    @Test func `a buffer outside memory is an error of the transfer`() throws {
+    @Test func `a transfer with a buffer outside guest memory fails`() throws {
         device.onTransfer = { _ in .give([1]) }
         endpoint.submit(.normal(guest.nowhere, 512, .interruptOnCompletion))
         let events = driver.takeAll()
@@ -181,7 +181,7 @@ struct TransferErrorTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a buffer that wraps around the address space is an error of the transfer`() throws {
+    @Test func `a transfer with a buffer that wraps around the address space fails`() throws {
         device.onTransfer = { _ in .give([1]) }
         endpoint.submit(.normal(GuestAddress(.max - 10), 512, .interruptOnCompletion))
         let events = driver.takeAll()
@@ -189,7 +189,7 @@ struct TransferErrorTests {
         try guest.expectRecovery()
     }
 
-    @Test func `read-only memory gives data and takes none`() throws {
+    @Test func `read-only memory is valid for OUT and an error for IN`() throws {
         let readOnly: UInt64 = 0x9_0000_0000
         try guest.machine.bus.map(
             guest.memory.descriptor(), offset: 0, count: 65536, at: GuestAddress(readOnly),

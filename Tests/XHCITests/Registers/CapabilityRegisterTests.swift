@@ -6,7 +6,7 @@ import Testing
 import USB
 import XHCI
 
-/// Capability registers and extended capabilities (xHCI 5.3, 7): what a driver reads first.
+/// Capability registers and extended capabilities (xHCI 5.3, 7).
 struct CapabilityRegisterTests {
     let machine: SimulatedMachine
     let registers: GuestRegisters
@@ -16,7 +16,7 @@ struct CapabilityRegisterTests {
         registers = GuestRegisters(machine)
     }
 
-    @Test func `length and version share the first word`() {
+    @Test func `CAPLENGTH and HCIVERSION share the first doubleword`() {
         let word = machine.read32(0)
         #expect(word >> 16 == 0x0110)
         #expect(word & 0xff >= 0x20)
@@ -27,7 +27,7 @@ struct CapabilityRegisterTests {
 
     @Test func `every width reads the same bytes`() {
         for offset in 0..<Controller.registerSpaceSize {
-            // MFINDEX would move if the controller ran; it does not.
+            // The controller is halted, so MFINDEX does not change between the reads.
             let bytes = machine.readRegister(at: offset, count: 1)
             #expect(machine.readRegister(at: offset & ~1, count: 2)[offset & 1] == bytes[0])
             #expect(machine.readRegister(at: offset & ~3, count: 4)[offset & 3] == bytes[0])
@@ -43,7 +43,7 @@ struct CapabilityRegisterTests {
     }
 
     @Test(arguments: [(1, 1, 0, 1), (64, 8, 8, 8), (255, 15, 15, 16), (8, 0, 1, 2)])
-    func `slots, ports and interrupters are those that were asked for`(
+    func `MaxSlots, MaxPorts and MaxIntrs are those of the configuration`(
         slots: Int, usb2: Int, usb3: Int, interrupters: Int
     ) throws {
         var capabilities = Capabilities()
@@ -57,9 +57,9 @@ struct CapabilityRegisterTests {
         #expect(registers.interrupters == interrupters)
     }
 
-    @Test func `addresses are 64 bits wide`() { #expect(registers.capability1 & 1 == 1) }
+    @Test func `AC64 is set`() { #expect(registers.capability1 & 1 == 1) }
 
-    @Test func `the event ring segment table is as long as was asked for`() throws {
+    @Test func `ERST Max is that of the configuration`() throws {
         for log2 in [0, 1, 4, 15] {
             var capabilities = Capabilities()
             capabilities.eventRingSegmentsLog2 = log2
@@ -68,7 +68,7 @@ struct CapabilityRegisterTests {
         }
     }
 
-    @Test func `the register sets do not overlap and fit`() {
+    @Test func `the register sets do not overlap and fit into BAR 0`() {
         let portsEnd = registers.port(registers.ports) + 0x10
         let runtimeEnd = registers.interrupter(registers.interrupters)
         let doorbellsEnd = registers.doorbells + (registers.slots + 1) * 4
@@ -82,7 +82,7 @@ struct CapabilityRegisterTests {
         #expect(registers.doorbells & 3 == 0)
     }
 
-    @Test func `no scratchpads are asked for`() {
+    @Test func `no scratchpad buffers are requested`() {
         #expect(registers.structural2 >> 27 == 0)
         #expect(registers.structural2 >> 21 & 0x1f == 0)
     }
@@ -95,7 +95,7 @@ struct CapabilityRegisterTests {
         }
     }
 
-    /// The extended capabilities, as offsets.
+    /// The offsets of the extended capabilities.
     private var extendedCapabilities: [Int] {
         var offsets: [Int] = []
         var offset = Int(registers.capability1 >> 16) * 4
@@ -107,7 +107,7 @@ struct CapabilityRegisterTests {
         return offsets
     }
 
-    @Test func `supported protocols cover every port once and name its speed`() {
+    @Test func `Supported Protocol capabilities cover each port once, with its speeds`() {
         var majors = [UInt32?](repeating: nil, count: registers.ports + 1)
         for offset in extendedCapabilities where machine.read32(offset) & 0xff == 2 {
             #expect(machine.read32(offset + 4) == 0x2042_5355, "the name is 'USB '")
@@ -119,7 +119,7 @@ struct CapabilityRegisterTests {
                 #expect(majors[port] == nil, "port \(port) is in two protocols")
                 majors[port] = machine.read32(offset) >> 24
             }
-            // Protocol Speed IDs, if any, have the ids that PORTSC shows.
+            // A Protocol Speed ID has the value that PORTSC reports as Port Speed.
             for number in 0..<Int(word >> 28) {
                 let identifier = machine.read32(offset + 0x10 + number * 4) & 0xf
                 #expect((1...5).contains(identifier))

@@ -6,8 +6,7 @@ import Testing
 import USB
 import XHCI
 
-/// Interrupts: enabling, pending, busy, moderation, one vector an interrupter
-/// (xHCI 4.17, 5.5.2).
+/// Interrupters: IE, IP, EHB, moderation, and one vector each (xHCI 4.17, 5.5.2).
 struct InterrupterTests {
     let guest: Guest
     var driver: GuestDriver { guest.driver }
@@ -21,7 +20,7 @@ struct InterrupterTests {
 
     private var total: Int { machine.interrupts.total }
 
-    /// One event on the primary interrupter, without waiting for moderation.
+    /// Causes an event on the primary interrupter in one turn, without waiting for moderation.
     private func raiseEvent() {
         driver.commandRing.push(.command(.noOpCommand))
         driver.ringDoorbell(slot: 0, target: 0)
@@ -45,7 +44,7 @@ struct InterrupterTests {
         #expect(total == 1)
     }
 
-    @Test func `while the handler is busy there is no further interrupt`() {
+    @Test func `while EHB is set there is no further interrupt`() {
         driver.updatesDequeuePointer = false
         raiseEvent()
         raiseEvent()
@@ -54,7 +53,7 @@ struct InterrupterTests {
         #expect(machine.read64(guest.registers.interrupter(0) + 24) & 8 == 8)
     }
 
-    @Test func `events left on the ring interrupt again when the handler is done`() {
+    @Test func `events left on the ring interrupt again when EHB is cleared`() {
         driver.updatesDequeuePointer = false
         raiseEvent()
         #expect(total == 1)
@@ -67,7 +66,7 @@ struct InterrupterTests {
         #expect(total == 2)
     }
 
-    @Test func `an empty ring does not interrupt when the handler is done`() {
+    @Test func `an empty ring does not interrupt when EHB is cleared`() {
         raiseEvent()
         driver.collect()
         machine.pass(.milliseconds(10))
@@ -75,7 +74,7 @@ struct InterrupterTests {
         #expect(machine.read64(guest.registers.interrupter(0) + 24) & 8 == 0)
     }
 
-    @Test func `a disabled interrupter is silent and tells later`() {
+    @Test func `a disabled interrupter sets IP and interrupts when it is enabled`() {
         machine.write32(0, at: guest.registers.interrupter(0))
         raiseEvent()
         machine.pass(.milliseconds(10))
@@ -85,7 +84,7 @@ struct InterrupterTests {
         #expect(total == 1)
     }
 
-    @Test func `a controller with interrupts off is silent and tells later`() {
+    @Test func `with INTE clear, the interrupt is raised when INTE is set`() {
         let command = machine.read32(guest.registers.command)
         machine.write32(
             command & ~GuestDriver.Command.interruptEnable, at: guest.registers.command)
@@ -97,13 +96,13 @@ struct InterrupterTests {
         #expect(total == 1)
     }
 
-    @Test func `with message interrupts pending clears by itself`() {
+    @Test func `the MSI-X message clears IP`() {
         raiseEvent()
         #expect(management() & 1 == 0)
         #expect(management() & 2 == 2)
     }
 
-    @Test func `moderation spaces interrupts by its interval`() {
+    @Test func `interrupts are at least the moderation interval apart`() {
         machine.write32(4000, at: guest.registers.interrupter(0) + 4)
         var times: [Duration] = []
         machine.interrupts.onSignal = { [machine] _ in times.append(machine.now) }
@@ -125,7 +124,7 @@ struct InterrupterTests {
         #expect((4...7).contains(times.count))
     }
 
-    @Test func `moderation of zero does not delay`() {
+    @Test func `a moderation interval of zero does not delay`() {
         for number in 1...5 {
             raiseEvent()
             driver.collect()
@@ -134,7 +133,7 @@ struct InterrupterTests {
         }
     }
 
-    @Test func `a delayed interrupt comes without anybody calling`() {
+    @Test func `a moderated interrupt is raised when its time comes, without a register access`() {
         machine.write32(4000, at: guest.registers.interrupter(0) + 4)
         raiseEvent()
         driver.collect()
@@ -160,7 +159,9 @@ struct InterrupterTests {
     }
 
     @Test(arguments: [3, 7, 8, 255, 1023])
-    func `an interrupter without a ring or that does not exist is survived`(number: Int) throws {
+    func `the controller survives events for an interrupter that has no ring or does not exist`(
+        number: Int
+    ) throws {
         let device = TestDevice { $0.endpoint == .control ? nil : .give([1]) }
         let endpoint = try guest.plug(device, .bulkIn(1))
         let buffer = guest.memory.allocate(16)
@@ -169,7 +170,7 @@ struct InterrupterTests {
         #expect(try endpoint.receive(4) == [1])
     }
 
-    @Test func `a full secondary ring does not hold up the primary one`() throws {
+    @Test func `a full secondary event ring does not block the primary one`() throws {
         var options = GuestDriver.Options()
         options.eventRings = [[64], [16]]
         let guest = try Guest(options: options)

@@ -14,7 +14,7 @@ struct MicroframeIndexTests {
 
     private var index: UInt32 { guest.machine.read32(guest.registers.microframeIndex) }
 
-    @Test func `the index counts eighths of a millisecond`() {
+    @Test func `MFINDEX counts 125 µs`() {
         let before = index
         guest.machine.pass(.milliseconds(1))
         #expect((index &- before) & 0x3fff == 8)
@@ -22,14 +22,14 @@ struct MicroframeIndexTests {
         #expect((index &- before) & 0x3fff == 10)
     }
 
-    @Test func `the index wraps after fourteen bits`() {
+    @Test func `MFINDEX wraps after 14 bits`() {
         let before = index
         guest.machine.pass(.microseconds(125 * 0x4000))
         #expect(index == before)
         #expect(index <= 0x3fff)
     }
 
-    @Test func `each wrap is told of if the driver asks`() {
+    @Test func `with EWE set, each wrap has an event`() {
         let machine = guest.machine
         machine.write32(
             machine.read32(guest.registers.command) | GuestDriver.Command.wrapEventEnable,
@@ -38,12 +38,12 @@ struct MicroframeIndexTests {
         #expect(events.filter { $0.kind == .microframeWrap && $0.code == .success }.count == 3)
     }
 
-    @Test func `wraps are silent otherwise`() {
+    @Test func `with EWE clear, wraps have no event`() {
         let events = guest.driver.takeAll(after: .microseconds(125 * 0x4000 * 3))
         #expect(events.isEmpty)
     }
 
-    @Test func `writes to the index are ignored`() {
+    @Test func `MFINDEX is read-only`() {
         let before = index
         guest.machine.write32(0x1234, at: guest.registers.microframeIndex)
         #expect(index == before)

@@ -16,7 +16,7 @@ struct CommandRingTests {
 
     private var isRunning: Bool { machine.read32(guest.registers.commandRing) & 8 != 0 }
 
-    @Test func `a No Op completes and names its TRB`() throws {
+    @Test func `No Op completes, and its event points to its TRB`() throws {
         let address = driver.commandRing.enqueuePointer
         let event = try driver.command(.command(.noOpCommand))
         #expect(event.code == .success)
@@ -24,7 +24,7 @@ struct CommandRingTests {
         #expect(event.slot == 0)
     }
 
-    @Test func `many commands complete in order through the link`() throws {
+    @Test func `commands complete in order across the Link TRB`() throws {
         for _ in 0..<10 {
             let addresses = driver.commandRing.push(
                 Array(repeating: .command(.noOpCommand), count: 20))
@@ -42,7 +42,7 @@ struct CommandRingTests {
         #expect(driver.takeAll().count == 1)
     }
 
-    @Test func `a doorbell of a halted controller is not remembered as work`() throws {
+    @Test func `a doorbell of a halted controller requests no service`() throws {
         try driver.halt()
         driver.commandRing.push(.command(.noOpCommand))
         driver.ringDoorbell(slot: 0, target: 0)
@@ -51,21 +51,21 @@ struct CommandRingTests {
         #expect(guest.answersCommands)
     }
 
-    @Test func `a ring of sixty-four segments is followed`() throws {
+    @Test func `a command ring of 64 segments works`() throws {
         var options = GuestDriver.Options()
         options.commandRing = Array(repeating: 3, count: 64)
         let guest = try Guest(options: options)
         for _ in 0..<300 { #expect(guest.answersCommands) }
     }
 
-    @Test func `links with an interrupt or a chain are followed`() throws {
+    @Test func `Link TRBs with IOC or CH are followed`() throws {
         for flags: GuestTRB.Flags in [.interruptOnCompletion, .chain] {
             driver.commandRing.linkFlags = flags
             for _ in 0..<70 { #expect(guest.answersCommands) }
         }
     }
 
-    @Test func `Command Ring Running shows while commands may run`() throws {
+    @Test func `CRR is set while the command ring runs`() throws {
         #expect(!isRunning)
         #expect(guest.answersCommands)
         #expect(isRunning)
@@ -74,7 +74,7 @@ struct CommandRingTests {
     }
 
     @Test(arguments: [2, 4] as [UInt64])
-    func `stop and abort end the ring with an event at the next command`(bit: UInt64) throws {
+    func `CS and CA stop the ring with an event at the next command`(bit: UInt64) throws {
         #expect(guest.answersCommands)
         machine.write64(bit, at: guest.registers.commandRing)
         let event = try driver.wait("the end of the command ring") { $0.isCommandCompletion }
@@ -84,13 +84,13 @@ struct CommandRingTests {
     }
 
     @Test(arguments: [2, 4] as [UInt64])
-    func `stop and abort of a ring that does not run say nothing`(bit: UInt64) throws {
+    func `CS and CA of a stopped ring have no event`(bit: UInt64) throws {
         machine.write64(bit, at: guest.registers.commandRing)
         #expect(driver.takeAll().isEmpty)
         #expect(!isRunning)
     }
 
-    @Test func `a stopped ring goes on at the doorbell`() throws {
+    @Test func `a stopped ring continues at the doorbell`() throws {
         #expect(guest.answersCommands)
         machine.write64(2, at: guest.registers.commandRing)
         _ = driver.takeAll()
@@ -98,7 +98,7 @@ struct CommandRingTests {
         #expect(isRunning)
     }
 
-    @Test func `a stopped ring takes a new pointer`() throws {
+    @Test func `a stopped ring accepts a new pointer`() throws {
         #expect(guest.answersCommands)
         machine.write64(2, at: guest.registers.commandRing)
         _ = driver.takeAll()
@@ -111,9 +111,9 @@ struct CommandRingTests {
         #expect(event.code == .success)
     }
 
-    /// A driver that aborts a command writes both halves, and the ring may stop in between.
+    /// A driver writes both halves of CRCR to abort a command, and the ring may stop in between.
     @Test(arguments: [2, 4] as [UInt32])
-    func `a ring that is stopped between two halves of the register goes on where it stands`(
+    func `a ring that stops between the writes of the register's halves keeps its position`(
         bit: UInt32
     ) throws {
         for _ in 0..<3 { #expect(guest.answersCommands) }
@@ -128,9 +128,9 @@ struct CommandRingTests {
         #expect(guest.answersCommands)
     }
 
-    /// The ring is then in its second lap, so that its cycle state is not the one it began with.
-    @Test func `a ring of a halted controller goes on where it stands, half written or not`() throws
-    {
+    /// After 40 commands the ring is in its second lap: its cycle state is no longer the initial
+    /// one.
+    @Test func `a ring of a halted controller keeps its position, after a half write too`() throws {
         for _ in 0..<40 { #expect(guest.answersCommands) }
         let next = driver.commandRing.enqueuePointer.rawValue
         for offset in [nil, 4] {
@@ -145,19 +145,19 @@ struct CommandRingTests {
         }
     }
 
-    @Test func `a running ring keeps its pointer`() throws {
+    @Test func `a running ring ignores a new pointer`() throws {
         #expect(guest.answersCommands)
         machine.write64(guest.memory.base.rawValue, at: guest.registers.commandRing)
         #expect(guest.answersCommands)
     }
 
-    @Test func `the ring begins with the cycle state that the register gives`() throws {
+    @Test func `the ring starts with RCS as its cycle state`() throws {
         let ring = GuestRing(guest.memory, segmentSizes: [4])
         try driver.halt()
         machine.write64(ring.start.rawValue, at: guest.registers.commandRing)
         try driver.run()
-        // The first lap has the cycle bit 1, so a consumer that expects 0 finds nothing after the
-        // TRB that has 0 already.
+        // With cycle state 0, the consumer executes the first TRB and stops at the second, whose
+        // cycle bit is 1.
         let noOp = GuestTRB.command(.noOpCommand)
         guest.memory.store(noOp.control, at: ring.start + 12)
         guest.memory.store(noOp.control | 1, at: ring.start + 16 + 12)
@@ -165,7 +165,7 @@ struct CommandRingTests {
         #expect(driver.takeAll().map(\.pointer) == [ring.start])
     }
 
-    @Test func `every command type has an answer`() throws {
+    @Test func `every command type has a Command Completion Event`() throws {
         for kind in UInt8(0)...63 where kind != GuestTRB.Kind.link.rawValue {
             for slot in [0, 1, 255] {
                 let event = try driver.command(
@@ -187,7 +187,7 @@ struct CommandRingTests {
         #expect(!machine.isSpinning)
     }
 
-    @Test func `reserved bits and fields of all ones are survived by every command`() throws {
+    @Test func `every command handles reserved bits and fields of all ones`() throws {
         for kind in UInt8(0)...63 where kind != GuestTRB.Kind.link.rawValue {
             let trb = GuestTRB(
                 parameter: .max, status: .max,
@@ -198,9 +198,9 @@ struct CommandRingTests {
         try guest.expectRecovery()
     }
 
-    /// Dev Speed stands where other commands have the endpoint.
+    /// Dev Speed has the bits that are the Endpoint ID in other commands.
     @Test(arguments: [1, 2, 3, 4, 5])
-    func `the bandwidth of the ports of a speed is told, byte by byte`(speed: Int) throws {
+    func `Get Port Bandwidth stores one byte for each port`(speed: Int) throws {
         let context = guest.memory.allocate(guest.registers.ports + 1, alignment: 16)
         guest.memory.fill(0xff, at: context + 1, count: guest.registers.ports)
         let event = try driver.command(
@@ -212,7 +212,7 @@ struct CommandRingTests {
         #expect(guest.memory.damagedCanaries().isEmpty)
     }
 
-    @Test func `the bandwidth of no speed or into no memory is an error`() throws {
+    @Test func `Get Port Bandwidth with an invalid speed or address is an error`() throws {
         for speed in [0, 6, 15] {
             let event = try driver.command(
                 .command(
@@ -227,7 +227,7 @@ struct CommandRingTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a link to itself is not followed for ever`() throws {
+    @Test func `a Link TRB to itself is bounded work`() throws {
         let ring = GuestRing(guest.memory, segmentSizes: [4])
         for flags: GuestTRB.Flags in [[], .toggleCycle] {
             try driver.start()
@@ -244,7 +244,7 @@ struct CommandRingTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a ring outside memory is an error of the system or of the command`() throws {
+    @Test func `a command ring outside guest memory is a Host System Error`() throws {
         try driver.halt()
         machine.write64(guest.nowhere.rawValue | 1, at: guest.registers.commandRing)
         try driver.run()
@@ -254,7 +254,7 @@ struct CommandRingTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a link out of memory is an error of the system or of the command`() throws {
+    @Test func `a Link TRB to outside guest memory is a Host System Error`() throws {
         let address = driver.commandRing.enqueuePointer
         let link = GuestTRB.link(to: guest.nowhere)
         guest.memory.store(link.parameter, at: address)
@@ -267,7 +267,7 @@ struct CommandRingTests {
     }
 
     @Test(arguments: 1...255)
-    func `doorbell zero with another target does no harm`(target: Int) throws {
+    func `doorbell 0 ignores other targets`(target: Int) throws {
         driver.commandRing.push(.command(.noOpCommand))
         driver.ringDoorbell(slot: 0, target: target, stream: target)
         machine.pass(.milliseconds(1))

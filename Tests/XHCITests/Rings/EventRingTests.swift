@@ -6,7 +6,7 @@ import Testing
 import USB
 import XHCI
 
-/// Event rings: laps, segment tables, a full ring and its end (xHCI 4.9.4, 5.5.2.3).
+/// Event rings: laps, segment tables, full rings (xHCI 4.9.4, 5.5.2.3).
 struct EventRingTests {
     private func guest(_ rings: [[Int]]) throws -> Guest {
         var options = GuestDriver.Options()
@@ -23,14 +23,16 @@ struct EventRingTests {
     }
 
     @Test(arguments: [[16], [17], [16, 16], [16, 32, 20], Array(repeating: 16, count: 16), [208]])
-    func `events fill every segment in order for many laps`(segments: [Int]) throws {
+    func `events fill all segments in order for many laps`(segments: [Int]) throws {
         let guest = try guest([segments])
         for _ in 0..<segments.reduce(0, +) * 3 + 1 { #expect(guest.answersCommands) }
         #expect(guest.memory.damagedCanaries().isEmpty)
     }
 
     @Test(arguments: [[16], [16, 16]])
-    func `a full ring says so once and goes on when there is room`(segments: [Int]) throws {
+    func `a full ring has one Event Ring Full Error and continues when it has space`(
+        segments: [Int]
+    ) throws {
         let guest = try guest([segments])
         let driver = guest.driver
         driver.updatesDequeuePointer = false
@@ -38,7 +40,7 @@ struct EventRingTests {
         var sent = queue(capacity - 3, on: guest)
         var got = driver.takeAll()
         #expect(got.map(\.pointer) == sent)
-        // Many more than there is room for, in pieces that the command ring can hold.
+        // More events than the ring has space for.
         var expected: [GuestAddress] = []
         sent = queue(20, on: guest)
         expected += sent
@@ -53,7 +55,7 @@ struct EventRingTests {
         #expect(guest.answersCommands)
     }
 
-    @Test func `nothing is written over events that were not taken`() throws {
+    @Test func `events that the driver has not consumed are not overwritten`() throws {
         let guest = try guest([[16]])
         guest.driver.updatesDequeuePointer = false
         _ = queue(15, on: guest)
@@ -65,7 +67,7 @@ struct EventRingTests {
         #expect(guest.memory.bytes(at: ring, count: 16 * 14) == before)
     }
 
-    @Test func `events of devices wait for room too`() throws {
+    @Test func `transfer events wait for space, too`() throws {
         let guest = try guest([[16]])
         let driver = guest.driver
         let device = TestDevice { $0.endpoint == .control ? nil : .give([1]) }
@@ -85,7 +87,7 @@ struct EventRingTests {
     }
 
     @Test(arguments: 0...16)
-    func `a segment of any size, even a wrong one, is survived`(count: Int) throws {
+    func `the controller survives segments of any size`(count: Int) throws {
         let guest = try guest([[256]])
         let driver = guest.driver
         try driver.halt()
@@ -107,7 +109,7 @@ struct EventRingTests {
     }
 
     @Test(arguments: [0, 1, 16, 17, 0xffff] as [UInt32])
-    func `a table of any size, even a wrong one, is survived`(size: UInt32) throws {
+    func `the controller survives segment tables of any size`(size: UInt32) throws {
         let guest = try guest([[256]])
         try guest.driver.halt()
         guest.machine.write32(size, at: guest.registers.interrupter(0) + 8)
@@ -120,7 +122,7 @@ struct EventRingTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a table or a segment outside memory is survived`() throws {
+    @Test func `the controller survives a segment table or segment outside guest memory`() throws {
         let guest = try guest([[256]])
         for inTable in [true, false] {
             try guest.driver.start()
@@ -139,7 +141,7 @@ struct EventRingTests {
         }
     }
 
-    @Test func `segments of all ones are survived`() throws {
+    @Test func `the controller survives a segment table of all ones`() throws {
         let guest = try guest([[256]])
         try guest.driver.halt()
         let table = guest.memory.allocate(64)
@@ -154,7 +156,7 @@ struct EventRingTests {
     }
 
     @Test(arguments: [UInt64(0), UInt64.max, 0x8, 0x1234_5678])
-    func `a dequeue pointer outside the ring is survived`(pointer: UInt64) throws {
+    func `the controller survives an ERDP outside the ring`(pointer: UInt64) throws {
         let guest = try guest([[16]])
         guest.driver.updatesDequeuePointer = false
         guest.machine.write64(pointer, at: guest.registers.interrupter(0) + 24)
@@ -164,11 +166,11 @@ struct EventRingTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a dequeue pointer may be written in two halves`() throws {
+    @Test func `ERDP may be written in two halves, in either order`() throws {
         let guest = try guest([[16]])
         for _ in 0..<100 {
             #expect(guest.answersCommands)
-            // The driver's acknowledgement is two writes, low half first; now the other order.
+            // The driver writes the low half first; this repeats the write in the other order.
             let value = guest.driver.eventRings[0].dequeueRegister
             let offset = guest.registers.interrupter(0) + 24
             guest.machine.write32(UInt32(value >> 32), at: offset + 4)

@@ -6,8 +6,7 @@ import Testing
 import USB
 import XHCI
 
-/// Transfer rings: links, laps, cycle discipline, and rings that are broken
-/// (xHCI 4.9.1, 4.9.2, 4.11.5.1).
+/// Transfer rings: Link TRBs, laps, cycle bits, and malformed rings (xHCI 4.9.1, 4.9.2, 4.11.5.1).
 struct TransferRingTests {
     let guest: Guest
     let device = TestDevice {
@@ -26,7 +25,7 @@ struct TransferRingTests {
     // MARK: - Links
 
     @Test(arguments: [[2], [3], [2, 2, 2], [5, 2, 7], Array(repeating: 3, count: 64)])
-    func `a ring of any segments is followed for many laps`(segments: [Int]) throws {
+    func `a ring of any segments works for many laps`(segments: [Int]) throws {
         let endpoint = try slot.configureOne(.bulkIn(1, segments: segments))
         for _ in 0..<endpoint.ring.capacity * 3 + 1 {
             let address = endpoint.submit(.normal(buffer, 64, .interruptOnCompletion))
@@ -34,7 +33,7 @@ struct TransferRingTests {
         }
     }
 
-    @Test func `a chain goes on behind links`() throws {
+    @Test func `a chain continues after a Link TRB`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1, segments: [2, 2, 3, 2]))
         for _ in 0..<6 {
             let addresses = endpoint.submit([
@@ -48,7 +47,7 @@ struct TransferRingTests {
         }
     }
 
-    @Test func `a chain goes on behind a link without its chain bit`() throws {
+    @Test func `a chain continues after a Link TRB without CH`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         let second = guest.memory.allocate(64, alignment: 64)
         let start = endpoint.ring.start
@@ -56,12 +55,12 @@ struct TransferRingTests {
         write([.normal(buffer + 32, 32, .interruptOnCompletion)], at: second)
         endpoint.ringDoorbell()
         let events = driver.takeAll()
-        // Linux leaves the chain bit of links alone on some controllers: one transfer is right,
-        // a TRB error would be a choice too, silence is not.
+        // Linux does not set CH in the Link TRBs of some controllers. One transfer is correct and a
+        // TRB Error acceptable, but there must be an event.
         #expect(!events.isEmpty)
     }
 
-    @Test func `an interrupt of a link comes when the link is passed`() throws {
+    @Test func `a Link TRB with IOC has an event when it is passed`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1, segments: [2, 2]))
         endpoint.ring.linkFlags = .interruptOnCompletion
         let first = endpoint.submit(.normal(buffer, 64, .interruptOnCompletion))
@@ -73,8 +72,8 @@ struct TransferRingTests {
         #expect(events.allSatisfy { $0.code == .success })
     }
 
-    @Test func `TDs that each end in a link with an interrupt have one data event each`() throws {
-        // FreeBSD writes TDs of their own segments, linked to one another.
+    @Test func `TDs that each end in a Link TRB with IOC have one data event each`() throws {
+        // FreeBSD writes each TD to a segment of its own and links these.
         let endpoint = try slot.configureOne(.bulkIn(1))
         let segments = (0..<6).map { _ in guest.memory.allocate(64, alignment: 64) }
         write([.link(to: segments[0])], at: endpoint.ring.start)
@@ -103,9 +102,9 @@ struct TransferRingTests {
         }
     }
 
-    // MARK: - Cycle discipline
+    // MARK: - Cycle bits
 
-    @Test func `a TD is not begun before all of it is there`() throws {
+    @Test func `a TD does not start before its last TRB is written`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         let trb = GuestTRB.normal(buffer, 32, .chain)
         write([trb], at: endpoint.ring.start)
@@ -118,7 +117,7 @@ struct TransferRingTests {
             device.records.filter { $0.endpoint.rawValue == 0x81 }.map(\.count).reduce(0, +) == 64)
     }
 
-    @Test func `withheld TRBs are not done`() throws {
+    @Test func `TRBs that the driver still owns are not executed`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         endpoint.ring.push([.normal(buffer, 64, .interruptOnCompletion)], handingOver: false)
         endpoint.ringDoorbell()
@@ -128,9 +127,8 @@ struct TransferRingTests {
         #expect(try endpoint.event().code == .success)
     }
 
-    @Test func `a TRB that the driver takes back before the doorbell is read as it is then`() throws
-    {
-        // FreeBSD rewrites TRBs that were skipped; nothing may have been fetched ahead.
+    @Test func `a TRB that the driver rewrites before the doorbell is read as rewritten`() throws {
+        // FreeBSD rewrites TRBs that it skips, so no TRB may be loaded ahead of the doorbell.
         let endpoint = try slot.configureOne(.bulkIn(1))
         endpoint.submit(.normal(buffer, 64, .interruptOnCompletion))
         #expect(try endpoint.event().code == .success)
@@ -140,7 +138,7 @@ struct TransferRingTests {
         #expect(try endpoint.event().code == .success)
     }
 
-    @Test func `every byte of a TRB is fetched once`() throws {
+    @Test func `each byte of a TRB is loaded once`() throws {
         let guest = try Guest(.remote)
         let device = TestDevice {
             $0.endpoint == .control ? nil : .give(Array(repeating: 1, count: 64))
@@ -162,7 +160,7 @@ struct TransferRingTests {
         #expect(fetched == Array(repeating: 1, count: 16))
     }
 
-    @Test func `a TRB that changes after its fetch is done as it was`() throws {
+    @Test func `a TRB that changes after it was loaded executes as loaded`() throws {
         let guest = try Guest(.remote)
         let device = TestDevice {
             $0.endpoint == .control ? nil : .give(Array(repeating: 1, count: 64))
@@ -172,7 +170,7 @@ struct TransferRingTests {
         let address = endpoint.ring.push(.normal(buffer, 64, .interruptOnCompletion))
         var seen = 0
         guest.machine.remote.onAccess = { access in
-            // From the second access on, every word of the TRB says something else.
+            // From the second access on, the other words of the TRB have changed.
             seen += 1
             guard seen > 1 else { return }
             guest.memory.fill(0xff, at: address, count: 12)
@@ -185,11 +183,11 @@ struct TransferRingTests {
         try guest.expectRecovery()
     }
 
-    // MARK: - Broken rings
+    // MARK: - Malformed rings
 
-    /// A link follows each TRB, so that there is one link less than there are TRBs.
+    /// A Link TRB follows each TRB but the last: a TD of n TRBs has n - 1 Link TRBs.
     @Test(arguments: [257, 258])
-    func `a TD has 256 links at the most`(count: Int) throws {
+    func `a TD has at most 256 Link TRBs`(count: Int) throws {
         let endpoint = try slot.configureOne(
             .bulkIn(1, segments: Array(repeating: 2, count: 300)))
         endpoint.submit(
@@ -202,7 +200,7 @@ struct TransferRingTests {
     }
 
     @Test(arguments: Breakage.allCases)
-    private func `rings without end are left`(breakage: Breakage) throws {
+    private func `endless rings are bounded work`(breakage: Breakage) throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         let other = try guest.plug(
             TestDevice(.superSpeed) { $0.endpoint == .control ? nil : .give([8]) }, .bulkIn(1))
@@ -227,7 +225,7 @@ struct TransferRingTests {
         try guest.expectRecovery()
     }
 
-    @Test func `a ring that gives the device work for ever lets others work too`() throws {
+    @Test func `a ring that never ends does not block other endpoints`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         let other = try guest.plug(
             TestDevice(.superSpeed) { $0.endpoint == .control ? nil : .give([8]) }, .bulkIn(1))
@@ -238,9 +236,10 @@ struct TransferRingTests {
         #expect(endpoint.context.state == .stopped)
     }
 
-    @Test func `a TD longer than any limit ends the endpoint, not the controller`() throws {
+    @Test func `a TD beyond all limits is an error of the endpoint, not of the controller`() throws
+    {
         let endpoint = try slot.configureOne(.bulkIn(1))
-        // 100,000 chained TRBs in one segment after another.
+        // A segment of chained TRBs that links to itself.
         let count = 4000
         let segment = guest.memory.allocate(count * 16, alignment: 64)
         write(Array(repeating: .normal(buffer, 1, .chain), count: count - 1), at: segment)
@@ -253,9 +252,9 @@ struct TransferRingTests {
         try guest.expectRecovery()
     }
 
-    /// A descriptor as long as all that one turn of the loop may read.
+    /// 4096 TRBs are the limit of a TD, and more than one call of `service` reads.
     @Test(arguments: [4095, 4096, 4097])
-    func `a TD of many TRBs has its event without anybody's help`(count: Int) throws {
+    func `a TD of many TRBs completes without a further doorbell`(count: Int) throws {
         let endpoint = try slot.configureOne(.bulkOut(1))
         let segment = guest.memory.allocate(5000 * 16, alignment: 64)
         var trbs = Array(repeating: GuestTRB.noOp(.chain), count: count - 1)
@@ -267,7 +266,7 @@ struct TransferRingTests {
     }
 
     @Test(arguments: [UInt64(0), 0x10, UInt64.max & ~0xf, 0x7fff_ffff_ffff_fff0])
-    func `a link to anywhere is survived`(target: UInt64) throws {
+    func `the controller survives a Link TRB to any address`(target: UInt64) throws {
         let endpoint = try slot.configureOne(.bulkIn(1))
         write([.link(to: GuestAddress(target))], at: endpoint.ring.start)
         endpoint.ringDoorbell()
@@ -308,7 +307,7 @@ struct TransferRingTests {
         try guest.expectRecovery()
     }
 
-    @Test func `every TRB type on a bulk ring has a defined end`() throws {
+    @Test func `every TRB type on a bulk ring has a defined result`() throws {
         let endpoint = try slot.configureOne(.bulkIn(1, segments: [64]))
         for type in UInt8(0)...63 where type != GuestTRB.Kind.link.rawValue {
             let kind = GuestTRB.Kind(rawValue: type)

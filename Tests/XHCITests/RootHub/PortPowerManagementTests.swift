@@ -24,7 +24,7 @@ struct PortPowerManagementTests {
     }
 
     @Test(arguments: [USBSpeed.high, .superSpeed])
-    func `a suspended port is silent and its device is told`(speed: USBSpeed) throws {
+    func `suspending a port has no event and suspends the device`(speed: USBSpeed) throws {
         let device = TestDevice(speed)
         let slot = try guest.plug(device)
         driver.takeAll()
@@ -36,7 +36,7 @@ struct PortPowerManagementTests {
         #expect(device.suspensions == [true])
     }
 
-    @Test func `a link state without its strobe is not written`() throws {
+    @Test func `PLS without LWS is not written`() throws {
         let slot = try guest.plug(high)
         let value = driver.port(slot.port).preserved.rawValue | 3 << 5
         guest.machine.write32(value, at: guest.registers.port(slot.port))
@@ -52,7 +52,7 @@ struct PortPowerManagementTests {
         driver.setLinkState(slot.port, .u0)
         let port = try driver.waitForPort(slot.port, "resumed") { $0.linkState == .u0 }
         #expect(port.contains(.enabled))
-        #expect(port.contains(.linkChange), "software resume complete")
+        #expect(port.contains(.linkChange), "PLC after a resume by software")
         #expect(high.suspensions == [true, false])
         driver.clearPort(slot.port)
         #expect(try slot.control(descriptor).count == 18)
@@ -74,7 +74,8 @@ struct PortPowerManagementTests {
         #expect(try slot.control(descriptor).count == 18)
     }
 
-    @Test func `remote wake-up of a USB 2 port waits in Resume for the driver`() throws {
+    @Test func `remote wake-up of a USB 2 port stays in Resume until the driver writes U0`() throws
+    {
         let slot = try suspended(high)
         high.wake()
         let port = try driver.waitForPort(slot.port, "resume") { $0.linkState == .resume }
@@ -104,7 +105,7 @@ struct PortPowerManagementTests {
         #expect(driver.port(slot.port).linkState == .u0)
     }
 
-    @Test func `transfers queued before the suspension end after the resume`() throws {
+    @Test func `transfers queued before a suspend complete after the resume`() throws {
         let slot = try guest.plug(high)
         let endpoint = try slot.configureOne(.interruptIn(1))
         let address = endpoint.submit(
@@ -125,7 +126,9 @@ struct PortPowerManagementTests {
     @Test func `a suspended device can be unplugged`() throws {
         let slot = try suspended(high)
         guest.machine.detach(high)
-        let port = try driver.waitForPort(slot.port, "gone") { $0.contains(.connectChange) }
+        let port = try driver.waitForPort(slot.port, "disconnection") {
+            $0.contains(.connectChange)
+        }
         #expect(!port.contains(.connected))
         #expect(port.linkState == .rxDetect)
     }
@@ -137,7 +140,7 @@ struct PortPowerManagementTests {
     }
 
     @Test(arguments: [0, 1, 2] as [UInt8])
-    func `low power states that are not entered leave the link usable`(state: UInt8) throws {
+    func `requests for U1, U2 or L1 leave the link usable`(state: UInt8) throws {
         let slot = try guest.plug(superSpeed)
         driver.setLinkState(slot.port, GuestPortStatus.LinkState(rawValue: state))
         guest.machine.pass(.milliseconds(50))

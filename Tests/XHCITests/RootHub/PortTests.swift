@@ -23,7 +23,7 @@ struct PortTests {
 
     // MARK: - Connection
 
-    @Test func `empty ports have power and look for a receiver`() {
+    @Test func `empty ports have power and are in RxDetect`() {
         for number in 1...guest.registers.ports {
             let port = driver.port(number)
             #expect(port.linkState == .rxDetect)
@@ -34,7 +34,7 @@ struct PortTests {
     }
 
     @Test(arguments: [USBSpeed.low, .full, .high])
-    func `a USB 2 device polls until its port is reset`(speed: USBSpeed) throws {
+    func `a USB 2 port is in Polling until it is reset`(speed: USBSpeed) throws {
         let device = TestDevice(speed)
         let number = try plug(device)
         #expect((1...8).contains(number))
@@ -60,7 +60,7 @@ struct PortTests {
         #expect(port.speed == 4)
     }
 
-    @Test func `a new connection is an event and sets Port Change Detect`() throws {
+    @Test func `a connection has an event and sets PCD`() throws {
         let number = try plug(high)
         let event = try driver.wait("port change") { $0.isPortChange }
         #expect(event.port == number)
@@ -68,7 +68,7 @@ struct PortTests {
         #expect(guest.status & GuestDriver.Status.portChange != 0)
     }
 
-    @Test func `a device that was there before the controller ran is seen`() throws {
+    @Test func `a device attached before the controller runs has an event`() throws {
         try driver.halt()
         try guest.machine.attach(high)
         try driver.run()
@@ -77,7 +77,7 @@ struct PortTests {
         #expect(driver.takeAll().contains { $0.isPortChange && $0.port == number })
     }
 
-    @Test func `devices stay connected through a controller reset`() throws {
+    @Test func `devices stay connected through HCRST`() throws {
         let number = try plug(high)
         driver.clearPort(number)
         try driver.start()
@@ -88,25 +88,27 @@ struct PortTests {
     }
 
     @Test(arguments: [USBSpeed.high, .superSpeed])
-    func `an unplugged device leaves a disabled port`(speed: USBSpeed) throws {
+    func `a disconnect disables the port`(speed: USBSpeed) throws {
         let device = TestDevice(speed)
         let slot = try guest.plug(device)
         driver.takeAll()
         guest.machine.detach(device)
-        let port = try driver.waitForPort(slot.port, "gone") { $0.contains(.connectChange) }
+        let port = try driver.waitForPort(slot.port, "disconnection") {
+            $0.contains(.connectChange)
+        }
         #expect(!port.contains(.connected) && !port.contains(.enabled))
         #expect(port.linkState == .rxDetect)
         #expect(driver.takeAll().contains { $0.isPortChange && $0.port == slot.port })
         #expect(device.detachCount == 1)
     }
 
-    @Test func `a device that goes by itself is an unplug`() throws {
+    @Test func `a device that disconnects itself is unplugged`() throws {
         let slot = try guest.plug(high)
         high.disconnect()
-        try driver.waitForPort(slot.port, "gone") { !$0.contains(.connected) }
+        try driver.waitForPort(slot.port, "disconnection") { !$0.contains(.connected) }
     }
 
-    @Test func `as many devices fit as there are ports of their kind`() throws {
+    @Test func `each port of a protocol takes one device`() throws {
         for _ in 0..<8 { try guest.machine.attach(TestDevice(.high)) }
         #expect(throws: AttachError.noFreePort(.full)) {
             try guest.machine.attach(TestDevice(.full))
@@ -133,7 +135,7 @@ struct PortTests {
 
     // MARK: - Change bits
 
-    @Test func `each change bit clears alone by writing one`() throws {
+    @Test func `change bits are cleared separately by writing one`() throws {
         let number = try plug(high)
         driver.writePort(number, .reset)
         try driver.waitForPort(number, "reset") { $0.contains(.resetChange) }
@@ -144,7 +146,7 @@ struct PortTests {
         #expect(driver.port(number).contains(.enabled))
     }
 
-    @Test func `a further change is an event once all change bits were clear`() throws {
+    @Test func `a further change has an event once the change bits are clear`() throws {
         let number = try plug(high)
         driver.clearPort(number)
         driver.takeAll()
@@ -156,14 +158,14 @@ struct PortTests {
         #expect(driver.takeAll().map(\.port) == [number])
     }
 
-    @Test func `a write of zeroes but for power changes nothing`() throws {
+    @Test func `a write of PP alone changes nothing`() throws {
         let slot = try guest.plug(high)
         let before = driver.port(slot.port)
         driver.writePort(slot.port, [])
         #expect(driver.port(slot.port) == before)
     }
 
-    @Test func `wake bits are kept`() throws {
+    @Test func `wake enable bits read back`() throws {
         let wakes: GuestPortStatus = [.wakeOnConnect, .wakeOnDisconnect, .wakeOnOverCurrent]
         driver.writePort(1, wakes)
         #expect(driver.port(1).isSuperset(of: wakes))
@@ -181,7 +183,7 @@ struct PortTests {
         #expect(!driver.port(2).contains(.connected))
     }
 
-    @Test func `a hot reset of a USB 3 port keeps it enabled`() throws {
+    @Test func `a Hot Reset of a USB 3 port keeps it enabled`() throws {
         let slot = try guest.plug(superSpeed)
         let resets = superSpeed.resetCount
         driver.writePort(slot.port, .reset)
@@ -192,7 +194,7 @@ struct PortTests {
         #expect(superSpeed.resetCount == resets + 1)
     }
 
-    @Test func `a warm reset tells of itself and of a reset`() throws {
+    @Test func `a Warm Reset sets WRC and PRC`() throws {
         let slot = try guest.plug(superSpeed)
         driver.writePort(slot.port, .warmReset)
         let port = try driver.waitForPort(slot.port, "warm reset") {
@@ -203,14 +205,14 @@ struct PortTests {
         #expect(!port.contains(.warmReset), "WPR reads as zero")
     }
 
-    @Test func `a warm reset of a USB 2 port does nothing`() throws {
+    @Test func `a Warm Reset of a USB 2 port is ignored`() throws {
         let slot = try guest.plug(high)
         driver.writePort(slot.port, .warmReset)
         guest.machine.pass(.milliseconds(200))
         #expect(!driver.port(slot.port).contains(.warmResetChange))
     }
 
-    @Test func `transfers in flight end with the reset`() throws {
+    @Test func `a port reset ends transfers in flight`() throws {
         let slot = try guest.plug(high)
         let endpoint = try slot.configureOne(.bulkIn(1))
         endpoint.submit(endpoint.trbs(guest.memory.allocate(64), 64))
@@ -225,15 +227,15 @@ struct PortTests {
     }
 
     @Test(arguments: [USBSpeed.high, .superSpeed])
-    func `writing one to Port Enabled disables the port`(speed: USBSpeed) throws {
+    func `writing one to PED disables the port`(speed: USBSpeed) throws {
         let slot = try guest.plug(TestDevice(speed))
         driver.takeAll()
         driver.writePort(slot.port, .enabled)
         let port = try driver.waitForPort(slot.port, "disabled") { !$0.contains(.enabled) }
-        #expect(port.isDisjoint(with: .enableChange), "no change for what software asked")
+        #expect(port.isDisjoint(with: .enableChange), "PEC is not set for a request of software")
         #expect(port.linkState != .u0)
         if speed.isSuperSpeed { #expect(port.linkState == .disabled) }
-        // A USB 2 port is enabled by a reset, a USB 3 port by looking for its partner again.
+        // A USB 2 port is enabled by a reset, a USB 3 port by RxDetect.
         if speed.isSuperSpeed {
             driver.setLinkState(slot.port, .rxDetect)
         } else {
@@ -242,7 +244,7 @@ struct PortTests {
         try driver.waitForPort(slot.port, "enabled") { $0.contains(.enabled) }
     }
 
-    @Test func `a disabled USB 3 port comes back through RxDetect`() throws {
+    @Test func `a disabled USB 3 port reconnects through RxDetect`() throws {
         let slot = try guest.plug(superSpeed)
         driver.setLinkState(slot.port, .disabled)
         try driver.waitForPort(slot.port, "disabled") { $0.linkState == .disabled }
@@ -253,7 +255,7 @@ struct PortTests {
     }
 
     @Test(arguments: [USBSpeed.high, .superSpeed])
-    func `a port without power has no device`(speed: USBSpeed) throws {
+    func `a port without power shows no device`(speed: USBSpeed) throws {
         let slot = try guest.plug(TestDevice(speed))
         driver.machine.write32(0, at: guest.registers.port(slot.port))
         guest.machine.pass(.milliseconds(100))
@@ -264,7 +266,7 @@ struct PortTests {
         #expect(port.contains(.power))
     }
 
-    @Test func `a port that has no power keeps a new device waiting`() throws {
+    @Test func `a device attached to a port without power is shown when power returns`() throws {
         for number in 1...8 { driver.machine.write32(0, at: guest.registers.port(number)) }
         try guest.machine.attach(high)
         guest.machine.pass(.milliseconds(100))
@@ -273,7 +275,7 @@ struct PortTests {
         _ = try driver.waitForConnection()
     }
 
-    @Test func `any write to any port register is survived`() throws {
+    @Test func `the controller survives any write to any port register`() throws {
         try guest.machine.attach(high)
         try guest.machine.attach(superSpeed)
         guest.machine.pass(.milliseconds(200))
