@@ -38,8 +38,9 @@ extension Engine {
                 return
             }
         case .getPortBandwidth: code = getPortBandwidth(command)
-        // Force Event, Negotiate Bandwidth, Set Latency Tolerance Value and Force Header are
-        // optional and not implemented. Undefined types also get a TRB Error (xHCI 4.6).
+        // Force Event, Negotiate Bandwidth, Set Latency Tolerance Value, Force Header and the
+        // Extended Property commands are optional and not implemented. Undefined types also get a
+        // TRB Error (xHCI 4.6).
         default: code = .trbError
         }
         if let connection, connection.holdsUpCommands {
