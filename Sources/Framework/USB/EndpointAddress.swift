@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The direction of an endpoint or a control data stage, as the host sees it.
+/// The direction of data, as the host sees it.
 public enum Direction: Sendable {
     /// Host to device.
     case out
@@ -8,23 +8,25 @@ public enum Direction: Sendable {
     case `in`
 }
 
-/// An endpoint's number and direction, as in `bEndpointAddress` (USB 2.0, table 9-13).
+/// The number and direction of an endpoint, as in `bEndpointAddress` (USB 2.0, table 9-13).
 public struct EndpointAddress: RawRepresentable, Hashable, Sendable {
-    /// Bit 7 is the direction (set: IN), bits 3:0 the number.
+    /// `bEndpointAddress`: bit 7 is the direction, set for IN; bits 3:0 are the number.
     public let rawValue: UInt8
 
-    /// Reserved bits are dropped.
+    /// An address from `bEndpointAddress`, whose reserved bits 6:4 are dropped.
     public init(rawValue: UInt8) { self.rawValue = rawValue & 0x8f }
 
-    /// The endpoint `number` (0...15) in `direction`.
+    /// The endpoint with a number of 0 to 15 in a direction.
     public init(_ number: UInt8, _ direction: Direction) {
         self.init(rawValue: (number & 0xf) | (direction == .in ? 0x80 : 0))
     }
 
-    /// The default control endpoint, whose transfers go both ways.
+    /// Endpoint 0, the default control endpoint, which has both directions.
     public static let control = EndpointAddress(rawValue: 0)
 
-    /// 0...15.
+    /// The endpoint number, 0 to 15.
     public var number: UInt8 { rawValue & 0xf }
+
+    /// The direction of the endpoint; that of endpoint 0 has no meaning.
     public var direction: Direction { rawValue & 0x80 != 0 ? .in : .out }
 }

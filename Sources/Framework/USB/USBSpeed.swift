@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The speed at which a device is connected, in the order of the xHCI default speed ids
-/// (xHCI 7.2.2.1.1).
+/// The speed of a device's connection. The raw value is the default Protocol Speed ID (xHCI 7.2.2.1.1).
+///
+/// Speeds compare by bit rate, which is not the order of their IDs.
 public enum USBSpeed: UInt8, CaseIterable, Sendable, Comparable {
-    /// 12 Mb/s.
+    /// Full speed, 12 Mb/s.
     case full = 1
-    /// 1.5 Mb/s.
+    /// Low speed, 1.5 Mb/s.
     case low = 2
-    /// 480 Mb/s.
+    /// High speed, 480 Mb/s.
     case high = 3
-    /// 5 Gb/s, SuperSpeed Gen1 x1.
+    /// SuperSpeed, Gen 1 x1, 5 Gb/s.
     case superSpeed = 4
-    /// 10 Gb/s, SuperSpeedPlus Gen2 x1.
+    /// SuperSpeedPlus, Gen 2 x1, 10 Gb/s.
     case superSpeedPlus = 5
 
-    /// Whether the device sits on a USB 3 port of the root hub.
+    /// Whether a device of this speed is attached to a USB 3 port of the root hub, not a USB 2 port.
     public var isSuperSpeed: Bool { self >= .superSpeed }
 
+    /// Whether `left` has the lower bit rate.
     public static func < (left: USBSpeed, right: USBSpeed) -> Bool { left.rank < right.rank }
 
     private var rank: Int {

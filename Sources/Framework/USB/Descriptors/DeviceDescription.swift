@@ -1,30 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// All that an emulated device says of itself: the tree of its descriptors at its speed.
+/// All descriptors of an emulated device at its speed.
 ///
-/// ``DefaultControlPipe`` answers a host's questions from it.
+/// ``DefaultControlPipe`` answers GET_DESCRIPTOR from it.
 public struct DeviceDescription: Sendable {
-    /// What a high-speed device would be at full speed, for hosts that ask.
+    /// The descriptors of a high-speed device as it would be at full speed, for hosts that ask
+    /// (USB 2.0, 9.6.2 and 9.6.4).
     public struct OtherSpeed: Sendable {
+        /// The device descriptor, from which the device qualifier is made.
         public var device: DeviceDescriptor
+        /// The configurations, in the order of their descriptor index.
         public var configurations: [ConfigurationDescriptor]
 
+        /// The descriptors of the other speed.
         public init(device: DeviceDescriptor, configurations: [ConfigurationDescriptor]) {
             self.device = device
             self.configurations = configurations
         }
     }
 
+    /// The speed at which the device is attached. It decides whether endpoints have companions.
     public var speed: USBSpeed
+    /// The device descriptor.
     public var device: DeviceDescriptor
+    /// The configurations, in the order of their descriptor index. A host chooses the first one,
+    /// unless it knows better.
     public var configurations: [ConfigurationDescriptor]
-    /// String 1 and so on.
+    /// The strings, from index 1 on, in English (United States). A descriptor holds 126 UTF-16 units.
     public var strings: [String]
-    /// The binary object store; empty for a device that has none, as before USB 2.1.
+    /// The capabilities of the BOS; empty for a device without one, as before USB 2.1.
     public var capabilities: [DeviceCapability]
-    /// `nil`: the device knows one speed.
+    /// The descriptors of the other speed; `nil` if the device has one speed.
     public var otherSpeed: OtherSpeed?
 
+    /// A description of a device.
     public init(
         speed: USBSpeed, device: DeviceDescriptor, configurations: [ConfigurationDescriptor],
         strings: [String] = [], capabilities: [DeviceCapability] = [],
@@ -38,7 +47,10 @@ public struct DeviceDescription: Sendable {
         self.otherSpeed = otherSpeed
     }
 
-    /// The descriptor of a type and index as it goes over the wire; `nil` if there is none.
+    /// The bytes that GET_DESCRIPTOR returns for a type and index; `nil` if the device has no such
+    /// descriptor (USB 2.0, 9.4.3).
+    ///
+    /// Interface and endpoint descriptors come with their configuration only.
     public func descriptor(_ type: DescriptorType, index: UInt8) -> [UInt8]? {
         let index = Int(index)
         switch type {
@@ -65,9 +77,7 @@ public struct DeviceDescription: Sendable {
         case .binaryObjectStore:
             guard index == 0, !capabilities.isEmpty else { return nil }
             return DeviceCapability.objectStore(capabilities)
-        default:
-            // Interfaces and endpoints are only to be had with their configuration.
-            return nil
+        default: return nil
         }
     }
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The device's half of the default control pipe: answers the standard requests of USB chapter 9
-/// (USB 2.0, 9.4; USB 3.2, 9.4) for an emulated device.
+/// The device side of the default control pipe: answers standard requests for an emulated device
+/// (USB 2.0, 9.4; USB 3.2, 9.4).
 ///
-/// It keeps what those requests change: the configuration, the alternate settings, the halted
-/// endpoints, the features. Requests of a class or vendor, and standard ones that only the device
-/// can know (such as the report descriptor of an interface), go back to the device. It holds no
-/// port and completes nothing by itself:
+/// It holds the state that those requests change: configuration, alternate settings, halted endpoints
+/// and features. Requests of a class or a vendor are left to the device, and so are standard requests
+/// to an interface that depend on its class, such as GET_DESCRIPTOR of a report descriptor. It has no
+/// port: the device completes the transfer.
 ///
 ///     case .control(let setup):
 ///         switch controlPipe.handle(transfer, setup) {
@@ -14,67 +14,74 @@
 ///         case .forDevice: …
 ///         }
 ///
-/// The controller, not the device, assigns addresses; SET_ADDRESS is accepted and means nothing.
+/// SET_ADDRESS is accepted and has no effect, because the controller assigns addresses.
+///
+/// It is a value without a thread of its own; a device uses it on the event loop.
 public struct DefaultControlPipe: Sendable {
-    /// What a request changed, for devices that must act on it.
+    /// A change of state by a request, for devices that must act on it.
     public enum Change: Hashable, Sendable {
-        /// SET_CONFIGURATION, also with the present value: everything starts afresh. 0: none.
+        /// SET_CONFIGURATION selected a configuration, which may be the present one, or 0 for none.
+        /// All settings, halts and features are back at their defaults.
         case configuration(UInt8)
-        /// SET_INTERFACE, also with the present value.
+        /// SET_INTERFACE selected an alternate setting, which may be the present one.
         case alternateSetting(UInt8, interface: UInt8)
-        /// CLEAR_FEATURE(ENDPOINT_HALT), also of an endpoint that was not halted.
+        /// CLEAR_FEATURE(ENDPOINT_HALT). The endpoint may not have been halted.
         case haltCleared(EndpointAddress)
-        /// SET_FEATURE(ENDPOINT_HALT).
+        /// SET_FEATURE(ENDPOINT_HALT). The endpoint may have been halted before.
         case haltSet(EndpointAddress)
     }
 
-    /// What became of a control transfer.
+    /// The result of ``handle(_:_:)``.
     public enum Outcome: Sendable {
-        /// A standard request: the completion is to be handed to the port.
+        /// A standard request: the device passes the completion to ``USBPort/complete(_:)`` and acts
+        /// on the change, if there is one.
         case answered(Transfer.Completion, Change?)
-        /// The device must answer.
+        /// The device must answer the request itself.
         case forDevice
     }
 
-    /// The device as it describes itself.
+    /// The device's descriptors.
     public let description: DeviceDescription
 
-    /// The configuration that is set, 0 before and after.
+    /// The value of the selected configuration; 0 if none is.
     public private(set) var configuration: UInt8 = 0
-    /// The host wants to be woken by this device.
+    /// Whether the host allows this device to wake it (``USBPort/wake()``).
     public private(set) var isRemoteWakeupEnabled = false
 
-    /// By interface number; an interface that is not listed is at setting 0.
+    /// Alternate settings by interface number. An interface that is missing has setting 0.
     private var alternateSettings: [UInt8: UInt8] = [:]
-    /// A bit for each endpoint: 0...15 OUT, 16...31 IN.
+    /// A bit for each endpoint: 0 to 15 OUT, 16 to 31 IN.
     private var halted: UInt32 = 0
-    /// Bits 2 and 3 of the device's status: U1 and U2 enabled.
-    private var linkStates: UInt8 = 0
-    /// Functions that may wake the host, a bit for each of the first 64 interfaces.
+    /// U1 and U2, as GET_STATUS returns them.
+    private var linkStates: DeviceStatus = []
+    /// A bit for each of the first 64 interfaces: whether its function may wake the host.
     private var wakingFunctions: UInt64 = 0
 
-    /// The pipe of a device that was just plugged in.
+    /// The control pipe of a device in its default state.
     public init(_ description: DeviceDescription) { self.description = description }
 
-    /// A bus reset: as just plugged in.
+    /// Returns to the default state, as after a bus reset.
     public mutating func reset() { self = Self(description) }
 
     // MARK: - For the device
 
-    /// The setting of an interface of the present configuration.
+    /// The alternate setting of an interface in the selected configuration.
     public func alternateSetting(ofInterface number: UInt8) -> UInt8 {
         alternateSettings[number] ?? 0
     }
 
-    /// Whether an endpoint answers STALL until the host clears it.
+    /// Whether an endpoint is halted: it answers STALL until the host clears the halt.
     public func isHalted(_ endpoint: EndpointAddress) -> Bool {
         halted & Self.bit(endpoint) != 0
     }
 
-    /// Halts an endpoint.
+    /// Halts an endpoint, after the device has completed a transfer as stalled.
     public mutating func halt(_ endpoint: EndpointAddress) { halted |= Self.bit(endpoint) }
 
     /// Answers a control transfer if its request is a standard one.
+    ///
+    /// Data of an IN request is copied to the transfer's buffer. A request that the device does not
+    /// support, or that does not fit its state, is answered by STALL.
     public mutating func handle(_ transfer: Transfer, _ setup: SetupPacket) -> Outcome {
         switch answer(setup) {
         case .data(let bytes): .answered(transfer.completion(sending: bytes, for: setup), nil)
@@ -89,16 +96,19 @@ public struct DefaultControlPipe: Sendable {
     // MARK: - Requests
 
     private enum Answer {
+        /// The data stage of an IN request.
         case data([UInt8])
+        /// A zero-length status stage.
         case accepted(Change?)
+        /// STALL.
         case refused
         case forDevice
     }
 
     private mutating func answer(_ setup: SetupPacket) -> Answer {
-        guard setup.kind == .standard else { return .forDevice }
-        // Each request has one direction; the wrong one is another, unknown request.
-        switch (StandardRequest(rawValue: setup.request), setup.direction) {
+        guard let request = setup.standardRequest else { return .forDevice }
+        // Each request has one direction; with the other one it is an unknown request.
+        switch (request, setup.direction) {
         case (.getDescriptor, .in): return getDescriptor(setup)
         case (.getConfiguration, .in):
             guard setup.recipient == .device else { return .refused }
@@ -111,25 +121,19 @@ public struct DefaultControlPipe: Sendable {
         case (.setFeature, .out): return changeFeature(setup, set: true)
         case (.setAddress, .out):
             return setup.recipient == .device ? .accepted(nil) : .refused
-        case (.setSystemExitLatency, .out):
-            let isRight = description.speed.isSuperSpeed && setup.recipient == .device
-            return isRight && setup.length == 6 ? .accepted(nil) : .refused
-        case (.setIsochronousDelay, .out):
-            let isRight = description.speed.isSuperSpeed && setup.recipient == .device
-            return isRight && setup.length == 0 ? .accepted(nil) : .refused
+        case (.setSystemExitLatency, .out): return acceptLinkTiming(setup, length: 6)
+        case (.setIsochronousDelay, .out): return acceptLinkTiming(setup, length: 0)
         case (.setDescriptor, _), (.synchFrame, _): return .refused
         default:
-            // Classes have put their own requests among the standard ones of an interface.
+            // Some classes define requests of their own among the standard ones of an interface.
             return setup.recipient == .interface ? .forDevice : .refused
         }
     }
 
     private func getDescriptor(_ setup: SetupPacket) -> Answer {
-        guard setup.recipient == .device else {
+        guard let (type, index) = setup.requestedDescriptor else {
             return setup.recipient == .interface ? .forDevice : .refused
         }
-        let type = DescriptorType(rawValue: UInt8(setup.value >> 8))
-        let index = UInt8(truncatingIfNeeded: setup.value)
         guard let bytes = description.descriptor(type, index: index) else { return .refused }
         return .data(bytes)
     }
@@ -143,7 +147,7 @@ public struct DefaultControlPipe: Sendable {
         alternateSettings = [:]
         halted = 0
         wakingFunctions = 0
-        linkStates = 0
+        linkStates = []
         return .accepted(.configuration(value))
     }
 
@@ -166,22 +170,34 @@ public struct DefaultControlPipe: Sendable {
         return .accepted(.alternateSetting(setting, interface: number))
     }
 
+    /// SET_SEL and SET_ISOCH_DELAY, which a SuperSpeed device accepts. An emulated one has no link to
+    /// use them for.
+    private func acceptLinkTiming(_ setup: SetupPacket, length: UInt16) -> Answer {
+        guard description.speed.isSuperSpeed, setup.recipient == .device, setup.length == length
+        else { return .refused }
+        return .accepted(nil)
+    }
+
+    // MARK: - Status and features
+
     private func getStatus(_ setup: SetupPacket) -> Answer {
-        // A value other than 0 asks for the status of a kind that is not ours (PTM).
+        // The value selects the kind of status (USB 3.2, table 9-7); only 0, the standard one, is here.
         guard setup.value == 0 else { return .refused }
         switch setup.recipient {
         case .device:
             var status = linkStates
-            if currentConfiguration?.isSelfPowered ?? false { status |= 1 }
-            if isRemoteWakeupEnabled { status |= 2 }
-            return .data([status, 0])
+            if currentConfiguration?.isSelfPowered ?? false { status.insert(.selfPowered) }
+            if isRemoteWakeupEnabled { status.insert(.remoteWakeup) }
+            return .data([status.rawValue, 0])
         case .interface:
             let number = UInt8(truncatingIfNeeded: setup.index)
             guard interfaces.contains(where: { $0.number == number }) else { return .refused }
-            var status: UInt8 = 0
-            if description.speed.isSuperSpeed, supportsRemoteWakeup { status |= 1 }
-            if wakingFunctions & Self.bit(number) != 0 { status |= 2 }
-            return .data([status, 0])
+            var status: InterfaceStatus = []
+            if description.speed.isSuperSpeed, supportsRemoteWakeup {
+                status.insert(.remoteWakeCapable)
+            }
+            if wakingFunctions & Self.bit(number) != 0 { status.insert(.remoteWakeup) }
+            return .data([status.rawValue, 0])
         case .endpoint:
             guard let endpoint = endpoint(setup.index) else { return .refused }
             return .data([isHalted(endpoint) ? 1 : 0, 0])
@@ -191,14 +207,16 @@ public struct DefaultControlPipe: Sendable {
     }
 
     private mutating func changeFeature(_ setup: SetupPacket, set: Bool) -> Answer {
-        guard setup.length == 0 else { return .refused }
+        guard let feature = setup.feature, setup.length == 0 else { return .refused }
         switch setup.recipient {
-        case .device: return changeDeviceFeature(setup.value, set: set)
-        case .interface: return changeFunctionSuspend(setup, set: set)
+        case .device: return changeDeviceFeature(feature, set: set)
+        case .interface:
+            guard feature == .functionSuspend else { return .refused }
+            return changeFunctionSuspend(setup, set: set)
         case .endpoint:
-            guard setup.value == Feature.endpointHalt, let endpoint = endpoint(setup.index)
+            guard feature == .endpointHalt, let endpoint = endpoint(setup.index)
             else { return .refused }
-            // The control pipe recovers by itself with the next SETUP.
+            // The next SETUP ends a halt of the control endpoint.
             guard endpoint.number != 0 else { return .accepted(nil) }
             if set { halted |= Self.bit(endpoint) } else { halted &= ~Self.bit(endpoint) }
             return .accepted(set ? .haltSet(endpoint) : .haltCleared(endpoint))
@@ -206,29 +224,28 @@ public struct DefaultControlPipe: Sendable {
         }
     }
 
-    private mutating func changeDeviceFeature(_ feature: UInt16, set: Bool) -> Answer {
+    private mutating func changeDeviceFeature(_ feature: FeatureSelector, set: Bool) -> Answer {
         switch feature {
-        case Feature.deviceRemoteWakeup:
-            // SuperSpeed devices are woken for by their functions.
+        case .deviceRemoteWakeup:
+            // At SuperSpeed each function is allowed to wake, by FUNCTION_SUSPEND.
             guard !description.speed.isSuperSpeed, supportsRemoteWakeup else { return .refused }
             isRemoteWakeupEnabled = set
-        case Feature.u1Enable, Feature.u2Enable:
+        case .u1Enable, .u2Enable:
             guard description.speed.isSuperSpeed, configuration != 0 else { return .refused }
-            let bit: UInt8 = feature == Feature.u1Enable ? 1 << 2 : 1 << 3
-            if set { linkStates |= bit } else { linkStates &= ~bit }
+            let state: DeviceStatus = feature == .u1Enable ? .u1Enabled : .u2Enabled
+            if set { linkStates.insert(state) } else { linkStates.remove(state) }
         default:
-            // Test modes concern signals on wires, which an emulated device has none of.
+            // Test modes concern electrical signals, which an emulated device does not have.
             return .refused
         }
         return .accepted(nil)
     }
 
-    /// FUNCTION_SUSPEND: the low byte of the index is the interface, the high byte says what is
-    /// wanted (USB 3.2, table 9-9).
+    /// FUNCTION_SUSPEND: the low byte of the index is the interface, bit 1 of the high byte enables
+    /// remote wake-up (USB 3.2, table 9-9).
     private mutating func changeFunctionSuspend(_ setup: SetupPacket, set: Bool) -> Answer {
         let number = UInt8(truncatingIfNeeded: setup.index)
-        guard description.speed.isSuperSpeed, setup.value == Feature.functionSuspend,
-            interfaces.contains(where: { $0.number == number })
+        guard description.speed.isSuperSpeed, interfaces.contains(where: { $0.number == number })
         else { return .refused }
         let wakes = set && setup.index >> 8 & 2 != 0
         guard !wakes || supportsRemoteWakeup else { return .refused }
@@ -251,10 +268,10 @@ public struct DefaultControlPipe: Sendable {
         (currentConfiguration ?? description.configurations.first)?.supportsRemoteWakeup ?? false
     }
 
-    /// Of the present configuration, all settings; empty while none is set.
+    /// All settings of all interfaces in the selected configuration; empty if none is selected.
     private var interfaces: [InterfaceDescriptor] { currentConfiguration?.interfaces ?? [] }
 
-    /// The endpoint that an index names, if the present configuration and settings have it.
+    /// The endpoint in `wIndex`, if the selected configuration and alternate settings have it.
     private func endpoint(_ index: UInt16) -> EndpointAddress? {
         guard let raw = UInt8(exactly: index), raw & 0x70 == 0 else { return nil }
         let address = EndpointAddress(rawValue: raw)
@@ -275,36 +292,28 @@ public struct DefaultControlPipe: Sendable {
     }
 }
 
-/// `bRequest` of the standard requests (USB 2.0, table 9-4; USB 3.2, table 9-5); open.
-private struct StandardRequest: RawRepresentable, Equatable {
+/// The first byte of a device's status (USB 2.0, figure 9-4; USB 3.2, figure 9-4).
+private struct DeviceStatus: OptionSet {
     let rawValue: UInt8
-    static let getStatus = StandardRequest(rawValue: 0)
-    static let clearFeature = StandardRequest(rawValue: 1)
-    static let setFeature = StandardRequest(rawValue: 3)
-    static let setAddress = StandardRequest(rawValue: 5)
-    static let getDescriptor = StandardRequest(rawValue: 6)
-    static let setDescriptor = StandardRequest(rawValue: 7)
-    static let getConfiguration = StandardRequest(rawValue: 8)
-    static let setConfiguration = StandardRequest(rawValue: 9)
-    static let getInterface = StandardRequest(rawValue: 10)
-    static let setInterface = StandardRequest(rawValue: 11)
-    static let synchFrame = StandardRequest(rawValue: 12)
-    /// SET_SEL.
-    static let setSystemExitLatency = StandardRequest(rawValue: 48)
-    static let setIsochronousDelay = StandardRequest(rawValue: 49)
+    static let selfPowered = DeviceStatus(rawValue: 1 << 0)
+    static let remoteWakeup = DeviceStatus(rawValue: 1 << 1)
+    static let u1Enabled = DeviceStatus(rawValue: 1 << 2)
+    static let u2Enabled = DeviceStatus(rawValue: 1 << 3)
 }
 
-/// Feature selectors (USB 2.0, table 9-6; USB 3.2, table 9-7). They are told apart by recipient.
-private enum Feature {
-    static let endpointHalt: UInt16 = 0
-    static let functionSuspend: UInt16 = 0
-    static let deviceRemoteWakeup: UInt16 = 1
-    static let u1Enable: UInt16 = 48
-    static let u2Enable: UInt16 = 49
+/// The first byte of an interface's status at SuperSpeed (USB 3.2, figure 9-5).
+private struct InterfaceStatus: OptionSet {
+    let rawValue: UInt8
+    /// Function Remote Wake Capable.
+    static let remoteWakeCapable = InterfaceStatus(rawValue: 1 << 0)
+    /// Function Remote Wakeup enabled.
+    static let remoteWakeup = InterfaceStatus(rawValue: 1 << 1)
 }
 
 extension Transfer {
-    /// The answer to a control transfer that asks for data: as many of `bytes` as the host wants.
+    /// The completion of a control transfer IN, with as many of `bytes` as `wLength` allows.
+    ///
+    /// Copies them to the transfer's buffer.
     public func completion(sending bytes: [UInt8], for setup: SetupPacket) -> Completion {
         let wanted = min(bytes.count, Int(setup.length))
         let moved =
