@@ -129,7 +129,7 @@ final class FakeImage: DiskImage {
         let limit = try begin(.read(offset, pieces.count), waiting: waiting)
         let part = pieces.slice(from: 0, limit: limit)
         var place = offset
-        part.forEach { bytes in
+        part.forEachSegment { bytes in
             bytes.copyBytes(from: self.bytes(at: place, count: bytes.count))
             place += UInt64(bytes.count)
         }
@@ -142,7 +142,7 @@ final class FakeImage: DiskImage {
         let limit = try begin(.write(offset, pieces.count, durably: durably), waiting: waiting)
         let part = pieces.slice(from: 0, limit: limit)
         var all: [UInt8] = []
-        part.forEach { all += $0 }
+        part.forEachSegment { all += $0 }
         fill(at: offset, all)
         return part.count
     }

@@ -12,7 +12,7 @@ struct EpollLoopTests {
 
     private func turn() throws { try loop.turn(until: loop.now) }
 
-    @Test("a descriptor that stays readable is told each turn, until it is read")
+    @Test("a readable descriptor is reported in each turn until it is read")
     func levelTriggered() throws {
         let pipe = try Pipe()
         var calls = 0
@@ -32,7 +32,7 @@ struct EpollLoopTests {
         withExtendedLifetime(watch) {}
     }
 
-    @Test("the end of a pipe is told without being asked for")
+    @Test("the end of a pipe is reported without being watched for")
     func closed() throws {
         let pipe = try Pipe()
         var seen: Readiness = []
@@ -43,7 +43,7 @@ struct EpollLoopTests {
         withExtendedLifetime(watch) {}
     }
 
-    @Test("a watch that is dropped is silent, and its descriptor can be watched again")
+    @Test("a dropped watch reports nothing, and its descriptor can be watched again")
     func dropped() throws {
         let pipe = try Pipe()
         try pipe.write([1])
@@ -64,7 +64,7 @@ struct EpollLoopTests {
         #expect(calls == [2])
     }
 
-    @Test("an event that was fetched for a watch which another body has ended is dropped")
+    @Test("an event fetched for a watch that another body has cancelled is dropped")
     func staleEvent() throws {
         let pipes = [try Pipe(), try Pipe()]
         for pipe in pipes { try pipe.write([1]) }
@@ -80,7 +80,7 @@ struct EpollLoopTests {
         #expect(calls == 1)
     }
 
-    @Test("an event that was fetched for a watch is not told to the one that took its place")
+    @Test("an event fetched for a cancelled watch is not reported to the next watch in its slot")
     func staleEventReused() throws {
         let pipes = [try Pipe(), try Pipe()]
         let silent = try Pipe()
@@ -104,21 +104,21 @@ struct EpollLoopTests {
         #expect(wrongCalls == 1)
     }
 
-    @Test("more descriptors than one turn fetches are all told in a few")
+    @Test("more descriptors than one turn fetches are all reported within a few turns")
     func many() throws {
         let pipes = try (0..<150).map { _ in try Pipe() }
-        var told = Set<Int>()
+        var reported = Set<Int>()
         var watches: [Watch] = []
         for (index, pipe) in pipes.enumerated() {
             try pipe.write([1])
             watches.append(
                 try loop.watch(pipe.readEnd, for: .readable) { _ in
-                    told.insert(index)
+                    reported.insert(index)
                     _ = try? pipe.read(1)
                 })
         }
         for _ in 0..<3 { try turn() }
-        #expect(told.count == 150)
+        #expect(reported.count == 150)
     }
 
     @Test("timers run when they are due, in the order of their deadlines")
@@ -137,7 +137,7 @@ struct EpollLoopTests {
         withExtendedLifetime(watches) {}
     }
 
-    @Test("timers of the same deadline run in the order in which they were set")
+    @Test("timers of the same deadline run in the order they were scheduled")
     func sameDeadline() throws {
         var order: [Int] = []
         let time = loop.now
@@ -149,7 +149,7 @@ struct EpollLoopTests {
         withExtendedLifetime(watches) {}
     }
 
-    @Test("a timer that is dropped does not run, even if another body of the turn drops it")
+    @Test("a dropped timer does not run, even if another body of the same turn drops it")
     func droppedTimer() throws {
         var ran: [Int] = []
         let time = loop.now
@@ -165,7 +165,7 @@ struct EpollLoopTests {
         withExtendedLifetime(first) {}
     }
 
-    @Test("a timer that sets itself anew for now waits for the next turn")
+    @Test("a timer that reschedules itself for now runs in the next turn")
     func selfRepeating() throws {
         var count = 0
         var watch: Watch?
@@ -186,15 +186,20 @@ struct EpollLoopTests {
         let start = loop.now
         try loop.turn(until: start + .milliseconds(2))
         #expect(loop.now - start >= .milliseconds(2))
-        // A limit in the past looks and returns.
+        // A limit in the past does not wait.
         try loop.turn(until: start - .seconds(5))
     }
 
-    @Test("durations are whole nanoseconds, and the largest are cut")
+    @Test("durations are whole nanoseconds and saturate")
     func nanoseconds() {
         #expect(Duration.milliseconds(1500).nanoseconds == 1_500_000_000)
         #expect((Duration.zero - .nanoseconds(7)).nanoseconds == -7)
         #expect(Duration.seconds(Int64.max).nanoseconds == .max)
         #expect(Duration.seconds(Int64.min).nanoseconds == .min)
+        let longest = Duration.seconds(9_223_372_036) + .nanoseconds(854_775_807)
+        #expect(longest.nanoseconds == .max)
+        #expect((longest + .nanoseconds(1)).nanoseconds == .max)
+        #expect((Duration.zero - longest - .nanoseconds(1)).nanoseconds == .min)
+        #expect((Duration.zero - longest - .nanoseconds(2)).nanoseconds == .min)
     }
 }

@@ -6,7 +6,7 @@ import Testing
 
 @Suite struct FileContentsTests {
     @Test(arguments: [0, 1, 9, 10, 11])
-    func `a file is read up to a limit`(limit: Int) throws {
+    func `contents are limited to a number of bytes`(limit: Int) throws {
         let path = NSTemporaryDirectory() + "contents-\(UUID().uuidString)"
         defer { try? FileManager.default.removeItem(atPath: path) }
         try Data(0..<10).write(to: URL(filePath: path))

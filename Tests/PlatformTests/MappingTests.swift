@@ -37,7 +37,7 @@ struct MappingTests {
         return byte
     }
 
-    @Test("what is written is in the file, and what the file gets is seen")
+    @Test("a mapping and its file share their bytes")
     func shared() throws {
         let mapping = try Mapping(holder.descriptor, offset: 0x1000, count: 0x1000, writable: true)
         let other = try Mapping(
@@ -47,7 +47,7 @@ struct MappingTests {
         #expect(mapping.isIntact && other.isIntact)
     }
 
-    @Test("a range that the file does not have is refused")
+    @Test("a range beyond the end of the file is refused")
     func beyond() throws {
         for (offset, count): (UInt64, UInt64) in [
             (0, 0), (0, 0x4001), (0x4000, 1), (0x1000, 0x3001), (0, .max), (.max, 1),
@@ -60,14 +60,14 @@ struct MappingTests {
         _ = try Mapping(holder.descriptor, offset: 0x3000, count: 0x1000, writable: true)
     }
 
-    @Test("an offset within a page is refused")
+    @Test("an offset that is not a multiple of the page size is refused")
     func unaligned() {
         #expect(throws: Errno.invalidArgument) {
             _ = try Mapping(holder.descriptor, offset: 1, count: 0x1000, writable: true)
         }
     }
 
-    @Test("what is no file is refused")
+    @Test("a pipe is refused")
     func noFile() throws {
         let pipe = try Pipe()
         #expect(throws: Errno.self) {
@@ -75,12 +75,14 @@ struct MappingTests {
         }
     }
 
-    @Test("a file that shrinks leaves zeroes, and is told of; the rest stays as it is")
+    @Test(
+        "a truncated file reads as zeroes and its mapping is no longer intact; other mappings are unchanged"
+    )
     func shrinks() throws {
         let mapping = try Mapping(
             holder.descriptor, offset: 0, count: UInt64(Self.size), writable: true)
         let other = try Mapping(holder.descriptor, offset: 0, count: 0x1000, writable: true)
-        for place in stride(from: 0, to: Self.size, by: 0x1000) { mapping.bytes[place] = 7 }
+        for offset in stride(from: 0, to: Self.size, by: 0x1000) { mapping.bytes[offset] = 7 }
         try resize(0x1000)
         #expect(mapping.isIntact)
         #expect(mapping.bytes[0x2000] == 0)
@@ -90,7 +92,7 @@ struct MappingTests {
         #expect(other.bytes[0] == 7 && other.isIntact)
     }
 
-    @Test("a file that shrinks is survived in a system call as well")
+    @Test("a system call on a truncated mapping fails with EFAULT")
     func shrinksInSystemCall() throws {
         let mapping = try Mapping(
             holder.descriptor, offset: 0, count: UInt64(Self.size), writable: true)
@@ -103,7 +105,7 @@ struct MappingTests {
         }
     }
 
-    @Test("as many files as can be guarded are mapped, one more is refused")
+    @Test("1024 mappings can be guarded, one more is refused")
     func guards() async {
         await #expect(processExitsWith: .success) {
             let number = clinux_memfd_create("test", CLINUX_MFD_CLOEXEC)
@@ -122,9 +124,9 @@ struct MappingTests {
         }
     }
 
-    @Test("a bus error elsewhere still ends the process")
+    @Test("a SIGBUS outside of a guarded mapping ends the process")
     func otherBusErrors() async {
-        // By the signal, or by the sanitizer that catches it.
+        // By the signal, or by a sanitizer that catches it.
         await #expect(processExitsWith: .failure) {
             let number = clinux_memfd_create("test", CLINUX_MFD_CLOEXEC)
             let file = OwnedDescriptor(owning: number)

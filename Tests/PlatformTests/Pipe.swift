@@ -4,7 +4,7 @@ import Glibc
 import Platform
 import SystemPackage
 
-/// Two descriptors: what is written to the one is read from the other.
+/// A pipe; see pipe(2).
 final class Pipe {
     let readEnd: OwnedDescriptor
     private var writeEnd: OwnedDescriptor?
@@ -12,11 +12,13 @@ final class Pipe {
     init() throws {
         var numbers: [CInt] = [-1, -1]
         _ = try systemCall { pipe(&numbers) }
+        // Programs that other tests start must not keep the write end open.
+        for number in numbers { _ = try systemCall { fcntl(number, F_SETFD, FD_CLOEXEC) } }
         readEnd = OwnedDescriptor(owning: numbers[0])
         writeEnd = OwnedDescriptor(owning: numbers[1])
     }
 
-    /// The kernel's number of the end to write to.
+    /// The kernel's number of the write end; −1 if it was closed or taken.
     var writeNumber: CInt {
         switch writeEnd {
         case .some(let descriptor): descriptor.rawValue
@@ -38,11 +40,18 @@ final class Pipe {
 
     func closeWriteEnd() { writeEnd = nil }
 
-    /// Hands the end to write to over to somebody else.
+    /// Hands over the write end.
     func takeWriteEnd() -> OwnedDescriptor? { writeEnd.take() }
 
-    /// Whether nobody has the end to write to any more.
+    /// Whether the write end is open now.
+    func isWriteEndOpen() throws -> Bool {
+        try !UnixSocket.wait(for: .readable, on: readEnd, timeout: .zero).contains(.closed)
+    }
+
+    /// Waits until all copies of the write end are closed.
+    ///
+    /// A child process that another test has forked has a copy until it calls exec(3).
     func isWriteEndClosed() throws -> Bool {
-        try UnixSocket.wait(for: .readable, on: readEnd, timeout: .zero).contains(.closed)
+        try UnixSocket.wait(for: .readable, on: readEnd, timeout: .seconds(10)).contains(.closed)
     }
 }

@@ -6,9 +6,9 @@ import Platform
 import SystemPackage
 import Testing
 
-/// Where no disk may be read, as in most containers, VMTests runs this in a guest.
+/// VMTests also runs this suite in a guest, because most containers have no disk to read.
 @Suite struct RandomAccessFileTests {
-    /// Some disk of this machine that may be read.
+    /// A disk of this machine that the process may read.
     private static let disk: String? = {
         let names = (try? FileManager.default.contentsOfDirectory(atPath: "/sys/block")) ?? []
         let disks = names.filter { name in ["sd", "vd", "nvme"].contains { name.hasPrefix($0) } }
@@ -17,20 +17,20 @@ import Testing
         }
     }()
 
-    /// Its node lies in a file system that is memory; the disk behind it does not.
-    @Test(.enabled(if: disk != nil, "there is no disk that may be read"))
-    func `a disk says that it would have to be waited for`() throws {
+    /// The node of a disk lies in devtmpfs, a file system without a disk.
+    @Test(.enabled(if: disk != nil, "no disk can be read"))
+    func `a read of a disk that would block fails with EAGAIN`() throws {
         let file = try RandomAccessFile(opening: try #require(Self.disk), [])
         let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 4096)
         defer { bytes.deallocate() }
-        var pieces = IOVectors()
-        pieces.append(bytes)
+        var segments = IOVectors()
+        segments.append(bytes)
         let offset = try file.size() / 8192 * 4096
         posix_fadvise(file.descriptor.rawValue, off_t(offset), 4096, POSIX_FADV_DONTNEED)
         #expect(throws: Errno.wouldBlock) {
-            try file.read(into: pieces, at: offset, waiting: false)
+            try file.read(into: segments, at: offset, waiting: false)
         }
-        #expect(try file.read(into: pieces, at: offset, waiting: true) == 4096)
-        #expect(try file.read(into: pieces, at: offset, waiting: false) == 4096)
+        #expect(try file.read(into: segments, at: offset, waiting: true) == 4096)
+        #expect(try file.read(into: segments, at: offset, waiting: false) == 4096)
     }
 }

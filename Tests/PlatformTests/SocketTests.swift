@@ -7,7 +7,7 @@ import Testing
 
 @Suite("UNIX sockets")
 struct SocketTests {
-    /// A folder that goes away with the test.
+    /// A temporary folder, removed with the object.
     final class Folder {
         let path: String
 
@@ -27,11 +27,11 @@ struct SocketTests {
 
     private func exists() -> Bool { FileManager.default.fileExists(atPath: path) }
 
-    @Test("a client connects, and is accepted; without one nobody is")
+    @Test("a pending client is accepted, and none if none is pending")
     func connects() throws {
         let listener = try ListeningSocket(bindingTo: path)
-        let isAlone = try listener.accept() == nil
-        #expect(isAlone)
+        let isNonePending = try listener.accept() == nil
+        #expect(isNonePending)
         let client = try UnixSocket.connect(to: path)
         let server = try listener.accept()
         guard let server else { throw Errno.badFileDescriptor }
@@ -43,7 +43,7 @@ struct SocketTests {
         #expect(try receive(10, &list, from: server) == [])
     }
 
-    @Test("the file of a listener goes with it, but not the one that took its place")
+    @Test("a listener removes its socket file, but not a file that has replaced it")
     func removesFile() throws {
         var listener: ListeningSocket? = try ListeningSocket(bindingTo: path)
         #expect(exists() && listener?.path == path)
@@ -58,7 +58,7 @@ struct SocketTests {
         withExtendedLifetime(other) {}
     }
 
-    @Test("a file that a dead server left is replaced")
+    @Test("a socket file without a listening process is replaced")
     func stale() throws {
         // A second name for the file outlives the server.
         let second = path + "2"
@@ -76,14 +76,14 @@ struct SocketTests {
         withExtendedLifetime(listener) {}
     }
 
-    @Test("a socket that somebody listens on is left alone")
+    @Test("a socket file with a listening process is refused and kept")
     func live() throws {
         let listener = try ListeningSocket(bindingTo: path)
         #expect(throws: ListeningSocket.BindError.inUse) {
             _ = try ListeningSocket(bindingTo: path)
         }
         #expect(exists())
-        // Even if its queue is full.
+        // Even if the queue of pending connections is full.
         var clients: [ClientHolder] = []
         while clients.count < 100 {
             guard let client = try? UnixSocket.connect(to: path) else { break }
@@ -96,7 +96,7 @@ struct SocketTests {
         withExtendedLifetime(listener) {}
     }
 
-    @Test("what is no socket is left alone")
+    @Test("a file that is not a socket is refused and kept")
     func notASocket() throws {
         try Data([1]).write(to: URL(fileURLWithPath: path))
         #expect(throws: ListeningSocket.BindError.notASocket) {
@@ -105,7 +105,7 @@ struct SocketTests {
         #expect(exists())
     }
 
-    @Test("a path of 107 bytes is taken, of 108 refused")
+    @Test("a path of 107 bytes is accepted, one of 108 refused")
     func pathLength() throws {
         let longest =
             folder.path + "/"
@@ -121,7 +121,7 @@ struct SocketTests {
         #expect(throws: Errno.fileNameTooLong) { _ = try UnixSocket.connect(to: longest + "x") }
     }
 
-    @Test("a folder that is not there is told of")
+    @Test("a missing folder is an error")
     func noFolder() {
         #expect(throws: ListeningSocket.BindError.failed(.noSuchFileOrDirectory)) {
             _ = try ListeningSocket(bindingTo: folder.path + "/none/socket")
@@ -131,7 +131,7 @@ struct SocketTests {
         }
     }
 
-    @Test("what a descriptor is can be told")
+    @Test("a listening socket, a connected socket and a pipe are distinguished")
     func kinds() throws {
         let listener = try ListeningSocket(bindingTo: path)
         let client = try UnixSocket.connect(to: path)
@@ -142,7 +142,9 @@ struct SocketTests {
 
     // MARK: - Descriptors
 
-    @Test("descriptors travel with bytes, and close with the list", arguments: [0, 1, 16, 64])
+    @Test(
+        "descriptors are received with the bytes, and closed with the list",
+        arguments: [0, 1, 16, 64])
     func descriptors(count: Int) throws {
         let listener = try ListeningSocket(bindingTo: path)
         let client = try UnixSocket.connect(to: path)
@@ -158,12 +160,12 @@ struct SocketTests {
             #expect(try receive(1, &list, from: server) == [9])
             let isWhole = list.count == count && !list.isTruncated
             #expect(isWhole)
-            #expect(try pipe.isWriteEndClosed() == (count == 0))
+            #expect(try count == 0 ? pipe.isWriteEndClosed() : pipe.isWriteEndOpen())
         }
         #expect(try pipe.isWriteEndClosed())
     }
 
-    @Test("more descriptors than can be received are not sent")
+    @Test("more than 64 descriptors are not sent")
     func tooMany() throws {
         let listener = try ListeningSocket(bindingTo: path)
         let client = try UnixSocket.connect(to: path)
@@ -175,7 +177,7 @@ struct SocketTests {
         withExtendedLifetime(listener) {}
     }
 
-    @Test("a peer that is gone is an error, not a signal")
+    @Test("a send after the peer has closed is an error, not a signal")
     func brokenPipe() throws {
         let listener = try ListeningSocket(bindingTo: path)
         let client = try UnixSocket.connect(to: path)
@@ -183,7 +185,7 @@ struct SocketTests {
         #expect(throws: Errno.self) { for _ in 0..<3 { _ = try send([1], to: client) } }
     }
 
-    @Test("waiting ends when something is there, or when the time is over")
+    @Test("wait returns when the descriptor is ready, or at the timeout")
     func waits() throws {
         let pipe = try Pipe()
         let start = ContinuousClock.now

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import Glibc
 import Logging
 import Platform
 import SystemPackage
@@ -100,6 +101,8 @@ final class LeakDetector {
     init() throws {
         var numbers: [CInt] = [-1, -1]
         _ = try systemCall { pipe(&numbers) }
+        // Programs that other tests start must not keep the write end open.
+        for number in numbers { _ = try systemCall { fcntl(number, F_SETFD, FD_CLOEXEC) } }
         readEnd = OwnedDescriptor(owning: numbers[0])
         writeEnd = OwnedDescriptor(owning: numbers[1])
     }

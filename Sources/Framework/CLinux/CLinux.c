@@ -13,7 +13,6 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -49,12 +48,11 @@ int clinux_epoll_wait(int epoll, struct epoll_event *events, int capacity, int64
     int count = epoll_pwait2(epoll, events, capacity, &timeout, NULL);
     if (count >= 0 || errno != ENOSYS)
         return count;
-    /* Kernels before 5.11: milliseconds, rounded up so that a deadline is never early. */
+    /* Kernels before 5.11 have no epoll_pwait2. Milliseconds are rounded up, so that the wait does not
+     * end before the timeout; it may end after a minute of a longer one. */
     int64_t milliseconds = (nanoseconds + 999999) / 1000000;
     return epoll_wait(epoll, events, capacity, milliseconds > 60000 ? 60000 : (int)milliseconds);
 }
-
-int clinux_set_parent_death_signal(int signal) { return prctl(PR_SET_PDEATHSIG, signal); }
 
 void clinux_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
 
@@ -78,12 +76,6 @@ bool clinux_is_in_memory(int fd)
 }
 
 int clinux_block_device_size(int fd, uint64_t *bytes) { return ioctl(fd, BLKGETSIZE64, bytes); }
-
-int clinux_block_device_discard(int fd, uint64_t offset, uint64_t length)
-{
-    uint64_t range[2] = {offset, length};
-    return ioctl(fd, BLKDISCARD, range);
-}
 
 ssize_t clinux_send(int socket, const struct iovec *iov, size_t count,
                     const int *descriptors, size_t descriptor_count, int flags)
@@ -152,8 +144,8 @@ ssize_t clinux_receive(int socket, void *buffer, size_t length,
     return received;
 }
 
-/* A slot's address is written before its length and cleared after it, so that the handler, which may
- * run on any thread at any time, never sees half a range. */
+/* The guarded ranges. The handler may run on any thread at any time, so a slot's length is not 0 only
+ * while its address is valid: it is stored after the address and cleared before it. */
 static struct {
     _Atomic uintptr_t address;
     _Atomic size_t length;
@@ -175,7 +167,7 @@ static void handle_sigbus(int signal, siginfo_t *info, void *context)
         uintptr_t address = atomic_load(&guards[slot].address);
         if (length == 0 || fault < address || fault - address >= length)
             continue;
-        /* The whole range from the fault on: a file that lost one page lost all behind it. */
+        /* A truncated file has lost all pages behind the one at fault, too. */
         uintptr_t page = fault & ~(page_size - 1);
         void *replaced = mmap((void *)page, length - (page - address), PROT_READ | PROT_WRITE,
                               MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -185,7 +177,7 @@ static void handle_sigbus(int signal, siginfo_t *info, void *context)
         errno = saved;
         return;
     }
-    /* Not ours: the access is repeated with the previous action in place. */
+    /* No guarded range: the access is repeated, and raises the signal again, with the previous action. */
     sigaction(signal, &previous_action, NULL);
     errno = saved;
 }

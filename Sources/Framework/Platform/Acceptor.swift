@@ -25,6 +25,7 @@ public final class Acceptor {
     ///
     /// - Parameters:
     ///   - listener: the socket; the acceptor owns it from now on.
+    ///   - loop: the event loop of the calling thread.
     ///   - shouldAccept: called when a client waits. If it returns `false` the client stays in the
     ///     kernel's queue, and the acceptor is suspended until ``resume()``.
     ///   - onFailure: called after each failure, before the pause.

@@ -1,27 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Descriptors that came with a message, in the order in which they were sent.
+/// The file descriptors that arrived with a message (`SCM_RIGHTS`, unix(7)), in the order they were
+/// sent.
 ///
-/// Whoever needs one takes it; what nobody took is closed with the list.
+/// A descriptor leaves the list with ``take(_:)``. The list closes the remaining ones when it is
+/// destroyed.
 public struct DescriptorList: ~Copyable, Sendable {
-    /// What was taken is −1.
+    /// The kernel's numbers; −1 for a descriptor that was taken.
     private var numbers: [CInt] = []
-    /// Whether the peer sent more than could be received; the kernel has closed the others.
+    /// Whether the peer sent more descriptors than were received (`MSG_CTRUNC`, recvmsg(2)).
+    ///
+    /// The kernel has closed the others.
     public var isTruncated = false
 
-    /// An empty list.
+    /// Creates an empty list.
     public init() {}
 
     deinit {
         for number in numbers where number >= 0 { _ = OwnedDescriptor(owning: number) }
     }
 
-    /// How many were sent, taken ones included.
+    /// The number of descriptors received, taken ones included.
     public var count: Int { numbers.count }
 
+    /// Whether no descriptor was received.
     public var isEmpty: Bool { numbers.isEmpty }
 
-    /// Hands over the descriptor at a place; `nil` if there is none or it was taken before.
+    /// Removes and returns the descriptor at an index.
+    ///
+    /// - Returns: `nil` if the index is out of range or the descriptor was taken before.
     public mutating func take(_ index: Int) -> OwnedDescriptor? {
         guard numbers.indices.contains(index), numbers[index] >= 0 else { return nil }
         let number = numbers[index]
@@ -29,11 +36,11 @@ public struct DescriptorList: ~Copyable, Sendable {
         return OwnedDescriptor(owning: number)
     }
 
-    /// Adds a descriptor at the end.
+    /// Appends a descriptor and takes over its ownership.
     public mutating func append(_ descriptor: consuming OwnedDescriptor) {
         numbers.append(descriptor.release())
     }
 
-    /// Closes all and forgets them.
+    /// Closes all descriptors that were not taken, and empties the list.
     public mutating func removeAll() { self = DescriptorList() }
 }

@@ -4,11 +4,10 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// The event loop of the real program: epoll with deadlines.
+/// The event loop of the program, based on epoll(7).
 ///
-/// The epoll word carries a registration's slot and generation beside each other, so an event that
-/// was already fetched for a descriptor which has been closed and reused since is recognised and
-/// dropped.
+/// The user data of each epoll registration holds a slot number and that slot's generation. An event
+/// that was fetched before its watch was cancelled has an old generation and is dropped.
 @safe
 public final class EpollLoop: EventLoop {
     private struct Registration {
@@ -23,19 +22,24 @@ public final class EpollLoop: EventLoop {
         let body: () -> Void
     }
 
-    /// Events fetched by one `epoll_wait`; the rest come with the next turn.
+    /// Events fetched by one `epoll_wait`; further ones are fetched in the next turn.
     private static let eventsPerTurn = 64
 
     private let epoll: OwnedDescriptor
     private let events: UnsafeMutableBufferPointer<epoll_event>
     private var registrations: [Registration] = []
     private var freeSlots: [Int] = []
-    /// Sorted by deadline; few at any time (moderation, suspend and resume timers).
+    /// Sorted by deadline, and timers of equal deadline by the order in which they were scheduled.
+    ///
+    /// A few dozen at most, so an array is enough.
     private var timers: [Timer] = []
     private var nextTimer: UInt64 = 0
+    /// The `CLOCK_MONOTONIC` time at which the loop's clock started.
     private let origin: Duration
 
-    /// Creates a loop whose clock begins now.
+    /// Creates a loop whose clock starts at zero.
+    ///
+    /// - Throws: the errno of epoll_create1(2).
     public init() throws(Errno) {
         epoll = OwnedDescriptor(owning: try systemCall { epoll_create1(CInt(EPOLL_CLOEXEC)) })
         unsafe events = .allocate(capacity: Self.eventsPerTurn)
@@ -45,8 +49,10 @@ public final class EpollLoop: EventLoop {
 
     deinit { unsafe events.deallocate() }
 
+    /// The time since the loop was created (`CLOCK_MONOTONIC`).
     public var now: Duration { Self.monotonicTime() - origin }
 
+    /// Calls `body` as long as the descriptor is ready; see ``EventLoop/watch(_:for:_:)``.
     public func watch(
         _ descriptor: borrowing OwnedDescriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
@@ -74,18 +80,21 @@ public final class EpollLoop: EventLoop {
         return Watch { [weak self] in self?.unregister(slot, generation: generation) }
     }
 
+    /// Calls `body` once at a deadline; see ``EventLoop/schedule(at:_:)``.
     public func schedule(at deadline: Duration, _ body: @escaping () -> Void) -> Watch {
         let id = nextTimer
         nextTimer += 1
-        let place = timers.firstIndex { $0.deadline > deadline } ?? timers.count
-        timers.insert(Timer(id: id, deadline: deadline, body: body), at: place)
+        let index = timers.firstIndex { $0.deadline > deadline } ?? timers.count
+        timers.insert(Timer(id: id, deadline: deadline, body: body), at: index)
         return Watch { [weak self] in self?.timers.removeAll { $0.id == id } }
     }
 
-    /// Waits for something to happen, runs the bodies concerned, and returns.
+    /// Runs one turn of the loop: waits until a descriptor is ready or a timer is due, runs the bodies
+    /// concerned, and returns.
     ///
-    /// - Parameter limit: the time at which to return although nothing happened; `nil` waits for
-    ///   events and timers alone.
+    /// - Parameter limit: the time, on the loop's clock, at which to return even if nothing is ready;
+    ///   a time in the past does not wait. `nil` waits without limit.
+    /// - Throws: the errno of epoll_pwait2(2).
     public func turn(until limit: Duration? = nil) throws(Errno) {
         var wakeUp = limit
         if let first = timers.first?.deadline { wakeUp = wakeUp.map { min($0, first) } ?? first }
@@ -106,13 +115,13 @@ public final class EpollLoop: EventLoop {
             body(Readiness(epollEvents: unsafe event.events))
         }
         guard let first = timers.first, first.deadline <= now else { return }
-        // Only what is due at the start of this step: a body that schedules itself for now must
-        // not keep the loop here.
+        // The timers due now, without those that their bodies schedule: a body that reschedules
+        // itself for now must not keep the loop in this turn.
         let time = now
         let due = timers.prefix { $0.deadline <= time }.map(\.id)
         for id in due {
-            guard let place = timers.firstIndex(where: { $0.id == id }) else { continue }
-            timers.remove(at: place).body()
+            guard let index = timers.firstIndex(where: { $0.id == id }) else { continue }
+            timers.remove(at: index).body()
         }
     }
 
@@ -135,12 +144,15 @@ public final class EpollLoop: EventLoop {
 }
 
 extension Duration {
-    /// Whole nanoseconds, saturating.
+    /// The duration in whole nanoseconds, rounded towards zero; the nearest `Int64` if it exceeds the
+    /// range of about 292 years.
     public var nanoseconds: Int64 {
         let (seconds, attoseconds) = components
         let (scaled, overflow) = seconds.multipliedReportingOverflow(by: 1_000_000_000)
         if overflow { return seconds < 0 ? .min : .max }
-        return scaled.addingReportingOverflow(attoseconds / 1_000_000_000).partialValue
+        let (sum, carry) = scaled.addingReportingOverflow(attoseconds / 1_000_000_000)
+        if carry { return seconds < 0 ? .min : .max }
+        return sum
     }
 }
 

@@ -2,37 +2,47 @@
 
 public import SystemPackage
 
-/// A clock that only moves forward.
+/// A clock that never goes backwards.
 ///
-/// Time is a `Duration` since the clock began: a standard-library type, so that a layer which is
-/// handed times needs to import nothing.
+/// Times are `Duration`s since the clock started, so a layer that only handles times imports nothing.
 public protocol MonotonicClock: AnyObject {
-    /// The time since the clock began.
+    /// The time since the clock started.
     var now: Duration { get }
 }
 
-/// What a descriptor is ready for, or is watched for.
+/// The conditions that a descriptor is watched for, or that hold for it.
 public struct Readiness: OptionSet, Sendable {
+    /// The conditions as bits.
     public let rawValue: UInt8
 
+    /// Creates a set of conditions from bits.
     public init(rawValue: UInt8) { self.rawValue = rawValue }
 
-    /// Data, a connection or an end of file can be read.
+    /// Data, a connection or the end of the stream can be read without blocking (`EPOLLIN`).
     public static let readable = Readiness(rawValue: 1)
-    /// A write would not wait.
+    /// Data can be written without blocking (`EPOLLOUT`).
     public static let writable = Readiness(rawValue: 2)
-    /// The peer hung up or the descriptor failed; reported without being asked for.
+    /// The peer hung up or the descriptor failed (`EPOLLHUP`, `EPOLLERR`).
+    ///
+    /// It is always reported, whatever a descriptor is watched for.
     public static let closed = Readiness(rawValue: 4)
 }
 
-/// A registration with an event loop. Dropping it ends the registration.
+/// A registration with an event loop: of a descriptor, or of a timer.
+///
+/// It must be stored: the registration ends when the watch is dropped. It is used on the loop's thread
+/// only.
 public final class Watch {
     private var cancellation: (() -> Void)?
 
-    /// A watch whose end runs `cancellation` once.
+    /// Creates a watch that calls `cancellation` once, when it is cancelled or dropped.
+    ///
+    /// For implementations of ``EventLoop``.
     public init(_ cancellation: @escaping () -> Void) { self.cancellation = cancellation }
 
-    /// Ends the registration now. The body is not called after this returns.
+    /// Ends the registration.
+    ///
+    /// After the return its body is not called again. A second call has no effect.
     public func cancel() {
         guard let cancellation else { return }
         self.cancellation = nil
@@ -42,19 +52,31 @@ public final class Watch {
     deinit { cancel() }
 }
 
-/// The one thread on which everything but blocking calls happens.
+/// The thread that runs all code of the server except blocking calls, which run on a ``Worker``.
 ///
-/// There are two conformers: ``EpollLoop`` and the simulator of the tests, whose clock is a number.
-/// Bodies run one after the other, never inside one another.
+/// Bodies run one after the other, never nested. All functions are called on the loop's thread. The
+/// program uses ``EpollLoop``; tests have a loop with a simulated clock.
 public protocol EventLoop: MonotonicClock {
-    /// Calls `body` whenever the descriptor is ready (level-triggered) until the watch is dropped.
+    /// Calls `body` as long as the descriptor is ready (level-triggered), until the watch is dropped.
     ///
-    /// The descriptor must stay open for as long as the watch lives.
+    /// - Parameters:
+    ///   - descriptor: must stay open while the watch exists. It can have one watch at a time.
+    ///   - events: the conditions to watch for; ``Readiness/closed`` is reported in any case.
+    ///   - body: called with the conditions that hold.
+    /// - Returns: the registration.
+    /// - Throws: `EEXIST` if the descriptor is watched already, `EPERM` if it cannot be watched (a
+    ///   regular file), otherwise the errno of epoll_ctl(2).
     func watch(
         _ descriptor: borrowing OwnedDescriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
     ) throws(Errno) -> Watch
 
-    /// Calls `body` once at or after `deadline`, unless the watch is dropped before.
+    /// Calls `body` once, at `deadline` or soon after, unless the watch is dropped before.
+    ///
+    /// - Parameters:
+    ///   - deadline: a time of ``MonotonicClock/now``. A deadline in the past is reached in the
+    ///     loop's next turn.
+    ///   - body: called from the loop, never from within this function.
+    /// - Returns: the registration.
     func schedule(at deadline: Duration, _ body: @escaping () -> Void) -> Watch
 }

@@ -2,39 +2,43 @@
 
 internal import Glibc
 
-/// Pieces of memory in order, as the kernel's scattering and gathering calls take them.
+/// A list of memory segments for scatter-gather I/O; see readv(2).
 ///
-/// It owns nothing: whoever makes one keeps the memory alive and mapped for as long as it is used,
-/// which is what lets it travel to another thread.
+/// It does not own the memory. The caller keeps every segment allocated and mapped while the list is
+/// in use, on whichever thread that is.
 @safe
 public struct IOVectors: @unchecked Sendable {
-    /// Nearly always there is one piece, so that it costs no allocation.
+    /// Stored apart from the others: most lists have one segment and need no allocation.
     private var first: iovec?
     private var rest: [iovec] = unsafe []
 
-    /// The bytes in all pieces.
+    /// The total length of all segments in bytes.
     public private(set) var count = 0
 
-    /// No memory.
+    /// Creates an empty list.
     public init() {}
 
-    /// The number of pieces.
-    public var pieceCount: Int { unsafe first == nil ? 0 : rest.count + 1 }
+    private var segmentCount: Int { unsafe first == nil ? 0 : rest.count + 1 }
 
-    /// Adds memory at the end.
+    /// Appends a segment; an empty one is ignored.
     public mutating func append(_ bytes: UnsafeMutableRawBufferPointer) {
         guard bytes.count > 0 else { return }
-        let piece = unsafe iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
+        let segment = unsafe iovec(iov_base: bytes.baseAddress, iov_len: bytes.count)
         count += bytes.count
-        if unsafe first == nil { unsafe first = piece } else { unsafe rest.append(piece) }
+        if unsafe first == nil { unsafe first = segment } else { unsafe rest.append(segment) }
     }
 
-    /// The pieces without their first `skipped` bytes, and no more than `limit` bytes of them.
+    /// A part of the list, as segments of the same memory.
+    ///
+    /// - Parameters:
+    ///   - skipped: the number of bytes to leave out at the beginning.
+    ///   - limit: the number of bytes in the part, at most.
+    /// - Returns: the part, which is shorter than `limit` if this list ends before.
     public func slice(from skipped: Int, limit: Int = .max) -> IOVectors {
         var result = IOVectors()
         var skip = skipped
         var left = limit
-        unsafe forEach { bytes in
+        unsafe forEachSegment { bytes in
             let start = min(skip, bytes.count)
             skip -= start
             let length = min(bytes.count - start, left)
@@ -45,35 +49,40 @@ public struct IOVectors: @unchecked Sendable {
         return result
     }
 
-    /// Calls `body` with each piece in order.
-    public func forEach<E: Error>(
+    /// Calls `body` with each segment, in order.
+    ///
+    /// - Throws: the first error that `body` throws.
+    public func forEachSegment<E: Error>(
         _ body: (UnsafeMutableRawBufferPointer) throws(E) -> Void
     ) throws(E) {
         guard let first = unsafe first else { return }
         unsafe try body(UnsafeMutableRawBufferPointer(start: first.iov_base, count: first.iov_len))
         for index in unsafe rest.indices {
-            let piece = unsafe rest[index]
+            let segment = unsafe rest[index]
             unsafe try body(
-                UnsafeMutableRawBufferPointer(start: piece.iov_base, count: piece.iov_len))
+                UnsafeMutableRawBufferPointer(start: segment.iov_base, count: segment.iov_len))
         }
     }
 
-    /// Whether every piece begins and ends at a multiple of `alignment` bytes.
+    /// Whether the address and the length of every segment are multiples of `alignment`, a power of
+    /// two, as `O_DIRECT` requires (open(2)).
     public func isAligned(to alignment: Int) -> Bool {
         var aligned = true
-        unsafe forEach { bytes in
+        unsafe forEachSegment { bytes in
             let start = Int(bitPattern: bytes.baseAddress)
             if (start | bytes.count) & (alignment - 1) != 0 { aligned = false }
         }
         return aligned
     }
 
-    /// Calls `body` with as many pieces as one system call takes.
+    /// Calls `body` with the segments, but no more of them than one system call takes.
+    ///
+    /// - Returns: the result of `body`; 0 if the list is empty.
     func withVectors(
         _ body: (UnsafePointer<iovec>, CInt) -> Int
     ) -> Int {
         guard var first = unsafe first else { return 0 }
-        guard pieceCount > 1 else { return unsafe body(&first, 1) }
+        guard segmentCount > 1 else { return unsafe body(&first, 1) }
         let vectors = unsafe [first] + rest.prefix(Self.maxVectors - 1)
         return unsafe vectors.withUnsafeBufferPointer { buffer in
             guard let start = buffer.baseAddress else { return 0 }
@@ -81,6 +90,6 @@ public struct IOVectors: @unchecked Sendable {
         }
     }
 
-    /// `UIO_MAXIOV`.
+    /// `UIO_MAXIOV` (readv(2)).
     private static let maxVectors = 1024
 }

@@ -4,29 +4,37 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// A UNIX stream socket that clients connect to.
+/// A listening UNIX stream socket; see unix(7).
 ///
-/// One that this program bound to a path removes the path when it goes away, unless another program
-/// has put its own socket there meanwhile. One that was handed over belongs to whoever made it.
+/// A socket that this process has bound to a path removes the socket file when it is deallocated,
+/// unless the path leads to another file by then. The file of an adopted socket belongs to the process
+/// that bound it.
 public final class ListeningSocket {
-    /// Why there is no socket at a path.
+    /// An error of ``init(bindingTo:permissions:)``.
     public enum BindError: Error, Equatable {
-        /// Another program answers there.
+        /// Another process listens at the path.
         case inUse
-        /// Something that is no socket has this name.
+        /// The path leads to a file that is not a socket.
         case notASocket
+        /// A system call failed, or the path is too long (`ENAMETOOLONG`).
         case failed(Errno)
     }
 
-    /// Connections that wait before further ones are refused; one client is served at a time.
+    /// The length of the kernel's queue of pending connections (listen(2)).
     private static let backlog: CInt = 8
 
     private let descriptor: OwnedDescriptor
     private let bound: (path: String, file: FileIdentity)?
 
-    /// Listens at `path`. A socket file that nobody listens at any more is replaced.
+    /// Binds a socket to a path and listens.
     ///
-    /// - Parameter permissions: who may connect, less what the umask takes away; by default everybody.
+    /// A socket file at which no process listens is replaced.
+    ///
+    /// - Parameters:
+    ///   - path: at most 107 bytes.
+    ///   - permissions: the mode of the socket file, from which the umask is subtracted. A client needs
+    ///     write permission to connect. `nil` permits all users.
+    /// - Throws: a ``BindError``.
     public init(
         bindingTo path: String, permissions: FilePermissions? = nil
     ) throws(BindError) {
@@ -34,7 +42,7 @@ public final class ListeningSocket {
             try Self.removeStaleSocket(at: path)
             descriptor = try Self.makeSocket()
             let number = descriptor.rawValue
-            // The file gets what the socket has, so it is never there with more than that.
+            // bind(2) creates the file with the mode of the socket, so the file never has another.
             if let permissions {
                 _ = try systemCall { fchmod(number, permissions.rawValue) }
             }
@@ -53,7 +61,9 @@ public final class ListeningSocket {
         }
     }
 
-    /// Takes over a socket that listens already.
+    /// Takes over a socket that listens already, inherited from a service manager for example.
+    ///
+    /// - Throws: the errno of fcntl(2).
     public init(adopting descriptor: consuming OwnedDescriptor) throws(Errno) {
         try descriptor.setNonblocking()
         self.descriptor = descriptor
@@ -61,13 +71,13 @@ public final class ListeningSocket {
     }
 
     deinit {
-        // The file may be another program's by now; its own socket is all that this one removes.
+        // The path may lead to another process's socket by now.
         if let bound, (try? FileIdentity(of: bound.path)) == bound.file {
             unsafe _ = unlink(bound.path)
         }
     }
 
-    /// Where clients find it; `nil` for a socket that was handed over without a name.
+    /// The path that clients connect to; `nil` for an adopted socket without one (getsockname(2)).
     public var path: String? {
         if let bound { return bound.path }
         var address = sockaddr_un()
@@ -85,7 +95,12 @@ public final class ListeningSocket {
         return name.isEmpty ? nil : name
     }
 
-    /// The next client, or `nil` if none waits. Its socket does not block.
+    /// Accepts the next pending connection.
+    ///
+    /// The returned socket is non-blocking.
+    ///
+    /// - Returns: `nil` if no connection is pending.
+    /// - Throws: the errno of accept4(2), `EMFILE` for example.
     public func accept() throws(Errno) -> OwnedDescriptor? {
         do throws(Errno) {
             let number = descriptor.rawValue
@@ -95,7 +110,9 @@ public final class ListeningSocket {
         }
     }
 
-    /// Calls `body` whenever a client waits, until the watch is dropped.
+    /// Calls `body` as long as a connection is pending, until the watch is dropped.
+    ///
+    /// - Throws: `EEXIST` if the socket is watched already, otherwise the errno of epoll_ctl(2).
     public func watch(
         on loop: any EventLoop, _ body: @escaping () -> Void
     ) throws(Errno) -> Watch {
@@ -107,9 +124,11 @@ public final class ListeningSocket {
         return OwnedDescriptor(owning: try systemCall { socket(AF_UNIX, kind, 0) })
     }
 
-    /// Asks whether somebody listens at `path`, and removes a socket file at which nobody does.
+    /// Removes the socket file at `path` if no process listens there.
     ///
-    /// - Throws: `EADDRINUSE` if somebody does, `ENOTSOCK` if it is another kind of file.
+    /// Does nothing if there is no file.
+    ///
+    /// - Throws: `EADDRINUSE` if a process listens, `ENOTSOCK` if the file is not a socket.
     private static func removeStaleSocket(at path: String) throws(Errno) {
         do throws(Errno) {
             guard try FileIdentity(of: path).isSocket else { throw .notSocket }
@@ -125,14 +144,15 @@ public final class ListeningSocket {
         } catch .noSuchFileOrDirectory {
             return
         } catch .resourceTemporarilyUnavailable {
-            // Its backlog is full, so somebody listens.
+            // The backlog is full, so a process listens.
             throw .addressInUse
         }
     }
 }
 
 extension OwnedDescriptor {
-    /// Whether this is a socket that listens for connections; `nil` if it is no UNIX stream socket.
+    /// Whether the socket listens for connections (`SO_ACCEPTCONN`, socket(7)); `nil` if the
+    /// descriptor is not a UNIX stream socket.
     public var isListeningSocket: Bool? {
         guard option(SO_DOMAIN) == AF_UNIX, option(SO_TYPE) == CInt(SOCK_STREAM.rawValue) else {
             return nil
@@ -148,7 +168,7 @@ extension OwnedDescriptor {
     }
 }
 
-/// Which file a path leads to, so that a path which was given away is recognised.
+/// The identity of the file that a path leads to.
 private struct FileIdentity: Equatable {
     let device: dev_t
     let inode: ino_t
@@ -163,9 +183,10 @@ private struct FileIdentity: Equatable {
     }
 }
 
-/// Calls `body` with the address that a socket at `path` has.
+/// Calls `body` with the socket address of `path`.
 ///
-/// - Throws: `ENAMETOOLONG` beyond the 107 bytes that the kernel's structure holds.
+/// - Throws: `ENAMETOOLONG` if the path exceeds the 107 bytes of `sockaddr_un` or contains a NUL;
+///   otherwise the error that `body` throws.
 func withSocketAddress<Result>(
     _ path: String, _ body: (UnsafePointer<sockaddr>, socklen_t) throws(Errno) -> Result
 ) throws(Errno) -> Result {

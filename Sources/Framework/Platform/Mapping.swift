@@ -4,29 +4,43 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// A range of a file mapped into this process and shared with others.
+/// A range of a file that is mapped into this process and shared with others (`MAP_SHARED`, mmap(2)).
 ///
-/// The file belongs to a peer, who may make it shorter at any time. Touching the lost pages would
-/// raise SIGBUS, so the range is guarded: the lost pages become zeroes and ``isIntact`` turns false.
+/// Another process owns the file and can truncate it at any time. An access to a truncated page would
+/// raise SIGBUS, so the mapping is guarded: from that page on the range reads as zeroes, and
+/// ``isIntact`` becomes `false`. The mapping ends when the object is deallocated.
 @safe
 public final class Mapping {
-    /// The mapped bytes. Others write them too, so they must be read once and interpreted as a copy.
+    /// The mapped memory.
+    ///
+    /// Other processes write it at the same time: read each byte once and interpret the copy.
     public let bytes: UnsafeMutableRawBufferPointer
-    /// Asks what ``isIntact`` does, without the mapping at hand.
+    /// Answers the question of ``isIntact`` without a reference to the mapping.
     public let integrity: Integrity
 
-    /// Whether the file still has all pages of a mapping. It is a number and not a reference, so that
-    /// every access can ask. It means nothing once the mapping is gone.
+    /// Whether the file still has all pages of a mapping: a number, so that it can be copied and
+    /// asked at each access.
+    ///
+    /// It is valid while the mapping exists.
     public struct Integrity: Sendable {
         fileprivate let slot: CInt
 
-        /// False once an access has met pages that the file no longer has.
+        /// Whether no access has reached a page that the file has lost.
+        ///
+        /// Any thread may ask.
         public var isIntact: Bool { !clinux_guard_was_hit(slot) }
     }
 
-    /// Maps `count` bytes of the file from `offset` on, for reading and, if asked, for writing.
+    /// Maps `count` bytes of a file, from `offset` on.
     ///
-    /// - Throws: `EINVAL` for a range the file does not have, otherwise what `mmap(2)` says.
+    /// - Parameters:
+    ///   - file: may be closed after the call.
+    ///   - offset: in bytes, a multiple of the file's page size (hugetlbfs has larger pages).
+    ///   - count: in bytes, at least 1.
+    ///   - writable: whether the memory can be written too.
+    /// - Throws: `EINVAL` if `count` is 0, the range extends past the end of the file or `offset` is
+    ///   not aligned; `ENOMEM` if 1024 mappings exist; otherwise the errno of mmap(2), such as
+    ///   `EACCES` if the file was not opened for this access and `ENODEV` if it cannot be mapped.
     public init(
         _ file: borrowing OwnedDescriptor, offset: UInt64, count: UInt64, writable: Bool
     ) throws(Errno) {
@@ -36,7 +50,7 @@ public final class Mapping {
         var status = stat()
         let number = file.rawValue
         _ = try systemCall { unsafe fstat(number, &status) }
-        // Only regular files (memfd and hugetlbfs among them) have a size that means something.
+        // A device's size in `stat` is 0, so only regular files, memfds among them, are checked.
         if status.st_mode & S_IFMT == S_IFREG && start + length > status.st_size {
             throw .invalidArgument
         }
@@ -54,7 +68,9 @@ public final class Mapping {
         integrity = Integrity(slot: slot)
     }
 
-    /// False once an access has met pages that the file no longer has.
+    /// Whether no access has reached a page that the file has lost.
+    ///
+    /// Any thread may ask.
     public var isIntact: Bool { integrity.isIntact }
 
     deinit {

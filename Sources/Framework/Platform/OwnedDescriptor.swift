@@ -3,45 +3,58 @@
 internal import Glibc
 public import SystemPackage
 
-/// A file descriptor that is closed exactly once: when its owner goes away.
+/// A file descriptor with one owner, closed when the owner is destroyed; see close(2).
 ///
-/// The type is noncopyable, so a descriptor that arrives from a client has one owner at every
-/// moment and cannot leak through a forgotten branch.
+/// The type is noncopyable, so a descriptor cannot be closed twice, nor leak through a branch that
+/// forgets it.
 public struct OwnedDescriptor: ~Copyable, Sendable {
-    /// The kernel's number, for calls that borrow the descriptor.
+    /// The kernel's number, for system calls that do not close it.
     public let rawValue: CInt
 
-    /// Takes over a descriptor that nobody else closes.
+    /// Takes over an open descriptor, which no other code may close.
+    ///
+    /// - Parameter rawValue: not negative.
     public init(owning rawValue: CInt) {
         precondition(rawValue >= 0, "a descriptor is not negative: \(rawValue)")
         self.rawValue = rawValue
     }
 
     deinit {
-        // Errors of close(2) tell of earlier writes, which the writers check with fsync(2).
+        // An error of close(2) concerns earlier writes, which are checked with fdatasync(2).
         _ = close(rawValue)
     }
 
-    /// Gives up ownership; the caller closes the returned number.
+    /// Ends the ownership and returns the number, which the caller must close.
     public consuming func release() -> CInt {
         let number = rawValue
         discard self
         return number
     }
 
-    /// A second descriptor of the same open file. Corresponds to `fcntl(F_DUPFD_CLOEXEC)`.
+    /// A second descriptor of the same open file (`F_DUPFD_CLOEXEC`, fcntl(2)).
+    ///
+    /// - Throws: `EMFILE` if the process has too many descriptors.
     public func duplicate() throws(Errno) -> OwnedDescriptor {
         OwnedDescriptor(owning: try systemCall { fcntl(rawValue, F_DUPFD_CLOEXEC, 0) })
     }
 
-    /// Makes reads and writes return `EAGAIN` instead of waiting.
+    /// Makes reads and writes fail with `EAGAIN` instead of blocking (`O_NONBLOCK`, fcntl(2)).
+    ///
+    /// The setting belongs to the open file, so it also affects its duplicates.
+    ///
+    /// - Throws: the errno of fcntl(2).
     public func setNonblocking() throws(Errno) {
         let flags = try systemCall { fcntl(rawValue, F_GETFL) }
         _ = try systemCall { fcntl(rawValue, F_SETFL, flags | O_NONBLOCK) }
     }
 }
 
-/// Runs a system call, repeats it while a signal interrupts it, and throws its errno when it fails.
+/// Calls a function that returns a negative number and sets errno on failure.
+///
+/// The call is repeated while it fails with `EINTR`.
+///
+/// - Returns: the function's result, which is not negative.
+/// - Throws: the errno.
 public func systemCall<Number: SignedInteger>(_ body: () -> Number) throws(Errno) -> Number {
     while true {
         let result = body()
@@ -52,6 +65,6 @@ public func systemCall<Number: SignedInteger>(_ body: () -> Number) throws(Errno
 }
 
 extension Errno {
-    /// The calling thread's errno.
+    /// The errno of the calling thread; see errno(3).
     public static var current: Errno { Errno(rawValue: errno) }
 }

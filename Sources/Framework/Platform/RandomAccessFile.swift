@@ -4,39 +4,56 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// A regular file or a block device, read and written at offsets.
+/// A regular file or a block device that is read and written at offsets.
 ///
-/// Calls may come from any thread. Each may move fewer bytes than asked, as the kernel's do.
+/// Any thread may call its functions. Offsets and lengths are in bytes. A read or write may transfer
+/// fewer bytes than requested.
 public struct RandomAccessFile: ~Copyable, Sendable {
-    /// What lies behind the descriptor.
+    /// The type of a file (inode(7)).
     public enum Kind: Sendable {
+        /// A regular file (`S_IFREG`).
         case regular
+        /// A block device, such as a disk or a partition (`S_IFBLK`).
         case blockDevice
     }
 
-    /// How a file is opened.
+    /// Options for opening a file; see open(2).
     public struct OpenOptions: OptionSet, Sendable {
+        /// The options as bits.
         public let rawValue: UInt8
+
+        /// Creates a set of options from bits.
         public init(rawValue: UInt8) { self.rawValue = rawValue }
-        /// For writing too.
+
+        /// Opens the file for reading and writing (`O_RDWR`); without it, for reading (`O_RDONLY`).
         public static let writable = OpenOptions(rawValue: 1)
-        /// Past the page cache (`O_DIRECT`), which wants aligned memory, offsets and lengths.
+        /// Bypasses the page cache (`O_DIRECT`).
+        ///
+        /// Memory, offsets and lengths must be aligned.
         public static let direct = OpenOptions(rawValue: 2)
-        /// Only if the host does not use the block device itself (`O_EXCL`); for a regular file it
-        /// means nothing.
+        /// Fails with `EBUSY` if the host uses the block device, for a mounted file system for
+        /// example (`O_EXCL`).
+        ///
+        /// It has no effect on a regular file.
         public static let unusedByHost = OpenOptions(rawValue: 4)
     }
 
+    /// The open file, for system calls that this type does not offer.
     public let descriptor: OwnedDescriptor
+    /// The type of the file.
     public let kind: Kind
-    /// Whether it is a file of a file system that is memory. Such a file cannot tell that an access
-    /// would wait for a disk, because none does. A device's node lies in memory, too; its disk does not.
+    /// Whether the file lies in a file system without a disk, such as tmpfs.
+    ///
+    /// Such a file system refuses `RWF_NOWAIT`, and its files never need it. A block device is
+    /// never in memory, although its node lies in devtmpfs.
     private let isInMemory: Bool
 
-    /// Opens what is at `path`.
+    /// Opens the file at a path.
     ///
-    /// - Throws: `EISDIR` for a directory, `ENODEV` for what has no bytes at offsets (a pipe, a
-    ///   terminal), otherwise what `open(2)` says.
+    /// It does not block, and does not make a terminal the controlling one.
+    ///
+    /// - Throws: `EISDIR` for a directory, `ENODEV` for any other file that is neither a regular file
+    ///   nor a block device, otherwise the errno of open(2).
     public init(opening path: String, _ options: OpenOptions) throws(Errno) {
         var flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK
         flags |= options.contains(.writable) ? O_RDWR : O_RDONLY
@@ -48,11 +65,11 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         descriptor = file
     }
 
-    /// Takes over an open file that somebody else opened.
+    /// Takes over a file that another process has opened.
     ///
-    /// - Throws: what ``init(opening:_:)`` throws for things without bytes at offsets; `EBADF` if it
-    ///   was not opened for reading, and for writing if that is asked for; `EINVAL` if it was opened
-    ///   in a way that changes what an offset means or how memory must lie (`O_APPEND`, `O_DIRECT`).
+    /// - Throws: `EBADF` if the file was not opened for reading, or not for writing although
+    ///   `writable` is set; `EINVAL` if it was opened with `O_APPEND`, which ignores offsets, or
+    ///   `O_DIRECT`; `EISDIR` and `ENODEV` as ``init(opening:_:)`` does.
     public init(adopting file: consuming OwnedDescriptor, writable: Bool) throws(Errno) {
         let kind = try Self.kind(of: file)
         let number = file.rawValue
@@ -67,7 +84,7 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         descriptor = file
     }
 
-    /// Gives up the file for its descriptor.
+    /// Ends the use as a file and returns the descriptor.
     public consuming func release() -> OwnedDescriptor { descriptor }
 
     private static func kind(of file: borrowing OwnedDescriptor) throws(Errno) -> Kind {
@@ -82,8 +99,11 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         }
     }
 
-    /// A path of the file behind the descriptor that this process can open, and the one under which
-    /// the kernel knows it: the same for every way to name it.
+    /// Two paths of the file; see proc_pid_fd(5).
+    ///
+    /// - Returns: `openable` leads this process to the file, even if the file was renamed or deleted.
+    ///   `canonical` is the kernel's path of the file, without symbolic links.
+    /// - Throws: the errno of readlink(2).
     public func paths() throws(Errno) -> (openable: String, canonical: String) {
         let openable = "/proc/self/fd/\(descriptor.rawValue)"
         var bytes = [CChar](repeating: 0, count: 4097)
@@ -93,7 +113,9 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         return (openable, String(decoding: path, as: UTF8.self))
     }
 
-    /// The bytes it has now.
+    /// The current size in bytes (fstat(2), for a block device `BLKGETSIZE64`).
+    ///
+    /// - Throws: the errno of fstat(2) or ioctl(2).
     public func size() throws(Errno) -> UInt64 {
         let number = descriptor.rawValue
         if kind == .blockDevice {
@@ -106,9 +128,12 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         return UInt64(clamping: status.st_size)
     }
 
-    /// Takes an advisory lock that other processes see, without waiting.
+    /// Takes an advisory lock on the open file without blocking; see flock(2).
     ///
-    /// - Throws: `EWOULDBLOCK` if another open file has a lock that excludes this one.
+    /// A file has one lock: a second call converts it.
+    ///
+    /// - Parameter exclusively: whether to exclude all other locks, or only exclusive ones.
+    /// - Throws: `EWOULDBLOCK` if another open file holds a conflicting lock.
     public func lock(exclusively: Bool) throws(Errno) {
         let number = descriptor.rawValue
         _ = try systemCall {
@@ -116,56 +141,75 @@ public struct RandomAccessFile: ~Copyable, Sendable {
         }
     }
 
-    /// Fills the pieces; 0 is the end of the file.
+    /// Reads into memory segments; see preadv2(2).
     ///
-    /// - Parameter waiting: whether to wait for a disk. If not, `EAGAIN` says that it would, and
-    ///   `EOPNOTSUPP` that the file system cannot tell.
+    /// - Parameters:
+    ///   - segments: the memory to fill.
+    ///   - offset: the position of the first byte in the file.
+    ///   - waiting: whether to block until the disk has the data. If `false`, only data in the page
+    ///     cache is read (`RWF_NOWAIT`).
+    /// - Returns: the number of bytes read; 0 at the end of the file.
+    /// - Throws: if `waiting` is `false`, `EAGAIN` if the call would block and `EOPNOTSUPP` if the file
+    ///   system does not support the question; otherwise the errno of preadv2(2), such as `EIO`.
     public func read(
-        into pieces: IOVectors, at offset: UInt64, waiting: Bool
+        into segments: IOVectors, at offset: UInt64, waiting: Bool
     ) throws(Errno) -> Int {
         let number = descriptor.rawValue
         let flags: CInt = waiting || isInMemory ? 0 : CLINUX_RWF_NOWAIT
         return try systemCall {
-            unsafe pieces.withVectors { vectors, count in
+            unsafe segments.withVectors { vectors, count in
                 unsafe clinux_preadv2(number, vectors, count, Int64(clamping: offset), flags)
             }
         }
     }
 
-    /// Writes the pieces.
+    /// Writes memory segments; see pwritev2(2).
     ///
     /// - Parameters:
-    ///   - durably: return only when the bytes are on the disk.
-    ///   - waiting: see ``read(into:at:waiting:)``.
+    ///   - segments: the data.
+    ///   - offset: the position of the first byte in the file.
+    ///   - durably: whether to return only when the data is on stable storage (`RWF_DSYNC`).
+    ///   - waiting: whether to block, as in ``read(into:at:waiting:)``.
+    /// - Returns: the number of bytes written.
+    /// - Throws: `EAGAIN` and `EOPNOTSUPP` as ``read(into:at:waiting:)`` does; otherwise the errno of
+    ///   pwritev2(2), such as `EIO`, `ENOSPC` and `EFBIG`.
     public func write(
-        _ pieces: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
+        _ segments: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int {
         let number = descriptor.rawValue
         var flags: CInt = waiting || isInMemory ? 0 : CLINUX_RWF_NOWAIT
         if durably { flags |= CLINUX_RWF_DSYNC }
         return try systemCall {
-            unsafe pieces.withVectors { vectors, count in
+            unsafe segments.withVectors { vectors, count in
                 unsafe clinux_pwritev2(number, vectors, count, Int64(clamping: offset), flags)
             }
         }
     }
 
-    /// Returns when all that was written is on the disk. Corresponds to `fdatasync(2)`.
+    /// Blocks until all written data is on stable storage; see fdatasync(2).
+    ///
+    /// - Throws: `EIO` if data was lost, also by an earlier write, and the other errnos of fdatasync(2).
     public func synchronizeData() throws(Errno) {
         let number = descriptor.rawValue
         _ = try systemCall { fdatasync(number) }
     }
 
-    /// Gives the range back to the file system or the device; it reads as zeroes afterwards.
+    /// Deallocates a range, which then reads as zeroes (`FALLOC_FL_PUNCH_HOLE`, fallocate(2)).
     ///
-    /// - Throws: `EOPNOTSUPP` where that cannot be had.
+    /// The size of the file stays as it is.
+    ///
+    /// - Throws: `EOPNOTSUPP` if the file system or the device does not support it, otherwise the errno
+    ///   of fallocate(2).
     public func punchHole(at offset: UInt64, count: UInt64) throws(Errno) {
         try allocate(CLINUX_FALLOC_PUNCH_HOLE | CLINUX_FALLOC_KEEP_SIZE, offset, count)
     }
 
-    /// Makes the range read as zeroes and keeps its place on the disk.
+    /// Zeroes a range and keeps its space allocated (`FALLOC_FL_ZERO_RANGE`, fallocate(2)).
     ///
-    /// - Throws: `EOPNOTSUPP` where that is no faster than writing.
+    /// The size of the file stays as it is.
+    ///
+    /// - Throws: `EOPNOTSUPP` if the file system or the device does not support it, otherwise the errno
+    ///   of fallocate(2).
     public func zeroRange(at offset: UInt64, count: UInt64) throws(Errno) {
         try allocate(CLINUX_FALLOC_ZERO_RANGE | CLINUX_FALLOC_KEEP_SIZE, offset, count)
     }

@@ -4,14 +4,22 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// Signals as events of the loop. Corresponds to `signalfd(2)`.
+/// Delivers signals to the event loop; see signalfd(2).
 public final class SignalWatch {
     private let descriptor: OwnedDescriptor
     private var watch: Watch?
 
-    /// Calls `body` on the loop with each of the signals that arrives.
+    /// Blocks signals and calls `body` on the loop when one of them arrives, until the watch is
+    /// deallocated.
     ///
-    /// They are blocked for the calling thread and the threads it starts from now on, and stay so.
+    /// The signals are blocked for the calling thread and for threads that it starts later, and stay
+    /// blocked. Create the watch before any other thread.
+    ///
+    /// - Parameters:
+    ///   - signals: signal numbers, such as `SIGTERM`; see signal(7).
+    ///   - loop: the event loop of the calling thread.
+    ///   - body: called with the signal number.
+    /// - Throws: the errno of signalfd(2) or epoll_ctl(2).
     public init(
         _ signals: [CInt], on loop: any EventLoop, _ body: @escaping (CInt) -> Void
     ) throws(Errno) {
@@ -38,14 +46,16 @@ public final class SignalWatch {
     deinit { watch?.cancel() }
 }
 
-/// Turns writes to a pipe or socket without a reader, and beyond the size that files may have
-/// (`ulimit -f`), into errors, for the whole program.
+/// Ignores the signals that a failed write raises, for the whole process; see signal(7).
+///
+/// A write to a pipe or socket without a reader then fails with `EPIPE`, and one beyond the file size
+/// limit (`ulimit -f`) with `EFBIG`.
 public func ignoreWriteSignals() {
     _ = signal(SIGPIPE, SIG_IGN)
     _ = signal(SIGXFSZ, SIG_IGN)
 }
 
 extension SignalWatch {
-    /// The signals that ask a program to end: of a service manager and of the terminal.
+    /// The signals that ask the process to end: `SIGTERM` of a service manager, `SIGINT` of a terminal.
     public static let termination: [CInt] = [SIGTERM, SIGINT]
 }

@@ -4,11 +4,17 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// Stream sockets of the UNIX domain: bytes, and descriptors that travel with them.
+/// Functions of UNIX stream sockets, which carry bytes and file descriptors; see unix(7).
 public enum UnixSocket {
-    /// Connects to the socket at a path. The descriptor is non-blocking.
+    /// Connects to the socket at a path, without blocking.
     ///
-    /// - Throws: `ECONNREFUSED` if nobody listens there, `EAGAIN` if too many others wait.
+    /// The returned socket is non-blocking.
+    ///
+    /// - Parameter path: at most 107 bytes.
+    /// - Returns: the socket.
+    /// - Throws: `ENOENT` if there is no file, `ECONNREFUSED` if no process listens, `EAGAIN` if the
+    ///   queue of pending connections is full, `ENAMETOOLONG` for a longer path, otherwise the errno of
+    ///   connect(2).
     public static func connect(to path: String) throws(Errno) -> OwnedDescriptor {
         let type = CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
         let descriptor = OwnedDescriptor(owning: try systemCall { socket(AF_UNIX, type, 0) })
@@ -21,9 +27,17 @@ public enum UnixSocket {
 
     // MARK: - Messages
 
-    /// Sends bytes, and descriptors with the first of them; returns how many bytes went out.
+    /// Sends bytes without blocking, and descriptors with the first of them; see sendmsg(2).
     ///
-    /// - Throws: `EAGAIN` if none can be sent now.
+    /// - Parameters:
+    ///   - bytes: at least one byte if there are descriptors.
+    ///   - descriptors: at most 64 descriptors (`SCM_RIGHTS`). The receiver gets duplicates; the
+    ///     sender's stay open.
+    ///   - socket: a connected socket.
+    /// - Returns: the number of bytes sent, which may be less than requested. If it is not 0, all
+    ///   descriptors were sent.
+    /// - Throws: `EAGAIN` if nothing can be sent now, `EPIPE` if the peer has closed its end (no signal
+    ///   is raised), `EINVAL` for more descriptors, otherwise the errno of sendmsg(2).
     public static func send(
         _ bytes: UnsafeRawBufferPointer, descriptors: [CInt] = [],
         to socket: borrowing OwnedDescriptor
@@ -37,13 +51,19 @@ public enum UnixSocket {
         }
     }
 
-    /// Receives bytes and adds the descriptors that came with them to a list; zero bytes mean that the
-    /// peer has closed its side.
+    /// Receives bytes and descriptors without blocking; see recvmsg(2).
     ///
-    /// The kernel never joins the bytes after a message with descriptors to that message, but it does
-    /// join those before it.
+    /// The received bytes end with the last byte of a message that has descriptors, at the latest, and
+    /// may begin with bytes that were sent before that message.
     ///
-    /// - Throws: `EAGAIN` if there is nothing now.
+    /// - Parameters:
+    ///   - bytes: the buffer to fill.
+    ///   - descriptors: a list to which the received descriptors are appended (64 at most). They are
+    ///     close-on-exec.
+    ///   - socket: a connected socket.
+    /// - Returns: the number of bytes received; 0 if the peer has closed its end.
+    /// - Throws: `EAGAIN` if nothing can be received now, `ECONNRESET` if the peer closed its end with
+    ///   unread data, otherwise the errno of recvmsg(2).
     public static func receive(
         into bytes: UnsafeMutableRawBufferPointer, descriptors: inout DescriptorList,
         from socket: borrowing OwnedDescriptor
@@ -67,14 +87,21 @@ public enum UnixSocket {
         return count
     }
 
-    /// Waits until the socket is ready for one of `events` or the time is over; empty means the latter.
+    /// Blocks until a descriptor is ready, or the timeout has passed; see poll(2).
+    ///
+    /// - Parameters:
+    ///   - events: the conditions to wait for; ``Readiness/closed`` is reported in any case.
+    ///   - socket: any descriptor that poll(2) accepts.
+    ///   - timeout: rounded up to whole milliseconds; zero or less does not block for longer than one.
+    /// - Returns: the conditions that hold; empty if the timeout has passed.
+    /// - Throws: the errno of poll(2).
     public static func wait(
         for events: Readiness, on socket: borrowing OwnedDescriptor, timeout: Duration
     ) throws(Errno) -> Readiness {
         var entry = pollfd(fd: socket.rawValue, events: 0, revents: 0)
         if events.contains(.readable) { entry.events |= Int16(POLLIN) }
         if events.contains(.writable) { entry.events |= Int16(POLLOUT) }
-        // Rounded up, so that the time is really over when nothing happened.
+        // Rounded up, so that an empty result means that the timeout has passed.
         let milliseconds = max(timeout.nanoseconds, 0) / 1_000_000 + 1
         _ = try systemCall { unsafe poll(&entry, 1, CInt(clamping: milliseconds)) }
         var ready: Readiness = []

@@ -4,10 +4,13 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// One thread for calls that may block; jobs run in order and their results return to the loop.
+/// A thread for calls that may block.
 ///
-/// A backend owns the worker it needs. The worker's jobs see only what they capture as `Sendable`;
-/// completions run on the loop.
+/// It runs jobs one after the other, in the order of submission, and delivers their results to the
+/// event loop.
+///
+/// A backend owns the workers it needs. The functions are called on the loop's thread. When the worker
+/// is deallocated its thread finishes the submitted jobs and ends; their completions are not called.
 public final class Worker {
     private let queue: JobQueue
     private let results: Mailbox<(UInt64, any Sendable)>
@@ -15,7 +18,15 @@ public final class Worker {
     private var completions: [UInt64: (any Sendable) -> Void] = [:]
     private var nextJob: UInt64 = 0
 
-    /// Starts a thread called `name` (15 bytes are shown) whose results come back on `loop`.
+    /// Starts the thread.
+    ///
+    /// All signals are blocked in it except SIGBUS, which ``Mapping`` handles.
+    ///
+    /// - Parameters:
+    ///   - name: the thread's name, of which the kernel shows 15 bytes (pthread_setname_np(3)).
+    ///   - loop: the event loop that calls the completions.
+    /// - Throws: the errno of eventfd(2) or epoll_ctl(2), `EAGAIN` if no thread can be created
+    ///   (pthread_create(3)).
     public init(name: String, loop: any EventLoop) throws(Errno) {
         queue = JobQueue()
         results = try Mailbox()
@@ -25,11 +36,14 @@ public final class Worker {
         try queue.startThread(name: name)
     }
 
-    /// Jobs that were given and whose completion has not run.
+    /// The number of submitted jobs whose completion has not been called.
     public var pendingJobs: Int { completions.count }
 
-    /// Runs `job` on the thread after all earlier ones, then `completion` on the loop. What the job
-    /// holds is given back before its completion runs.
+    /// Runs a job on the thread, after all jobs submitted before.
+    ///
+    /// - Parameters:
+    ///   - job: runs on the thread. Values it captures are released before `completion` is called.
+    ///   - completion: called on the loop with the job's result, never from within this function.
     public func run<Result: Sendable>(
         _ job: @escaping @Sendable () -> Result, completion: @escaping (Result) -> Void
     ) {
@@ -56,22 +70,23 @@ public final class Worker {
         return job?()
     }
 
-    /// Waits until the thread has done all jobs given so far; their completions run later.
+    /// Blocks the calling thread until all submitted jobs have run.
+    ///
+    /// Their completions are called by the loop later.
     public func waitUntilIdle() {
         let done = Semaphore()
         queue.append { done.signal() }
         done.wait()
     }
 
-    /// The thread finishes what was queued and ends by itself; completions no longer run.
     deinit {
-        // Before the eventfd that it watches can be closed.
+        // Ends the watch of the mailbox's eventfd before the mailbox closes it.
         delivery?.cancel()
         queue.close()
     }
 }
 
-/// What the thread and its owner share.
+/// The queue of a worker's jobs, shared by the thread and its owner.
 private final class JobQueue: Sendable {
     private struct State {
         var jobs: [@Sendable () -> Void] = []
@@ -94,8 +109,8 @@ private final class JobQueue: Sendable {
     func startThread(name: String) throws(Errno) {
         var thread = pthread_t()
         let box = unsafe Unmanaged.passRetained(ThreadStart(queue: self, name: name))
-        // Signals belong to the loop: the thread starts with all of them blocked, except the one
-        // that an access to lost memory raises in the thread itself and that is handled.
+        // The loop's thread receives signals. SIGBUS stays unblocked because an access to a truncated
+        // file raises it in the thread itself.
         var all = sigset_t()
         var previous = sigset_t()
         unsafe sigfillset(&all)
@@ -133,6 +148,7 @@ private final class JobQueue: Sendable {
     }
 }
 
+/// The argument of the thread's start function.
 private final class ThreadStart: Sendable {
     let queue: JobQueue
     let name: String
@@ -143,7 +159,7 @@ private final class ThreadStart: Sendable {
     }
 }
 
-/// A POSIX semaphore; jobs are rare, so this is the simplest thing that sleeps.
+/// A counting semaphore; see sem_overview(7).
 @safe
 private final class Semaphore: @unchecked Sendable {
     private let storage: UnsafeMutablePointer<sem_t>

@@ -39,7 +39,7 @@ extension DiskImage {
     func compare(_ pieces: IOVectors, at offset: UInt64) -> SenseData? {
         var position = offset
         var result: SenseData?
-        unsafe pieces.forEach { bytes in
+        unsafe pieces.forEachSegment { bytes in
             var done = 0
             while result == nil, done < bytes.count {
                 let length = min(bytes.count - done, scratchSize)

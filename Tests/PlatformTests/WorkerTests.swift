@@ -5,13 +5,13 @@ import Platform
 import SystemPackage
 import Testing
 
-@Suite("other threads")
-struct ThreadTests {
+@Suite("mailbox and worker")
+struct WorkerTests {
     let loop: EpollLoop
 
     init() throws { loop = try EpollLoop() }
 
-    /// Turns the loop until something is true, or the test has failed.
+    /// Runs the loop until the condition holds; fails after ten seconds.
     private func turn(until isDone: () -> Bool) throws {
         let deadline = loop.now + .seconds(10)
         while !isDone() {
@@ -20,7 +20,7 @@ struct ThreadTests {
         }
     }
 
-    @Test("messages come on the loop, each once, in order")
+    @Test("messages are delivered on the loop, each once, in order")
     func mailbox() throws {
         let mailbox = try Mailbox<Int>()
         var received: [Int] = []
@@ -34,7 +34,7 @@ struct ThreadTests {
         withExtendedLifetime(delivery) {}
     }
 
-    @Test("a message that is posted while others are delivered comes later")
+    @Test("a message that is posted during delivery is delivered later")
     func mailboxReentry() throws {
         let mailbox = try Mailbox<Int>()
         var received: [Int] = []
@@ -69,7 +69,7 @@ struct ThreadTests {
         #expect(ran.numbers == Array(0..<100) && completed == ran.numbers)
     }
 
-    @Test("a completion may give the next job")
+    @Test("a completion may submit the next job")
     func workerChain() throws {
         let worker = try Worker(name: "chain", loop: loop)
         var count = 0
@@ -88,7 +88,7 @@ struct ThreadTests {
         #expect(count == 10)
     }
 
-    @Test("a worker that is dropped finishes its jobs, and completes none")
+    @Test("a dropped worker finishes its jobs and calls no completion")
     func workerDropped() throws {
         let ran = Record()
         var completed = 0
@@ -106,7 +106,7 @@ struct ThreadTests {
         #expect(completed == 0 && worker == nil)
     }
 
-    /// What a thread writes and the test reads.
+    /// Numbers that a thread appends and the test reads.
     final class Record: Sendable {
         private let list = Locked<[Int]>([])
 
