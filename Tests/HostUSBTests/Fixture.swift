@@ -158,16 +158,16 @@ final class Bytes {
 
     /// The bytes in one segment.
     var buffer: TransferBuffer {
-        var buffer = TransferBuffer()
-        buffer.append(.init(rebasing: raw[..<count]), keeping: self)
-        return buffer
+        let lease = MemoryLease()
+        lease.append(.init(rebasing: raw[..<count]), keeping: self)
+        return lease.buffer
     }
 
     /// The bytes of several in as many segments.
     static func buffer(_ parts: [Bytes]) -> TransferBuffer {
-        var buffer = TransferBuffer()
-        for part in parts { buffer.append(.init(rebasing: part.raw[..<part.count]), keeping: part) }
-        return buffer
+        let lease = MemoryLease()
+        for part in parts { lease.append(.init(rebasing: part.raw[..<part.count]), keeping: part) }
+        return lease.buffer
     }
 }
 

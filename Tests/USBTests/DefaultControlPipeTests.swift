@@ -36,12 +36,13 @@ import USB
             let setup = SetupPacket(
                 requestType: requestType, request: request, value: value, index: index,
                 length: length)
-            var buffer = TransferBuffer()
-            buffer.append(
+            let lease = MemoryLease()
+            lease.append(
                 UnsafeMutableRawBufferPointer(rebasing: memory.bytes[..<(room ?? Int(length))]),
                 keeping: memory)
             let transfer = Transfer(
-                id: .init(rawValue: 1), endpoint: .control, kind: .control(setup), buffer: buffer)
+                id: .init(rawValue: 1), endpoint: .control, kind: .control(setup),
+                buffer: lease.buffer)
             switch pipe.handle(transfer, setup) {
             case .forDevice: return .forDevice
             case .answered(let completion, let change):
@@ -50,7 +51,7 @@ import USB
                 case .stalled: return .stalled
                 case .completed:
                     return setup.direction == .in
-                        ? .data(buffer.bytes(count: completion.transferred)) : .accepted
+                        ? .data(lease.buffer.bytes(count: completion.transferred)) : .accepted
                 default: return .forDevice
                 }
             }

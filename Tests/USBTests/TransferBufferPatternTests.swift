@@ -16,15 +16,15 @@ import USB
             let count = pieces.reduce(0) { $0 + $1 + 16 }
             allocation = .allocate(byteCount: count, alignment: 1)
             allocation.initializeMemory(as: UInt8.self, repeating: 0xee)
-            var buffer = TransferBuffer()
+            let lease = MemoryLease()
             var start = 0
             for length in pieces {
-                buffer.append(
+                lease.append(
                     UnsafeMutableRawBufferPointer(rebasing: allocation[start..<start + length]),
                     keeping: Owner())
                 start += length + 16
             }
-            self.buffer = buffer
+            buffer = lease.buffer
         }
 
         var all: [UInt8] { Array(allocation) }

@@ -133,19 +133,6 @@ struct DescriptionTests {
         #expect(harness.device.resets == 3)
     }
 
-    @Test("DEVICE_RESET is answered when the device is at rest; other requests are before")
-    func delayedReset() throws {
-        harness.device.delaysReset = true
-        try harness.client.send(WireMessage(id: 77, command: 13))
-        #expect(try harness.isAlive())
-        #expect(harness.device.waitingResets.count == 1)
-        harness.device.waitingResets[0]()
-        let reply = try harness.client.receiveMessage()
-        #expect(reply == WireMessage(id: 77, command: 13, flags: WireMessage.reply))
-        harness.device.waitingResets[0]()
-        #expect(try harness.isAlive())
-    }
-
     @Test("DEVICE_FEATURE is answered as by a device without that feature")
     func feature() throws {
         let reply = try harness.client.request(16, hex("10000000 01000100"))

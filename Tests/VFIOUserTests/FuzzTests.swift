@@ -45,7 +45,6 @@ struct FuzzTests {
             try harness.negotiate(
                 Bool.random(using: &random) ? "{}" : #"{"capabilities":{"pgsizes":4096}}"#)
         }
-        harness.device.delaysUnmapping = Int.random(in: 0..<4, using: &random) == 0
         var received: [UInt8] = []
         var stream: [UInt8] = []
         for _ in 0..<300 where harness.ends.isEmpty {
@@ -64,7 +63,6 @@ struct FuzzTests {
                 try harness.settle()
                 if let bytes = try harness.client.receiveSome(1 << 20) { received += bytes }
             }
-            for finish in harness.device.unmappings where Bool.random(using: &random) { finish() }
         }
         try harness.settle()
         while let bytes = try harness.client.receiveSome(1 << 20), !bytes.isEmpty {

@@ -160,49 +160,4 @@ struct MemoryTests {
         #expect(try unmap(flags: 4, address: 0x1000, size: 0x1000) == 22)
         #expect(device.maps.count == 1)
     }
-
-    @Test("the answer comes when the memory is no longer used; other requests are answered before")
-    func delayed() throws {
-        #expect(try map(address: 0x1000, size: 0x1000) == 0)
-        device.delaysUnmapping = true
-        let request = WireMessage(
-            id: 77, command: 3, payload: WireMessage.dmaUnmap(address: 0x1000, size: 0x1000))
-        try harness.client.send(request)
-        #expect(try harness.isAlive())
-        #expect(device.unmappings.count == 1)
-        device.unmappings[0]()
-        let reply = try harness.client.receiveMessage()
-        #expect(
-            reply
-                == WireMessage(
-                    id: 77, command: 3, flags: WireMessage.reply, payload: request.payload))
-        // Told again, it changes nothing.
-        device.unmappings[0]()
-        #expect(try harness.isAlive())
-    }
-
-    @Test("memory that stays in use is answered with an error in time")
-    func tooLate() throws {
-        #expect(try map(address: 0x1000, size: 0x1000) == 0)
-        device.delaysUnmapping = true
-        harness.connection?.unmappingTime = .milliseconds(20)
-        let error = try unmap(address: 0x1000, size: 0x1000)
-        #expect(error == 16)  // EBUSY
-        device.unmappings[0]()
-        #expect(try harness.isAlive())
-    }
-
-    @Test("a client that has left is not answered")
-    func leftMeanwhile() throws {
-        #expect(try map(address: 0x1000, size: 0x1000) == 0)
-        device.delaysUnmapping = true
-        try harness.client.send(
-            WireMessage(
-                id: 77, command: 3, payload: WireMessage.dmaUnmap(address: 0x1000, size: 0x1000)))
-        try harness.settle()
-        harness.client.close()
-        #expect(try harness.end() == .clientLeft)
-        device.unmappings[0]()
-        try harness.settle()
-    }
 }

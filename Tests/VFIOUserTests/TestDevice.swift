@@ -36,12 +36,6 @@ final class TestDevice: VFIODevice {
     var events: [[EventDescriptor?]]
     var maps: [Map] = []
     var resets = 0
-    /// Keeps the ends of unmappings until the test calls them.
-    var delaysUnmapping = false
-    var unmappings: [() -> Void] = []
-    /// The same for resets.
-    var delaysReset = false
-    var waitingResets: [() -> Void] = []
     /// Called in the midst of a register read.
     var whileReading: (() -> Void)?
 
@@ -119,22 +113,13 @@ final class TestDevice: VFIODevice {
                 hasFile: file.take() != nil))
     }
 
-    func unmapMemory(
-        at address: UInt64, count: UInt64, whenFinished finished: @escaping () -> Void
-    ) throws(Errno) {
-        guard let place = maps.firstIndex(where: { $0.address == address && $0.count == count })
+    func unmapMemory(at address: UInt64, count: UInt64) throws(Errno) {
+        guard let index = maps.firstIndex(where: { $0.address == address && $0.count == count })
         else { throw .noSuchFileOrDirectory }
-        maps.remove(at: place)
-        if delaysUnmapping { unmappings.append(finished) } else { finished() }
+        maps.remove(at: index)
     }
 
-    func unmapAllMemory(whenFinished finished: @escaping () -> Void) {
-        maps = []
-        if delaysUnmapping { unmappings.append(finished) } else { finished() }
-    }
+    func unmapAllMemory() { maps = [] }
 
-    func reset(whenFinished finished: @escaping () -> Void) {
-        resets += 1
-        if delaysReset { waitingResets.append(finished) } else { finished() }
-    }
+    func reset() { resets += 1 }
 }

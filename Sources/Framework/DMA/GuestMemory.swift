@@ -70,10 +70,11 @@ public final class GuestMemory {
             at: index)
     }
 
-    /// Removes the region of exactly this range. Later accesses fail; transfers that use it continue.
+    /// Removes the region of exactly this range; later accesses fail.
     ///
+    /// - Returns: the region, whose memory stays mapped in this process until it is released.
     /// - Throws: `ENOENT` if no region has exactly this range.
-    public func unmap(_ start: GuestAddress, count: UInt64) throws(Errno) -> Unmapping {
+    public func unmap(_ start: GuestAddress, count: UInt64) throws(Errno) -> MemoryRegion {
         guard
             let index = regions.firstIndex(where: {
                 $0.start == start.rawValue && $0.count == count
@@ -81,39 +82,17 @@ public final class GuestMemory {
         else { throw .noSuchFileOrDirectory }
         window = nil
         windowOwner = nil
-        return regions.remove(at: index).retire()
+        return regions.remove(at: index)
     }
 
-    /// Removes all regions. Later accesses fail; transfers that use them continue.
-    public func unmapAll() -> [Unmapping] {
+    /// Removes all regions; later accesses fail.
+    ///
+    /// - Returns: the regions, whose memory stays mapped in this process until they are released.
+    public func unmapAll() -> [MemoryRegion] {
         window = nil
         windowOwner = nil
-        let all = regions
-        regions = []
-        return all.map { $0.retire() }
-    }
-
-    /// Whether every address of the range lies in a region.
-    public func covers(_ start: GuestAddress, count: UInt64) -> Bool {
-        guard count > 0 else { return true }
-        let end = start.rawValue.addingReportingOverflow(count - 1)
-        guard !end.overflow else { return false }
-        var address = start.rawValue
-        while let region = region(at: address) {
-            if region.last >= end.partialValue { return true }
-            address = region.last + 1
-        }
-        return false
-    }
-
-    /// Whether the owner of a ``Slice`` is a region that overlaps the range.
-    package static func regionOverlaps(
-        _ owner: AnyObject, start: GuestAddress, count: UInt64
-    ) -> Bool {
-        guard let region = owner as? MemoryRegion, count > 0 else { return false }
-        let last = start.rawValue.addingReportingOverflow(count - 1)
-        return region.start <= (last.overflow ? .max : last.partialValue)
-            && start.rawValue <= region.last
+        defer { regions = [] }
+        return regions
     }
 
     private func insertionIndex(start: GuestAddress, count: UInt64) throws(Errno) -> Int {

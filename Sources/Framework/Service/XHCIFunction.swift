@@ -17,21 +17,14 @@ internal import XHCI
 /// While the controller waits for guest memory that is reached by messages, the client's requests
 /// are served in the midst of ``service(now:)``; ``Controller`` says what that allows.
 final class XHCIFunction: VFIODevice {
-    /// How long an unmapping waits for transfers that use the memory. Their data then goes to
-    /// memory of ours that the client no longer looks at.
-    static let unmapLimit: Duration = .seconds(1)
-
-    /// How long a reset waits for a device that is at work in guest memory.
-    static let resetLimit: Duration = .seconds(1)
-
-    /// How long the controller leaves guest memory alone after the client has taken some away, unless
-    /// the guest uses the function before.
+    /// The time for which the controller does not access guest memory after the client has unmapped
+    /// some, unless the guest accesses the function before.
     ///
-    /// QEMU rearranges memory, for example when firmware protects its own, by taking away a part, all
-    /// of main memory perhaps, and giving it back in other pieces. A controller that looked for
-    /// commands in between would find nothing there and fail. The guest stands still meanwhile, so
-    /// the next that it does tells that all is in place; the time is for guests that do nothing.
-    static let rearrangingTime: Duration = .milliseconds(50)
+    /// QEMU remaps memory, for example when firmware write-protects its own, by unmapping a region,
+    /// perhaps all of main memory, and mapping it again in other pieces. A controller that read a ring
+    /// in between would find nothing there and fail. The guest is stopped meanwhile, so its next
+    /// access shows that the memory is mapped again; the timeout is for a guest that makes none.
+    static let remappingTime: Duration = .milliseconds(50)
 
     let controller: Controller
     let regions = XHCIIdentity.regions
@@ -42,8 +35,8 @@ final class XHCIFunction: VFIODevice {
     private var configuration: ConfigurationSpace
     private let loop: any EventLoop
     private let logger: Logger
-    /// The client rearranges its memory until about then.
-    private var restsUntil: Duration?
+    /// The time until which the controller pauses because the client remaps memory.
+    private var pausedUntil: Duration?
     /// Keeps what `memory` only refers to weakly.
     private var remoteMemory: RemoteMemoryByMessages?
 
@@ -66,8 +59,8 @@ final class XHCIFunction: VFIODevice {
 
     /// Does the controller's work and returns when there will be more.
     func service(now: Duration) -> Duration? {
-        if let rest = restsUntil, now < rest { return rest }
-        restsUntil = nil
+        if let pausedUntil, now < pausedUntil { return pausedUntil }
+        pausedUntil = nil
         return controller.service(now: now)
     }
 
@@ -80,19 +73,18 @@ final class XHCIFunction: VFIODevice {
 
     /// The client is gone: nothing of it stays, devices stay plugged in.
     func clientLeft() {
-        restsUntil = nil
+        pausedUntil = nil
         remoteMemory = nil
         messages.disconnectAll()
+        // Revokes the memory of all transfers, so that the regions are unmapped with their release.
         reset()
-        // Transfers that still run hold on to their memory until they end; nobody waits for them.
         _ = memory.unmapAll()
-        controller.cancelTransfers(touching: GuestAddress(0), count: .max)
     }
 
     // MARK: - Regions
 
     func readRegion(_ index: Int, at offset: Int, into bytes: inout OutputSpan<UInt8>) {
-        restsUntil = nil
+        pausedUntil = nil
         switch index {
         case XHCIIdentity.registers.index:
             controller.read(at: offset, into: &bytes, now: loop.now)
@@ -107,7 +99,7 @@ final class XHCIFunction: VFIODevice {
     }
 
     func writeRegion(_ index: Int, at offset: Int, from bytes: Span<UInt8>) {
-        restsUntil = nil
+        pausedUntil = nil
         switch index {
         case XHCIIdentity.registers.index:
             controller.write(at: offset, from: bytes, now: loop.now)
@@ -120,13 +112,8 @@ final class XHCIFunction: VFIODevice {
         }
     }
 
-    func reset(whenFinished finished: @escaping () -> Void) {
-        reset()
-        controller.whenQuiet(by: loop.now + Self.resetLimit, then: finished)
-    }
-
-    private func reset() {
-        restsUntil = nil
+    func reset() {
+        pausedUntil = nil
         controller.reset()
         configuration.reset()
         messages.reset()
@@ -159,65 +146,13 @@ final class XHCIFunction: VFIODevice {
         }
     }
 
-    func unmapMemory(
-        at address: UInt64, count: UInt64, whenFinished finished: @escaping () -> Void
-    ) throws(Errno) {
-        let start = GuestAddress(address)
-        let unmapping = try memory.unmap(start, count: count)
-        restsUntil = loop.now + Self.rearrangingTime
-        // Transfers that use it go on if it is only rearranged: what they move then lies in memory
-        // that the guest has, whichever piece it is in.
-        let rearranging = BoundedWait(for: 1) { [weak self] in
-            guard let self, !unmapping.isFinished, !memory.covers(start, count: count) else {
-                return finished()
-            }
-            controller.cancelTransfers(touching: start, count: count)
-            wait(for: [unmapping], then: finished)
-        }
-        rearranging.timer = loop.schedule(at: loop.now + Self.rearrangingTime) {
-            rearranging.end()
-        }
-        unmapping.whenFinished { rearranging.one() }
+    func unmapMemory(at address: UInt64, count: UInt64) throws(Errno) {
+        let region = try memory.unmap(GuestAddress(address), count: count)
+        pausedUntil = loop.now + Self.remappingTime
+        controller.endAccess(to: region)
     }
 
-    func unmapAllMemory(whenFinished finished: @escaping () -> Void) {
-        let unmappings = memory.unmapAll()
-        controller.cancelTransfers(touching: GuestAddress(0), count: .max)
-        wait(for: unmappings, then: finished)
-    }
-
-    private func wait(for unmappings: [Unmapping], then finished: @escaping () -> Void) {
-        let pending = unmappings.filter { !$0.isFinished }
-        guard !pending.isEmpty else { return finished() }
-        let wait = BoundedWait(for: pending.count, then: finished)
-        wait.timer = loop.schedule(at: loop.now + Self.unmapLimit) { [logger] in
-            logger.warning("a transfer uses unmapped memory for more than \(Self.unmapLimit)")
-            wait.end()
-        }
-        for unmapping in pending { unmapping.whenFinished { wait.one() } }
-    }
-}
-
-/// Calls a body once: when the last of several things has happened, or earlier at a deadline.
-private final class BoundedWait {
-    private var left: Int
-    private var body: (() -> Void)?
-    var timer: Watch?
-
-    init(for count: Int, then body: @escaping () -> Void) {
-        left = count
-        self.body = body
-    }
-
-    func one() {
-        left -= 1
-        if left == 0 { end() }
-    }
-
-    func end() {
-        timer = nil
-        guard let body else { return }
-        self.body = nil
-        body()
+    func unmapAllMemory() {
+        for region in memory.unmapAll() { controller.endAccess(to: region) }
     }
 }

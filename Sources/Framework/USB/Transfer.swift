@@ -1,50 +1,54 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A request of the host to an endpoint of a device: all TRBs of one transfer descriptor.
+/// A USB transfer: one request of the host to an endpoint of a device.
 public struct Transfer {
-    /// Tells the transfers of one port apart; never used twice.
+    /// An identifier that is unique among all transfers of a port.
     public struct ID: Hashable, Sendable {
-        /// A running number.
+        /// The identifier as a number.
         public let rawValue: UInt64
+        /// Makes an identifier of a number.
         public init(rawValue: UInt64) { self.rawValue = rawValue }
     }
 
-    /// The four transfer types of USB, with what each needs beside data.
+    /// The transfer type (USB 2.0, 5.4), with its parameters.
     public enum Kind {
-        /// One whole control transfer. The buffer is the data stage, `setup.length` bytes or fewer.
+        /// A whole control transfer. The buffer is the Data Stage: `setup.length` bytes or fewer.
         case control(SetupPacket)
-        /// Stream 0 is an endpoint without streams.
+        /// A bulk transfer; the Stream ID is 0 for an endpoint without streams.
         case bulk(stream: UInt16)
-        /// Waits on the device's side until there is something to say.
+        /// An interrupt transfer: an IN transfer stays with the device until it has data.
         case interrupt
-        /// What an isochronous endpoint moves in one service interval: up to burst times multiplier
-        /// packets, which may be none. See ``USBDevice/keepsIsochronousTime``.
+        /// The isochronous packets of one service interval: up to burst times multiplier, or none. See
+        /// ``USBDevice/keepsIsochronousTime``.
         case isochronous
     }
 
-    /// How a transfer ended.
+    /// The result of a transfer.
     public enum Status: Sendable, Equatable {
-        /// The device took or gave what it wanted; fewer bytes than asked is a short packet.
+        /// The transfer completed; fewer bytes than the buffer has are a short packet.
         case completed
-        /// The endpoint answered STALL and is halted until it is cleared.
+        /// The endpoint returned STALL, and is halted until the host clears the halt.
         case stalled
-        /// The device sent more than was asked for.
+        /// The device sent more bytes than the buffer has (babble).
         case babbled
-        /// The bus transaction failed: no handshake, bad CRC, or the host's stack gave up.
+        /// The bus transaction failed: no handshake, a CRC error, or a timeout.
         case failed
-        /// ``USBDevice/cancel(_:)`` ended it; the bytes moved until then count.
+        /// ``USBDevice/cancel(_:)`` or a reset ended the transfer; bytes that had moved count.
         case cancelled
-        /// The device is gone.
+        /// The device is disconnected.
         case disconnected
     }
 
-    /// The one answer to a transfer.
+    /// The completion of a transfer.
     public struct Completion: Sendable {
+        /// The transfer.
         public let id: ID
+        /// The result.
         public let status: Status
-        /// Bytes of the buffer that were moved, from its beginning.
+        /// The number of bytes moved, from the beginning of the buffer.
         public let transferred: Int
 
+        /// A completion; see ``Transfer/completion(_:transferred:)``.
         public init(id: ID, status: Status, transferred: Int) {
             self.id = id
             self.status = status
@@ -52,13 +56,16 @@ public struct Transfer {
         }
     }
 
+    /// The identifier, which the completion repeats.
     public let id: ID
-    /// For a control transfer endpoint 0, whatever the direction of its data stage.
+    /// The endpoint; endpoint 0 OUT for control transfers of both directions.
     public let endpoint: EndpointAddress
+    /// The transfer type.
     public let kind: Kind
-    /// The data: read from it when the transfer goes OUT, write to it when it goes IN.
+    /// The data: the source of an OUT transfer, the destination of an IN transfer.
     public let buffer: TransferBuffer
 
+    /// A transfer.
     public init(id: ID, endpoint: EndpointAddress, kind: Kind, buffer: TransferBuffer) {
         self.id = id
         self.endpoint = endpoint
@@ -66,19 +73,19 @@ public struct Transfer {
         self.buffer = buffer
     }
 
-    /// The direction in which data moves.
+    /// The direction of the data.
     public var direction: Direction {
         if case .control(let setup) = kind { return setup.direction }
         return endpoint.direction
     }
 
-    /// The stream of a bulk transfer; 0 without streams.
+    /// The Stream ID of a bulk transfer; 0 without streams.
     public var stream: UInt16 {
         if case .bulk(let stream) = kind { return stream }
         return 0
     }
 
-    /// An answer to this transfer.
+    /// A completion of this transfer.
     public func completion(_ status: Status, transferred: Int = 0) -> Completion {
         Completion(id: id, status: status, transferred: transferred)
     }

@@ -1,110 +1,99 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The bytes of a transfer where they are: in the guest's memory, in one or several pieces.
+/// The bytes of a transfer where they are: in the guest's memory, in one or several segments.
 ///
-/// Holding a buffer keeps its memory mapped, so a device must drop it once it has completed the
-/// transfer. The guest may change the bytes at any time: copy first, then interpret.
+/// A device accesses the bytes only on the event loop, within a call made to it or in an event handler
+/// of its own: never on another thread, and never by a pointer that it keeps. The controller may
+/// revoke the memory at any other moment (``MemoryLease``). A buffer whose memory is revoked has no
+/// segments: copies move nothing, and the transfer's completion is discarded.
 ///
-/// Buffers are made, used and dropped on the event loop. A worker thread may be handed the segments
-/// while the loop holds the buffer.
+/// The guest may change the bytes at any time: copy first, then interpret.
 @safe
 public struct TransferBuffer {
-    @safe
-    private struct Segment {
-        var bytes: UnsafeMutableRawBufferPointer
-        let owner: AnyObject
-    }
+    private let lease: MemoryLease?
+    private let start: Int
 
-    /// Nearly every buffer has one segment, because neighbours are merged; an empty `rest` costs no
-    /// allocation.
-    private var first: Segment?
-    private var rest: [Segment] = []
-
-    /// The bytes in all segments.
-    public private(set) var count = 0
+    /// The number of bytes; it stays when the memory is revoked.
+    public let count: Int
 
     /// A buffer without bytes.
-    public init() {}
-
-    /// The number of pieces that are not neighbours in this process.
-    public var segmentCount: Int { first == nil ? 0 : rest.count + 1 }
-
-    /// Adds bytes at the end; `owner` is what keeps them mapped.
-    public mutating func append(_ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject) {
-        guard let start = bytes.baseAddress, bytes.count > 0 else { return }
-        count += bytes.count
-        if let last = rest.last ?? first, last.owner === owner,
-            let lastStart = unsafe last.bytes.baseAddress,
-            unsafe lastStart + last.bytes.count == start
-        {
-            let merged = unsafe UnsafeMutableRawBufferPointer(
-                start: lastStart, count: last.bytes.count + bytes.count)
-            if rest.isEmpty {
-                unsafe first = Segment(bytes: merged, owner: owner)
-            } else {
-                unsafe rest[rest.count - 1].bytes = merged
-            }
-        } else if first == nil {
-            unsafe first = Segment(bytes: bytes, owner: owner)
-        } else {
-            unsafe rest.append(Segment(bytes: bytes, owner: owner))
-        }
+    public init() {
+        lease = nil
+        start = 0
+        count = 0
     }
 
-    /// Calls `body` with each piece in order. The pointers are good until the buffer is dropped.
+    init(_ lease: MemoryLease) {
+        self.lease = lease
+        start = 0
+        count = lease.count
+    }
+
+    private init(_ lease: MemoryLease?, start: Int, count: Int) {
+        self.lease = lease
+        self.start = start
+        self.count = count
+    }
+
+    private var range: Range<Int> { start..<start + count }
+
+    /// Whether the bytes can be accessed; a device need not ask before an access.
+    public var isRevoked: Bool { lease?.isRevoked ?? false }
+
+    /// The number of segments: pieces of memory that are not neighbours in this process.
+    public var segmentCount: Int {
+        var result = 0
+        unsafe forEachSegment { _ in result += 1 }
+        return result
+    }
+
+    /// Calls `body` with each segment in order. The pointers are valid until `body` returns.
     public func forEachSegment<E: Error>(
         _ body: (UnsafeMutableRawBufferPointer) throws(E) -> Void
     ) throws(E) {
-        guard let first else { return }
-        unsafe try body(first.bytes)
-        for segment in rest { unsafe try body(segment.bytes) }
+        guard let lease else { return }
+        unsafe try lease.forEachSegment(in: range, body)
     }
 
-    /// The whole buffer as one piece of memory, if it is one.
+    /// The whole buffer as one segment, or `nil` if it has several or its memory is revoked. The
+    /// pointer is valid until the caller returns to the event loop.
     public var contiguousBytes: UnsafeMutableRawBufferPointer? {
-        guard let first, rest.isEmpty else { return nil }
-        return unsafe first.bytes
+        var result: UnsafeMutableRawBufferPointer?
+        unsafe forEachSegment { segment in
+            if unsafe result == nil { unsafe result = segment }
+        }
+        guard let bytes = unsafe result, bytes.count == count else { return nil }
+        return unsafe bytes
     }
 
-    /// The part of the buffer from `offset` on, `count` bytes or as many as there are.
+    /// The part of the buffer from `offset` on: `count` bytes, or as many as there are.
     public func slice(from offset: Int, count wanted: Int) -> TransferBuffer {
-        var result = TransferBuffer()
-        var skip = max(offset, 0)
-        var left = max(wanted, 0)
-        func take(_ segment: Segment) {
-            let size = unsafe segment.bytes.count
-            if skip >= size {
-                skip -= size
-                return
-            }
-            let length = min(size - skip, left)
-            guard length > 0 else { return }
-            let part = unsafe UnsafeMutableRawBufferPointer(
-                rebasing: segment.bytes[skip..<skip + length])
-            unsafe result.append(part, keeping: segment.owner)
-            skip = 0
-            left -= length
-        }
-        if let first { take(first) }
-        for segment in rest { take(segment) }
-        return result
+        let skipped = min(max(offset, 0), count)
+        return TransferBuffer(
+            lease, start: start + skipped, count: min(max(wanted, 0), count - skipped))
     }
 
     /// Writes `bytes` from `offset` on.
     ///
-    /// - Returns: how many bytes found room.
+    /// - Returns: the number of bytes written: fewer where the buffer ends, 0 if its memory is revoked.
     @discardableResult
     public func copy(from bytes: Span<UInt8>, at offset: Int = 0) -> Int {
         var done = 0
-        let target = slice(from: offset, count: bytes.count)
         unsafe bytes.withUnsafeBytes { source in
-            unsafe target.forEachSegment { segment in
-                guard let start = segment.baseAddress,
-                    let from = source.baseAddress
-                else { return }
-                unsafe start.copyMemory(from: from + done, byteCount: segment.count)
-                done += segment.count
-            }
+            done = unsafe copy(from: source, at: offset)
+        }
+        return done
+    }
+
+    /// Writes bytes of this process from `offset` on; see ``copy(from:at:)-(Span<UInt8>,_)``.
+    @discardableResult
+    public func copy(from bytes: UnsafeRawBufferPointer, at offset: Int = 0) -> Int {
+        guard let source = bytes.baseAddress else { return 0 }
+        var done = 0
+        unsafe slice(from: offset, count: bytes.count).forEachSegment { segment in
+            guard let target = segment.baseAddress else { return }
+            unsafe target.copyMemory(from: source + done, byteCount: segment.count)
+            done += segment.count
         }
         return done
     }
@@ -123,20 +112,27 @@ public struct TransferBuffer {
         }
     }
 
+    /// Reads the bytes from `offset` on into memory of this process.
+    ///
+    /// - Returns: the number of bytes read: fewer where the buffer ends, 0 if its memory is revoked.
+    @discardableResult
+    public func copy(into bytes: UnsafeMutableRawBufferPointer, at offset: Int = 0) -> Int {
+        guard let target = bytes.baseAddress else { return 0 }
+        var done = 0
+        unsafe slice(from: offset, count: bytes.count).forEachSegment { segment in
+            guard let source = segment.baseAddress else { return }
+            unsafe (target + done).copyMemory(from: source, byteCount: segment.count)
+            done += segment.count
+        }
+        return done
+    }
+
     /// A copy of `count` bytes from `offset` on, or as many as there are.
     public func bytes(from offset: Int = 0, count wanted: Int = .max) -> [UInt8] {
-        let length = max(0, min(wanted, count - max(offset, 0)))
-        guard length > 0 else { return [] }
-        return unsafe [UInt8](unsafeUninitializedCapacity: length) { target, initialized in
-            let part = slice(from: offset, count: length)
-            unsafe part.forEachSegment { segment in
-                guard let from = segment.baseAddress, let start = target.baseAddress else {
-                    return
-                }
-                unsafe UnsafeMutableRawPointer(start + initialized).copyMemory(
-                    from: from, byteCount: segment.count)
-                initialized += segment.count
-            }
+        let part = slice(from: offset, count: wanted)
+        guard part.count > 0 else { return [] }
+        return unsafe [UInt8](unsafeUninitializedCapacity: part.count) { target, initialized in
+            initialized = unsafe part.copy(into: UnsafeMutableRawBufferPointer(target))
         }
     }
 }

@@ -1,92 +1,95 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A device as the controller sees it: all that the two say to each other.
+/// A USB device: what the controller calls of it.
 ///
-/// Everything happens on the event loop. A device may complete a transfer before
-/// ``submit(_:)`` returns: the port queues completions, so the controller is never re-entered.
+/// All calls are made on the event loop. A device may complete a transfer before ``submit(_:)``
+/// returns: the port queues completions, so the controller is never re-entered.
+///
+/// A device accesses a transfer's ``Transfer/buffer`` on the event loop only. Data that a thread or the
+/// kernel moves later goes through memory of the device's own, and is copied when it is there: the
+/// guest may have taken its memory back by then, which the buffer knows and the thread does not.
 public protocol USBDevice: AnyObject {
-    /// Fixed while the device is attached; it decides on which kind of port it appears.
+    /// The speed of the connection, which decides between USB 2 and USB 3 ports. Constant while the
+    /// device is attached.
     var speed: USBSpeed { get }
 
-    /// A few words for logs and lists, such as `storage disk.img`.
+    /// A short description for logs and lists, such as `storage disk.img`.
     var summary: String { get }
 
-    /// Who says when an isochronous transfer happens (USB 2.0, 5.12).
+    /// Whether the device schedules isochronous transfers itself (USB 2.0, 5.12).
     ///
-    /// `false`: the controller. It submits each transfer in its service interval, and the device
-    /// answers at once. `true`: the device, whose bus has a clock of its own, as one of the host's. It
-    /// is given transfers ahead of time, and each has happened when it is completed.
+    /// `false`: the controller submits each transfer in its service interval, and the device completes
+    /// it at once. `true`: the device has a bus with a clock of its own, as a host's device does. It is
+    /// given transfers ahead of time and completes each when it has happened.
     var keepsIsochronousTime: Bool { get }
 
-    /// The device is plugged in. It keeps the port, weakly or until ``detached()``.
+    /// Attaches the device to a port, which it keeps weakly or until ``detached()``.
     func attach(to port: any USBPort)
 
-    /// The device is unplugged: its transfers are forgotten and the port must not be used again, but
-    /// for the end of ``transferInUse``.
+    /// Detaches the device: its transfers have ended without completion, and the port ignores it.
     func detached()
-
-    /// After ``detached()``: a transfer whose memory the device cannot let go of at once, because a
-    /// system call fills it. The guest hears that it has failed when the device completes it.
-    var transferInUse: Transfer.ID? { get }
 
     /// Starts a transfer, which ends with exactly one ``USBPort/complete(_:)``.
     ///
-    /// Transfers of one endpoint complete in the order in which they were submitted.
+    /// Transfers of one endpoint, or of one stream of it, complete in the order of their submission.
     func submit(_ transfer: consuming Transfer)
 
-    /// Asks for an early end of a transfer: it completes as ``Transfer/Status/cancelled``, or as
-    /// whatever it had become by then. An unknown id is no error: the completion was on its way.
+    /// Cancels a transfer: it completes as ``Transfer/Status/cancelled`` with the bytes that have moved,
+    /// or with the status it already had. An unknown id is ignored: its completion was on its way.
+    ///
+    /// The controller waits a few milliseconds for the completion; without one it revokes the
+    /// transfer's memory. It also cancels transfers whose memory it has revoked already, and then
+    /// discards their completions.
     func cancel(_ id: Transfer.ID)
 
-    /// The port was reset: the device returns to its default state. Transfers that were in flight
-    /// complete as cancelled; those submitted afterwards wait for as long as the reset takes.
+    /// Resets the device to its Default state after a reset of its port. In-flight transfers complete as
+    /// cancelled; transfers submitted afterwards wait until the reset is done.
     func reset()
 
-    /// The controller drops or renews an endpoint (Configure Endpoint, Reset Device), so that
-    /// toggles and sequence numbers start afresh. Emulated devices need nothing of it.
+    /// Resets the data toggle and sequence number of an endpoint (Configure Endpoint, Reset Endpoint,
+    /// Reset Device). Emulated devices have none.
     func resetEndpoint(_ endpoint: EndpointAddress)
 
-    /// The controller uses so many streams of a bulk endpoint, with the numbers from 1 on; 0: none. The
-    /// transfers that follow name theirs.
+    /// Sets the number of streams that the controller uses of a bulk endpoint, with the Stream IDs from
+    /// 1 on; 0 for none.
     func setStreams(_ count: Int, for endpoint: EndpointAddress)
 
-    /// The port is suspended (`true`) or resumed (`false`).
+    /// Suspends the port (`true`) or resumes it (`false`).
     func setSuspended(_ suspended: Bool)
 }
 
 extension USBDevice {
     public var keepsIsochronousTime: Bool { false }
-    public var transferInUse: Transfer.ID? { nil }
     public func resetEndpoint(_ endpoint: EndpointAddress) {}
     public func setStreams(_ count: Int, for endpoint: EndpointAddress) {}
     public func setSuspended(_ suspended: Bool) {}
 }
 
-/// A port of the root hub: the only thing that a device sees of the controller.
+/// A port of the root hub: what a device calls of the controller, on the event loop.
 public protocol USBPort: AnyObject {
-    /// Ends a transfer. Answers to transfers that the controller has given up are ignored.
+    /// Completes a transfer. Completions of transfers whose memory was revoked are ignored.
     func complete(_ completion: Transfer.Completion)
 
-    /// The device went away by itself; the guest sees an unplug.
+    /// Disconnects the device, as if it had been unplugged.
     func disconnect()
 
-    /// Remote wake-up: resumes the port if it is suspended and the guest allows it.
+    /// Signals remote wakeup: resumes the port if it is suspended and the guest has enabled that.
     func wake()
 }
 
-/// Why a device cannot be plugged in.
+/// The reason why a device cannot be attached.
 public enum AttachError: Error, Equatable {
-    /// All ports of the kind are taken.
+    /// All ports for devices of this speed are in use.
     case noFreePort(USBSpeed)
     /// The device is attached already.
     case alreadyAttached
 }
 
-/// The place where devices are plugged in and unplugged: the root hub.
+/// A USB bus that devices are attached to: the root hub.
 public protocol USBBus: AnyObject {
-    /// Plugs the device into a free port of its kind.
+    /// Attaches a device to a free port for its speed.
     func attach(_ device: any USBDevice) throws(AttachError)
 
-    /// Unplugs the device; one that is not attached is left alone.
+    /// Detaches a device; one that is not attached is ignored.
     func detach(_ device: any USBDevice)
 }

@@ -60,8 +60,6 @@ public final class Connection {
     /// the loop turns again: nobody else is served meanwhile.
     var accessDeadline: Duration?
     var accessDeadlineEnd: Watch?
-    /// Shorter in tests.
-    var unmappingTime = VFIOUserLimits.unmappingTime
     /// A request has arrived that can only be carried out when the device is at rest. It and all
     /// behind it stay in the buffer until the loop runs again.
     private(set) var mustRest = false
@@ -101,7 +99,6 @@ public final class Connection {
         self.socket = OpenSocket(socket)
         session = Session(device: device, logger: logger)
         unsafe input = .allocate(byteCount: VFIOUserLimits.receiveBuffer, alignment: 16)
-        session.sendLater = { [weak self] reply in self?.send(reply) }
         try watchSocket(for: .readable)
     }
 
@@ -310,14 +307,6 @@ public final class Connection {
         case .refused(let reason):
             send(reply)
             end(.protocolViolation(reason))
-        case .delayed(let delayed):
-            delayed.timer = loop.schedule(at: loop.now + unmappingTime) {
-                [weak session, logger] in
-                logger.warning("memory that the client wants back is still in use")
-                session?.complete(delayed, error: .resourceBusy)
-            }
-            // The client's answer to us would wait for our answer to this.
-            if access != nil { restFirst() }
         }
     }
 

@@ -31,10 +31,6 @@ public enum VFIOUserLimits {
     /// client that lets more gather is gone.
     public static let outputQueue = 2 * messageSize
 
-    /// QEMU gives up on a reply after 5 s, so an unmapping that still is not over is answered with an
-    /// error before that.
-    public static let unmappingTime: Duration = .seconds(4)
-
     /// How long the device waits for guest memory that comes by messages, in all accesses that it makes
     /// before others have their turn. Shorter than QEMU's 5 s, so that a client blocked by our silence
     /// meets a failed access and not a dead device.

@@ -91,7 +91,7 @@ extension Connection {
         guard servesMemory else { throw isClosed ? .socketNotConnected : .notSupported }
         // Neither within another access nor while a request is answered.
         guard access == nil, !isAnswering else { throw .resourceBusy }
-        if mustRest || session.delayedReplies > 0 { throw .canceled }
+        if mustRest { throw .canceled }
         let deadline = startAccess()
         if overdueRequest != nil || deadline <= loop.now { throw .timedOut }
         let longest = Int(min(session.client.dataTransfer, UInt64(VFIOUserLimits.dataTransfer)))
@@ -154,7 +154,7 @@ extension Connection {
             case .refused(let error): throw error
             case .waiting, nil: break
             }
-            if mustRest || session.delayedReplies > 0 { throw .canceled }
+            if mustRest { throw .canceled }
             let left = deadline - loop.now
             guard left > .zero else {
                 overdueRequest = started.id

@@ -25,24 +25,17 @@ final class Session {
     enum Disposition {
         /// The reply is written; it may be empty, if none is wanted.
         case answered
-        /// The reply comes later, by ``sendLater``.
-        case delayed(DelayedReply)
         /// The reply is written, and after it the connection ends.
         case refused(String)
     }
 
     private(set) var phase = Phase.negotiating
     private(set) var client = VersionCapabilities()
-    /// Sends a reply that was delayed.
-    var sendLater: ((MessageBuffer) -> Void)?
-    /// Replies that are delayed now.
-    var delayedReplies = 0
 
     let device: any VFIODevice
     let regions: [RegionDescription]
     let interrupts: [InterruptDescription]
     let logger: Logger
-    let lateReply = MessageBuffer(capacity: MessageHeader.size + DMAUnmapRequest.size)
 
     init(device: any VFIODevice, logger: Logger) {
         self.device = device
@@ -51,10 +44,9 @@ final class Session {
         interrupts = device.interrupts
     }
 
-    /// No message is answered any more, nor a delayed reply sent.
+    /// Ends the session; no message is answered any more.
     func close() {
         phase = .closed
-        sendLater = nil
     }
 
     /// Whether a request can be carried out while the device is in the middle of its work.
@@ -81,13 +73,16 @@ final class Session {
         case .regionWrite: writeRegion(header, payload, into: reply)
         case .regionWriteMulti: writeRegions(header, payload, into: reply)
         case .dmaMap: mapMemory(header, payload, descriptors: &descriptors, into: reply)
-        case .dmaUnmap: return unmapMemory(header, payload, into: reply)
+        case .dmaUnmap: unmapMemory(header, payload, into: reply)
         case .deviceGetInfo: describeDevice(header, payload, into: reply)
         case .deviceGetRegionInfo: describeRegion(header, payload, into: reply)
         case .deviceGetRegionIOFDs: describeRegionDescriptors(header, payload, into: reply)
         case .deviceGetIRQInfo: describeInterrupt(header, payload, into: reply)
         case .deviceSetIRQs: setInterrupts(header, payload, descriptors: &descriptors, into: reply)
-        case .deviceReset: return resetDevice(header, into: reply)
+        case .deviceReset:
+            // With the reply the client may use all guest memory for something else.
+            device.reset()
+            start(header, into: reply)
         case .version:
             fail(header, .invalidArgument, into: reply)
         case .deviceFeature:

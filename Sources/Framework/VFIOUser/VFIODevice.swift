@@ -9,7 +9,7 @@ public import SystemPackage
 /// ``interrupts``, so an implementation sees only indices, offsets and vectors that exist.
 ///
 /// While the device itself waits in ``Connection/readMemory(into:at:)`` or
-/// ``Connection/writeMemory(_:at:)``, all of these functions but ``reset(whenFinished:)`` may be called: the
+/// ``Connection/writeMemory(_:at:)``, all of these functions but ``reset()`` may be called: the
 /// client's processor holds a lock until its register access is answered, and would otherwise never
 /// come to answer ours. They must therefore not touch what such an access works on.
 public protocol VFIODevice: AnyObject {
@@ -40,21 +40,18 @@ public protocol VFIODevice: AnyObject {
         access: MemoryAccess
     ) throws(Errno)
 
-    /// Removes guest memory that was added with exactly this range, and calls `finished` once when
-    /// nothing uses it any more, possibly before this returns.
+    /// Unmaps guest memory that was mapped with exactly this range. Nothing accesses it after this
+    /// returns.
     ///
-    /// - Throws: `ENOENT` if there is no such range; `finished` is not called then.
-    func unmapMemory(
-        at address: UInt64, count: UInt64, whenFinished finished: @escaping () -> Void
-    ) throws(Errno)
+    /// - Throws: `ENOENT` if there is no such range.
+    func unmapMemory(at address: UInt64, count: UInt64) throws(Errno)
 
-    /// Removes all guest memory and calls `finished` once when nothing uses it any more.
-    func unmapAllMemory(whenFinished finished: @escaping () -> Void)
+    /// Unmaps all guest memory. Nothing accesses it after this returns.
+    func unmapAllMemory()
 
-    /// Returns to the state after power-on, and calls `finished` once when nothing is read or written
-    /// any more for what the guest has asked before, possibly before this returns. Memory and
-    /// interrupts stay as the client set them.
-    func reset(whenFinished finished: @escaping () -> Void)
+    /// Resets the device to its state after power-on. Nothing that the guest has requested before
+    /// accesses guest memory after this returns; mappings and interrupts stay.
+    func reset()
 }
 
 /// A region of a device: a base address register, the configuration space and so on.

@@ -4,24 +4,22 @@ public import DMA
 public import Logging
 public import USB
 
-/// An xHCI 1.1 host controller.
+/// An xHCI host controller (xHCI 1.2).
 ///
-/// Register accesses only change the register file and mark work; ``service(now:)`` does the work:
-/// it is the only function that touches guest memory or devices. So a register can be read and
-/// written at any moment, even while `service` waits for a piece of guest memory.
+/// Register accesses only change the register file and mark work. ``service(now:)`` does the work, and
+/// is the only function that accesses guest memory or calls devices' transfers. So registers can be
+/// read and written at any moment, even while `service` waits for guest memory.
 public final class Controller: USBBus {
     /// Bytes of the register space (BAR 0).
     public static let registerSpaceSize = 0x4000
 
     private let registers: RegisterFile
     private let hub: RootHub
+    private let leases = MemoryLeases()
     private var engine: Engine
-    /// `service` is at work, so the engine is out of reach.
+    /// Whether a service pass is in progress, during which the engine cannot be called.
     private var isServicing = false
-    private var isResetWanted = false
-    private var wantedCancels: [(start: GuestAddress, count: UInt64)] = []
-    /// Who waits for devices to let go of guest memory, and until when.
-    private var waiting: [(limit: Duration, finished: () -> Void)] = []
+    private var isResetPending = false
 
     public init(
         memory: GuestMemory, interrupts: any InterruptSink, capabilities: Capabilities = .init(),
@@ -34,10 +32,12 @@ public final class Controller: USBBus {
         hub = RootHub(registers: registers, inbox: inbox)
         engine = Engine(
             registers: registers, hub: hub, inbox: inbox,
-            bus: SystemBus(memory: memory, registers: registers, sink: interrupts, logger: logger))
+            bus: SystemBus(
+                memory: memory, leases: leases, registers: registers, sink: interrupts,
+                logger: logger))
     }
 
-    /// Reads registers, at any offset and width; what lies outside reads as zero.
+    /// Reads registers, at any offset and width; offsets without a register read as zero.
     public func read(at offset: Int, into bytes: inout OutputSpan<UInt8>, now: Duration) {
         registers.read(at: offset, into: &bytes, now: now)
     }
@@ -47,68 +47,39 @@ public final class Controller: USBBus {
         registers.write(at: offset, from: bytes, now: now)
     }
 
-    /// Does all work that is due and returns the time at which there will be more, if known.
+    /// Does all work that is due, and returns the time of the next work, if known.
     ///
-    /// Called at the end of each turn of the event loop; costs next to nothing when nothing is due.
+    /// Called after each iteration of the event loop; costs next to nothing when nothing is due.
     public func service(now: Duration) -> Duration? {
         guard !isServicing else { return nil }
-        let next = serviceEngine(now: now)
-        guard !waiting.isEmpty, let limit = endWaiting(now: now) else { return next }
-        return min(next ?? limit, limit)
-    }
-
-    private func serviceEngine(now: Duration) -> Duration? {
         guard engine.hasWork(now: now) else { return engine.deadline }
         isServicing = true
-        engine.service(now: now) { isResetWanted || !wantedCancels.isEmpty }
+        engine.service(now: now) { isResetPending }
         isServicing = false
-        guard isResetWanted || !wantedCancels.isEmpty else { return engine.deadline }
-        for (start, count) in wantedCancels {
-            engine.cancelTransfers(touching: start, count: count)
-        }
-        wantedCancels = []
-        if isResetWanted { reset() }
+        guard isResetPending else { return engine.deadline }
+        reset()
         return now
     }
 
-    /// Returns to the state after power-on; devices stay plugged in. Memory and interrupts are not
-    /// touched. It takes effect at once, or when a `service` in progress ends.
+    /// Resets the controller to its state after power-on; devices stay attached. Guest memory stays
+    /// mapped and interrupts connected. Takes effect at once, or at the end of a service pass in progress.
+    ///
+    /// No device accesses guest memory after this returns.
     public func reset() {
-        isResetWanted = isServicing
+        leases.revokeAll()
+        isResetPending = isServicing
         if !isServicing { engine.reset() }
     }
 
-    /// Calls `finished` once when no device is at work in guest memory for a transfer that was given
-    /// up, as all are by a reset, or at `limit`; from within this or a later `service`.
-    public func whenQuiet(by limit: Duration, then finished: @escaping () -> Void) {
-        if !isServicing && hub.isQuiet { return finished() }
-        waiting.append((limit, finished))
-    }
-
-    /// - Returns: when those who still wait are to be told that it took too long.
-    private func endWaiting(now: Duration) -> Duration? {
-        let isQuiet = hub.isQuiet
-        let ended = waiting.filter { isQuiet || $0.limit <= now }
-        waiting.removeAll { isQuiet || $0.limit <= now }
-        for wait in ended { wait.finished() }
-        return waiting.map(\.limit).min()
-    }
-
-    /// Gives up transfers whose data lies in a range that the client takes away.
-    ///
-    /// They end when their device lets go, in a later `service`.
-    public func cancelTransfers(touching start: GuestAddress, count: UInt64) {
-        if isServicing {
-            wantedCancels.append((start, count))
-        } else {
-            engine.cancelTransfers(touching: start, count: count)
-        }
-    }
+    /// Ends all access to a region that the client has unmapped. Transfers that use it go on in memory
+    /// of this process; their data is copied to the guest's memory when they complete, if it is
+    /// mapped by then.
+    public func endAccess(to region: MemoryRegion) { leases.stage(region) }
 
     public func attach(_ device: any USBDevice) throws(AttachError) { try hub.attach(device) }
 
     public func detach(_ device: any USBDevice) { hub.detach(device) }
 
-    /// The port that a device is plugged into, counting from 1; `nil` if it is not, or no longer.
+    /// The port number of a device, from 1; `nil` if it is not attached.
     public func port(of device: any USBDevice) -> Int? { hub.port(of: device).map { $0 + 1 } }
 }

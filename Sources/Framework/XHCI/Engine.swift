@@ -4,39 +4,40 @@ internal import DMA
 internal import Logging
 internal import USB
 
-/// What the controller does when it is given time: commands, transfers and events.
+/// The work of the controller: commands, transfers and events.
 ///
-/// The whole state is one value that a single call changes. While it waits for guest memory or talks
-/// to a device, others may reach the register file, the root hub and the inbox, which are objects
-/// beside it, but never the engine itself.
+/// The engine is one value that a single call changes. While it waits for guest memory or calls a
+/// device, the register file, the root hub, the inbox and the leases may be called, which are objects
+/// beside it, but not the engine itself.
 struct Engine {
     let registers: RegisterFile
     let hub: RootHub
     let inbox: DeviceInbox
     var bus: SystemBus
-    /// By slot number; the first one is never used.
+    /// Device slots by slot number; the first one is not used.
     var slots: [Slot]
     var commands = CommandRing()
 
+    /// Whether the controller runs: R/S is set and no halt is in progress.
     private var isRunning = false
-    /// A port has changes that the guest has had no event for.
+    /// Whether a port has a change without an event.
     private var hasPortEvents = false
-    /// Endpoints to visit, and those whose events have no room.
-    private var ready: EndpointSet
-    /// Whose turn it is: the endpoint after the one that was visited last.
-    private var turn = (slot: 0, endpoint: 0)
-    private var blocked: EndpointSet
-    /// Isochronous endpoints that are on the schedule.
+    /// Endpoints to service.
+    private var runnable: EndpointSet
+    /// Round-robin cursor: the next endpoint to service.
+    private var cursor = (slot: 0, endpoint: 0)
+    /// Endpoints whose events wait for an event ring that is full.
+    private var waitingForEventRing: EndpointSet
+    /// Isochronous endpoints with a wake time.
     private var scheduled: EndpointSet
-    /// Counts the transfers, so that no two have the same id.
+    /// The number of the last transfer.
     private var sequence: UInt64 = 0
-    /// The next MFINDEX wrap, if the guest wants to be told.
+    /// The time of the next MFINDEX wrap, if the guest has enabled its event (EWE).
     private var wrapTime: Duration?
-    /// R/S was cleared: until when HCH waits for devices to give back the guest's memory.
+    /// The time at which HCH is set although devices have not completed cancelled transfers; `nil` if
+    /// no halt is in progress.
     private var haltDeadline: Duration?
-    /// Until when HCRST waits for devices to give back the guest's memory.
-    private var resetDeadline: Duration?
-    /// When the engine wants to be called without anything having happened.
+    /// The time of the next service pass if nothing happens before.
     private(set) var deadline: Duration?
 
     init(registers: RegisterFile, hub: RootHub, inbox: DeviceInbox, bus: SystemBus) {
@@ -46,65 +47,51 @@ struct Engine {
         self.bus = bus
         let count = registers.capabilities.slots
         slots = (0...count).map(Slot.init(number:))
-        ready = EndpointSet(slots: count)
-        blocked = EndpointSet(slots: count)
+        runnable = EndpointSet(slots: count)
+        waitingForEventRing = EndpointSet(slots: count)
         scheduled = EndpointSet(slots: count)
     }
 
-    /// Forgets everything, as HCRST does; devices are reset and stay.
+    /// Resets the controller (HCRST, xHCI 4.2). All transfers lose their memory at once; devices are
+    /// reset and stay attached.
     mutating func reset() {
-        dropSlots()
+        for slot in slots.indices where slots[slot].state != nil {
+            slots[slot].dropEndpoints(from: 1, bus)
+        }
         let count = registers.capabilities.slots
         slots = (0...count).map(Slot.init(number:))
         commands = CommandRing()
-        ready = EndpointSet(slots: count)
-        blocked = EndpointSet(slots: count)
+        runnable = EndpointSet(slots: count)
+        waitingForEventRing = EndpointSet(slots: count)
         scheduled = EndpointSet(slots: count)
         isRunning = false
         haltDeadline = nil
         hasPortEvents = false
         wrapTime = nil
-        resetDeadline = nil
         deadline = nil
         bus.reset()
         registers.reset()
         hub.resetDevices()
     }
 
-    /// HCRST stays set until no device can write into memory that the guest gave it before: after a
-    /// reset the guest uses it for something else (xHCI 4.2, 5.4.1).
-    private mutating func isReadyToReset(now: Duration) -> Bool {
-        dropSlots()
-        listenToDevices()
-        let limit = resetDeadline ?? now + XHCILimits.cancelTimeout
-        resetDeadline = limit
-        return hub.isQuiet || limit <= now
-    }
-
-    /// Gives up what devices were asked for.
-    private mutating func dropSlots() {
-        for slot in slots.indices where slots[slot].state != nil {
-            slots[slot].dropEndpoints(from: 1)
-        }
-    }
-
-    /// Whether a call of ``service(now:)`` would find something.
+    /// Whether a service pass has something to do.
     func hasWork(now: Duration) -> Bool {
         if registers.hasWork || !inbox.isEmpty { return true }
         if let deadline { return deadline <= now }
         return false
     }
 
-    /// Does what is due, within bounds.
+    /// Does the work that is due, within ``XHCILimits/passesPerService`` and
+    /// ``XHCILimits/workPerService``.
     ///
-    /// - Parameter isInterrupted: asked between steps; the caller wants the engine back.
+    /// - Parameter isInterrupted: called between passes; `true` ends the service.
     mutating func service(now: Duration, isInterrupted: () -> Bool) {
         wakeScheduled(now: now)
         var budget = XHCILimits.workPerService
         var isDone = false
         for _ in 0..<XHCILimits.passesPerService where !isDone && budget > 0 && !isInterrupted() {
             registers.hasWork = false
-            isDone = !serviceRound(now: now, budget: &budget)
+            isDone = !servicePass(now: now, budget: &budget)
         }
         guard !isInterrupted() else {
             deadline = now
@@ -116,10 +103,9 @@ struct Engine {
 
     private mutating func nextDeadline(now: Duration) -> Duration? {
         let interrupts = bus.raiseInterrupts(now: now)
-        // Until a reset is over, nothing else is looked at.
-        if let resetDeadline { return resetDeadline }
-        return [interrupts, commands.deadline, wrapTime, nextScheduled(), haltDeadline]
-            .reduce(nil, Self.earlier)
+        return [
+            interrupts, commands.pendingStop?.deadline, wrapTime, nextScheduled(), haltDeadline,
+        ].reduce(nil, Self.earlier)
     }
 
     private static func earlier(_ one: Duration?, _ other: Duration?) -> Duration? {
@@ -127,35 +113,34 @@ struct Engine {
         return min(one, other)
     }
 
-    /// One round through everything; `false` if nothing was left to do.
-    private mutating func serviceRound(now: Duration, budget: inout Int) -> Bool {
-        if registers.command.contains(.reset) {
-            guard isReadyToReset(now: now) else { return false }
-            reset()
-        }
-        followRunBit(now: now)
-        listenToDevices()
+    /// One pass over messages, ports, commands and endpoints.
+    ///
+    /// - Returns: whether there is more to do.
+    private mutating func servicePass(now: Duration, budget: inout Int) -> Bool {
+        if registers.command.contains(.reset) { reset() }
+        applyRunStop(now: now)
+        handleDeviceMessages()
         servicePorts()
         guard isRunning else { return !inbox.isEmpty || registers.hasWork }
         bus.resumeEvents()
-        unblock()
+        retryWaitingEndpoints()
         reportPorts()
         reportWrap(now: now)
         // Doorbells before commands: one that was rung before Stop Endpoint must not undo it.
-        answerDoorbells()
+        handleDoorbells()
         let hasMoreCommands = !registers.streamDoorbells.isEmpty || serviceCommands(now: now)
-        visitEndpoints(budget: &budget, now: now)
-        return hasMoreCommands || !ready.isEmpty || !inbox.isEmpty
+        serviceEndpoints(budget: &budget, now: now)
+        return hasMoreCommands || !runnable.isEmpty || !inbox.isEmpty
             || registers.hasWork
     }
 
     // MARK: - Running and halting
 
-    private mutating func followRunBit(now: Duration) {
+    private mutating func applyRunStop(now: Duration) {
         if isRunning, !registers.command.contains(.run) { beginHalt(now: now) }
-        if let limit = haltDeadline {
-            listenToDevices()
-            guard isReadyToHalt || limit <= now else { return }
+        if let haltDeadline {
+            handleDeviceMessages()
+            guard areEndpointsDrained || haltDeadline <= now else { return }
             finishHalt()
         }
         guard !isRunning, registers.command.contains(.run) else { return }
@@ -164,12 +149,12 @@ struct Engine {
         registers.microframes.start(now: now)
     }
 
-    /// Takes back what devices have: once HCH is set, the guest uses its memory for something else
-    /// (xHCI 5.4.1.1).
+    /// Starts a halt (xHCI 5.4.1.1): cancels all in-flight transfers as Stop Endpoint does, since the
+    /// guest uses their memory for something else once HCH is set.
     private mutating func beginHalt(now: Duration) {
         isRunning = false
         haltDeadline = now + XHCILimits.haltTimeout
-        abandonWaiting()
+        endPendingStop()
         registers.microframes.stop(now: now)
         registers.commandRing.stop(at: commands.position)
         commands.mayHaveMore = false
@@ -182,19 +167,19 @@ struct Engine {
         }
     }
 
-    private var isReadyToHalt: Bool {
-        hub.isQuiet
-            && slots.allSatisfy { $0.endpoints.allSatisfy { $0?.isReadyToStop ?? true } }
+    private var areEndpointsDrained: Bool {
+        slots.allSatisfy { $0.endpoints.allSatisfy { $0?.isDrained ?? true } }
     }
 
-    /// What was not finished is visited when the controller runs again, without a doorbell.
+    /// Halts the controller (HCH). In-flight TDs are requeued and restart when R/S is set again; no
+    /// doorbell is needed.
     private mutating func finishHalt() {
         haltDeadline = nil
         for slot in slots.indices {
             let owner = slots[slot].identity
             for endpoint in slots[slot].endpoints.indices {
                 if slots[slot].endpoints[endpoint]?.finishHalt(owner, bus) ?? false {
-                    ready.insert(slot: slot, endpoint: endpoint)
+                    runnable.insert(slot: slot, endpoint: endpoint)
                 }
             }
         }
@@ -212,8 +197,8 @@ struct Engine {
 
     // MARK: - Ports
 
-    /// Tells devices what the guest did to their ports. PCD is set for what changed, whether or not
-    /// the controller runs.
+    /// Applies port register writes to devices and sets PCD for port changes, whether or not the
+    /// controller runs.
     private mutating func servicePorts() {
         guard registers.hasPortWork else { return }
         registers.hasPortWork = false
@@ -226,8 +211,8 @@ struct Engine {
         }
     }
 
-    /// Posts an event for each port with new changes. Those that came up while the controller stood
-    /// still are told when it runs.
+    /// Posts an event for each port with new changes. Changes while the controller was halted get their
+    /// events when it runs.
     private mutating func reportPorts() {
         guard hasPortEvents else { return }
         for port in registers.ports.indices where !registers.ports[port].unreported.isEmpty {
@@ -238,13 +223,13 @@ struct Engine {
         hasPortEvents = false
     }
 
-    mutating func listenToDevices() {
+    mutating func handleDeviceMessages() {
         for _ in 0..<XHCILimits.messagesPerPass {
             guard let message = inbox.next() else { return }
             switch message {
             case .completed(let completion): record(completion)
-            case .disconnected(let connection): hub.unplug(connection)
-            case .unplugged(let connection): loseDevice(connection)
+            case .disconnected(let connection): hub.detach(connection)
+            case .detached(let connection): failTransfers(of: connection)
             case .woke(let connection): hub.wake(connection)
             }
         }
@@ -255,61 +240,62 @@ struct Engine {
         guard slot < slots.count, slots[slot].endpoints.indices.contains(endpoint),
             slots[slot].endpoints[endpoint]?.record(completion) == true
         else { return }
-        ready.insert(slot: slot, endpoint: endpoint)
+        runnable.insert(slot: slot, endpoint: endpoint)
     }
 
-    private mutating func loseDevice(_ connection: PortConnection) {
+    /// Fails all transfers of a device that was detached.
+    private mutating func failTransfers(of connection: PortConnection) {
         for slot in slots.indices where slots[slot].connection === connection {
             for endpoint in slots[slot].endpoints.indices {
-                slots[slot].endpoints[endpoint]?.loseDevice(except: connection.lastTransfer)
-                ready.insert(slot: slot, endpoint: endpoint)
+                slots[slot].endpoints[endpoint]?.failAll(bus)
+                runnable.insert(slot: slot, endpoint: endpoint)
             }
         }
     }
 
     // MARK: - Endpoints
 
-    mutating func answerDoorbells() {
+    mutating func handleDoorbells() {
         while let (slot, endpoints) = registers.doorbells.popFirst() {
             for endpoint in endpoints.setBits {
-                answerDoorbell(slot, endpoint, stream: 0)
+                handleDoorbell(slot, endpoint, stream: 0)
             }
         }
         for _ in 0..<XHCILimits.streamDoorbellsPerPass {
             guard let ring = registers.streamDoorbells.popFirst() else { return }
-            answerDoorbell(ring.slot, ring.endpoint, stream: ring.stream)
+            handleDoorbell(ring.slot, ring.endpoint, stream: ring.stream)
         }
-        // The rest is for the next round.
+        // The rest is for the next pass.
         registers.hasWork = registers.hasWork || !registers.streamDoorbells.isEmpty
     }
 
-    private mutating func answerDoorbell(_ slot: Int, _ endpoint: Int, stream: Int) {
+    private mutating func handleDoorbell(_ slot: Int, _ endpoint: Int, stream: Int) {
         guard slots[slot].state != nil else { return }
         let owner = slots[slot].identity
         if slots[slot].endpoints[endpoint]?.ringDoorbell(stream: stream, owner, &bus) ?? false {
-            ready.insert(slot: slot, endpoint: endpoint)
+            runnable.insert(slot: slot, endpoint: endpoint)
         }
     }
 
-    /// Lets endpoints whose events had no room try again.
-    private mutating func unblock() {
-        while let (slot, endpoints) = blocked.popFirst() {
+    /// Makes endpoints runnable that waited for an event ring.
+    private mutating func retryWaitingEndpoints() {
+        while let (slot, endpoints) = waitingForEventRing.popFirst() {
             for endpoint in endpoints.setBits {
-                ready.insert(slot: slot, endpoint: endpoint)
+                runnable.insert(slot: slot, endpoint: endpoint)
             }
         }
     }
 
-    /// Visits isochronous endpoints whose time has come.
+    /// Makes isochronous endpoints runnable whose wake time has come.
     private mutating func wakeScheduled(now: Duration) {
         guard isRunning, !scheduled.isEmpty else { return }
         let microframe = registers.microframes.count(now: now)
         forEachScheduled { engine, slot, endpoint, time in
-            if time <= microframe { engine.ready.insert(slot: slot, endpoint: endpoint) }
+            if time <= microframe { engine.runnable.insert(slot: slot, endpoint: endpoint) }
         }
     }
 
-    /// When an isochronous endpoint is to be visited next: the one timer for all of them.
+    /// The earliest wake time of all isochronous endpoints: one timer serves all of them.
     private mutating func nextScheduled() -> Duration? {
         guard isRunning, !scheduled.isEmpty else { return nil }
         var next: Int64?
@@ -317,8 +303,8 @@ struct Engine {
         return next.flatMap { registers.microframes.time(of: $0) }
     }
 
-    /// Calls `body` with each endpoint that is on the schedule, and when it is to be visited; takes
-    /// those off the set that are not.
+    /// Calls `body` with each scheduled endpoint and its wake time; removes endpoints without one from
+    /// the set.
     private mutating func forEachScheduled(
         _ body: (inout Engine, _ slot: Int, _ endpoint: Int, _ time: Int64) -> Void
     ) {
@@ -337,42 +323,31 @@ struct Engine {
         }
     }
 
-    private mutating func visitEndpoints(budget: inout Int, now: Duration) {
+    private mutating func serviceEndpoints(budget: inout Int, now: Duration) {
         let microframe = registers.microframes.count(now: now)
-        while budget > 0, let (slot, endpoints) = ready.popFirst(from: turn) {
-            turn = (slot + 1, 0)
+        while budget > 0, let (slot, endpoints) = runnable.popFirst(from: cursor) {
+            cursor = (slot + 1, 0)
             guard slots[slot].state != nil else { continue }
             let owner = slots[slot].identity
             for endpoint in endpoints.setBits {
                 guard budget > 0 else {
-                    if turn.slot > slot { turn = (slot, endpoint) }
-                    ready.insert(slot: slot, endpoint: endpoint)
+                    if cursor.slot > slot { cursor = (slot, endpoint) }
+                    runnable.insert(slot: slot, endpoint: endpoint)
                     continue
                 }
-                switch slots[slot].endpoints[endpoint]?.visit(
+                switch slots[slot].endpoints[endpoint]?.service(
                     owner, &bus, &sequence, budget: &budget, microframe: microframe)
                 {
-                case .more: ready.insert(slot: slot, endpoint: endpoint)
-                case .blocked:
-                    // Time does not help it.
+                case .more: runnable.insert(slot: slot, endpoint: endpoint)
+                case .waitingForEventRing:
+                    // Its wake time would not help it.
                     scheduled.remove(slot: slot, endpoint: endpoint)
-                    blocked.insert(slot: slot, endpoint: endpoint)
+                    waitingForEventRing.insert(slot: slot, endpoint: endpoint)
                 case .idle, nil:
                     if slots[slot].endpoints[endpoint]?.wakeTime != nil {
                         scheduled.insert(slot: slot, endpoint: endpoint)
                     }
                 }
-            }
-        }
-    }
-
-    /// Gives up transfers whose data lie in a range that is taken away.
-    mutating func cancelTransfers(touching start: GuestAddress, count: UInt64) {
-        for slot in slots.indices {
-            let owner = slots[slot].identity
-            for endpoint in slots[slot].endpoints.indices {
-                slots[slot].endpoints[endpoint]?.cancelTransfers(
-                    touching: start, count: count, owner)
             }
         }
     }

@@ -11,9 +11,11 @@ enum XHCILimits {
     static let trbsPerTD = 4096
     /// Data bytes of one TD.
     static let bytesPerTD = 64 << 20
-    /// Bytes of bounce buffers in all transfers: for guest memory that only messages reach, and for
-    /// the Data Stage of control transfers that the guest queues in several TDs.
-    static let bounceBytes = 256 << 20
+    /// Bytes of staging memory in all transfers: for guest memory that this process cannot access in
+    /// place, and for the Data Stage of control requests that the guest queues in pieces.
+    static let stagingBytes = 256 << 20
+    /// Leases that have ended and are kept for the next transfers.
+    static let unusedLeases = 1024
 
     // MARK: - Transfers in flight
 
@@ -74,10 +76,10 @@ enum XHCILimits {
 
     // MARK: - Timeouts
 
-    /// The time that a command waits until a device has completed its cancelled transfers. FreeBSD
-    /// expects a command to complete in 100 ms.
+    /// The time that Stop Endpoint waits until the device has completed the cancelled transfers, before
+    /// their memory is revoked. FreeBSD expects a command to complete in 100 ms.
     static let cancelTimeout = Duration.milliseconds(40)
-    /// The time that a halt waits until devices have completed their cancelled transfers before HCH
-    /// is set. The controller must halt in 16 ms (xHCI 5.4.1.1); Linux waits 32 ms.
+    /// The time that a halt waits until devices have completed the cancelled transfers, before their
+    /// memory is revoked and HCH is set. The controller must halt in 16 ms (xHCI 5.4.1.1); Linux waits 32 ms.
     static let haltTimeout = Duration.milliseconds(16)
 }

@@ -9,9 +9,9 @@ internal import Logging
 /// (xHCI 4.10.2.6). The functions here report it themselves, so callers need no error path.
 struct SystemBus {
     let memory: GuestMemory
+    let leases: MemoryLeases
     let registers: RegisterFile
     let sink: any InterruptSink
-    let bounceBudget = BounceBudget()
     private let logger: Logger
     /// The event rings, by interrupter.
     private var rings: [EventRing]
@@ -19,9 +19,11 @@ struct SystemBus {
     private var full: UInt16 = 0
 
     init(
-        memory: GuestMemory, registers: RegisterFile, sink: any InterruptSink, logger: Logger
+        memory: GuestMemory, leases: MemoryLeases, registers: RegisterFile, sink: any InterruptSink,
+        logger: Logger
     ) {
         self.memory = memory
+        self.leases = leases
         self.registers = registers
         self.sink = sink
         self.logger = logger

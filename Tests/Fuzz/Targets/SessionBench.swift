@@ -180,8 +180,7 @@ final class SessionBench {
 
     func finish() throws {
         try send(atMost: .max)
-        device.delaysUnmapping = false
-        device.forget()
+        device.closeEvents()
         try settle()
         if ends.isEmpty {
             try require(!isBroken, "the connection outlives a broken stream")

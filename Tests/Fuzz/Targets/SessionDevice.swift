@@ -8,13 +8,10 @@ import VFIOUser
 final class SessionDevice: VFIODevice {
     let regions: [RegionDescription]
     let interrupts: [InterruptDescription]
-    /// Unmappings end when the test says so.
-    var delaysUnmapping = false
     var refusesMemory = false
     private(set) var violation: String?
     private var events: [[EventDescriptor?]]
     private var maps: [(address: UInt64, count: UInt64)] = []
-    private var unmappings: [() -> Void] = []
 
     init() {
         var regions = [RegionDescription](
@@ -33,18 +30,8 @@ final class SessionDevice: VFIODevice {
         events = interrupts.map { [EventDescriptor?](repeating: nil, count: $0.count) }
     }
 
-    func finishUnmapping(_ index: Int) {
-        guard unmappings.indices.contains(index) else { return }
-        unmappings.remove(at: index)()
-    }
-
-    /// Lets go of everything that came from the client.
-    func forget() {
-        events = []
-        let all = unmappings
-        unmappings = []
-        for finish in all { finish() }
-    }
+    /// Closes the eventfds of the client.
+    func closeEvents() { events = [] }
 
     private func expect(_ holds: Bool, _ what: @autoclosure () -> String) {
         if !holds, violation == nil { violation = what() }
@@ -103,23 +90,13 @@ final class SessionDevice: VFIODevice {
         maps.append((address, count))
     }
 
-    func unmapMemory(
-        at address: UInt64, count: UInt64, whenFinished finished: @escaping () -> Void
-    ) throws(Errno) {
-        guard let place = maps.firstIndex(where: { $0.address == address && $0.count == count })
+    func unmapMemory(at address: UInt64, count: UInt64) throws(Errno) {
+        guard let index = maps.firstIndex(where: { $0.address == address && $0.count == count })
         else { throw .noSuchFileOrDirectory }
-        maps.remove(at: place)
-        end(finished)
+        maps.remove(at: index)
     }
 
-    func unmapAllMemory(whenFinished finished: @escaping () -> Void) {
-        maps = []
-        end(finished)
-    }
+    func unmapAllMemory() { maps = [] }
 
-    private func end(_ finished: @escaping () -> Void) {
-        if delaysUnmapping { unmappings.append(finished) } else { finished() }
-    }
-
-    func reset(whenFinished finished: @escaping () -> Void) { finished() }
+    func reset() {}
 }

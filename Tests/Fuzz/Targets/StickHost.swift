@@ -243,7 +243,7 @@ private final class HeapPieces {
 
     static func buffer(_ bytes: [UInt8], pieces count: Int) -> TransferBuffer {
         let owner = HeapPieces()
-        var buffer = TransferBuffer()
+        let lease = MemoryLease()
         let length = max((bytes.count + count - 1) / count, 1)
         for start in stride(from: 0, to: bytes.count, by: length) {
             let part = bytes[start..<min(start + length, bytes.count)]
@@ -251,9 +251,9 @@ private final class HeapPieces {
                 byteCount: part.count, alignment: 16)
             piece.copyBytes(from: part)
             owner.pieces.append(piece)
-            buffer.append(piece, keeping: owner)
+            lease.append(piece, keeping: owner)
         }
-        return buffer
+        return lease.buffer
     }
 
     deinit { for piece in pieces { piece.deallocate() } }

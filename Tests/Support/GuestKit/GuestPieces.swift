@@ -5,6 +5,8 @@ public import USB
 /// Memory of a guest: pieces that are not neighbours, so that a buffer has several segments.
 public final class GuestPieces {
     private let allocation: UnsafeMutableRawBufferPointer
+    /// The memory as a transfer has it; a test may revoke it.
+    public let lease: MemoryLease
     public let buffer: TransferBuffer
 
     /// `count` bytes of 0xa5 in up to `pieces` segments with gaps between them.
@@ -12,19 +14,19 @@ public final class GuestPieces {
         let gap = 64
         allocation = .allocate(byteCount: count + gap * pieces + 4096, alignment: 4096)
         allocation.initializeMemory(as: UInt8.self, repeating: 0xa5)
-        var buffer = TransferBuffer()
+        lease = MemoryLease()
         let owner = Owner()
         var start = 0
         var left = count
         for index in 0..<max(pieces, 1) {
             let length = index == pieces - 1 ? left : min(left, max(count / pieces, 1))
-            buffer.append(
+            lease.append(
                 UnsafeMutableRawBufferPointer(rebasing: allocation[start..<start + length]),
                 keeping: owner)
             start += length + gap
             left -= length
         }
-        self.buffer = buffer
+        buffer = lease.buffer
     }
 
     private final class Owner {}

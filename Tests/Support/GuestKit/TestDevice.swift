@@ -54,7 +54,6 @@ public final class TestDevice: USBDevice {
     /// Whether the end of one cancelled transfer brings that of all others, as a host's kernel does.
     public var cancelsAllAtOnce = false
     public var keepsIsochronousTime = false
-    public var transferInUse: Transfer.ID?
     /// Bytes that a cancelled transfer is said to have moved.
     public var transferredWhenCancelled = 0
 

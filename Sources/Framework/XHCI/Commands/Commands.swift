@@ -11,8 +11,6 @@ extension Engine {
     mutating func execute(_ command: CommandTRB, at pointer: UInt64, now: Duration) {
         var slot = command.slot
         let code: CompletionCode
-        // Read before the command, because Disable Slot clears it.
-        let connection = slots.indices.contains(slot) ? slots[slot].connection : nil
         switch command.trb.kind {
         case .noOpCommand:
             code = .success
@@ -42,12 +40,6 @@ extension Engine {
         // Extended Property commands are optional and not implemented. Undefined types also get a
         // TRB Error (xHCI 4.6).
         default: code = .trbError
-        }
-        if let connection, connection.holdsUpCommands {
-            commands.waiting = CommandRing.Waiting(
-                pointer: pointer, slot: slot, deadline: now + XHCILimits.cancelTimeout,
-                cause: .abandoned(code, connection))
-            return
         }
         complete(code, at: pointer, slot: slot)
     }
@@ -111,11 +103,11 @@ extension Engine {
         for index in first...31 { disableEndpoint(index, of: slot) }
     }
 
-    /// Disables an endpoint, in its output context too, and abandons its transfers.
+    /// Disables an endpoint, in its output context too, and cancels its transfers without events.
     mutating func disableEndpoint(_ index: Int, of slot: Int) {
         guard slots[slot].endpoints[index] != nil else { return }
         let owner = slots[slot].identity
-        slots[slot].endpoints[index]?.abandon(owner)
+        slots[slot].endpoints[index]?.drop(owner, bus)
         slots[slot].endpoints[index] = nil
         if let address = slots[slot].contextAddress(of: index) {
             bus.store(EndpointContext(), at: address)

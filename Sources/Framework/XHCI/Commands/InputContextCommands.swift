@@ -38,7 +38,7 @@ extension Engine {
                 return .usbTransactionError
             }
         }
-        slots[slot].dropEndpoints(from: 1)
+        slots[slot].dropEndpoints(from: 1, bus)
         slots[slot].contextAddress = output & ~0x3f
         slots[slot].connection = connection
         endpoint.state = .running
@@ -119,7 +119,7 @@ extension Engine {
         for index in 2...31 where drop[bit: index] { disableEndpoint(index, of: slot) }
         for (index, original) in added {
             guard let address = slots[slot].contextAddress(of: index) else { continue }
-            slots[slot].endpoints[index]?.abandon(owner)
+            slots[slot].endpoints[index]?.drop(owner, bus)
             var context = original
             context.state = .running
             bus.store(context, at: address)

@@ -33,9 +33,9 @@ struct Slot {
         endpoints = Array(repeating: nil, count: 32)
     }
 
-    /// Disables the slot (xHCI 4.6.4): its endpoints are dropped and their transfers abandoned.
+    /// Disables the slot (xHCI 4.6.4): its endpoints are dropped and their transfers are cancelled without events.
     mutating func disable(_ bus: SystemBus) {
-        dropEndpoints(from: 1)
+        dropEndpoints(from: 1, bus)
         state = nil
         context.state = .enabled
         storeContext(bus)
@@ -43,12 +43,12 @@ struct Slot {
         endpoints = []
     }
 
-    /// Drops the endpoints from a DCI on and abandons their transfers. Their output contexts stay
+    /// Drops the endpoints from a DCI on and cancels their transfers without events. Their output contexts stay
     /// as they are.
-    mutating func dropEndpoints(from first: Int) {
+    mutating func dropEndpoints(from first: Int, _ bus: SystemBus) {
         let owner = identity
         for index in endpoints.indices where index >= first {
-            endpoints[index]?.abandon(owner)
+            endpoints[index]?.drop(owner, bus)
             endpoints[index] = nil
         }
     }

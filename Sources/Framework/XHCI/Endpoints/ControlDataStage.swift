@@ -2,63 +2,63 @@
 
 internal import USB
 
-/// A control request whose Data Stage comes in pieces, each queued when the last has ended
+/// A control request whose Data Stage comes in pieces, each queued when the one before has completed
 /// (xHCI 4.11.2.2), as FreeBSD did before 2020 with more than 1024 bytes.
 ///
-/// A device is only ever asked for a whole request, so the data stay here in between: what it gives
-/// is handed to the guest piece by piece, and what the guest gives is gathered until the Status Stage.
+/// A device is always given a whole request, so the data stays here in between: data of the device is
+/// copied to the guest piece by piece, and data of the guest is collected until the Status Stage.
 struct ControlDataStage {
     let setup: SetupPacket
-    /// Room for all of wLength.
-    private let data: OwnedBytes
-    /// Bytes of the pieces that have ended.
+    /// wLength bytes.
+    private let data: MemoryLease
+    /// Bytes of the pieces that have completed.
     private var moved = 0
-    /// How the device has answered an IN request.
-    private var answer = TransferDescriptor.Outcome.completed(transferred: 0)
+    /// How the device has completed an IN request.
+    private var result = TransferDescriptor.Outcome.completed(transferred: 0)
 
-    /// - Returns: `nil` if there is no memory for it.
-    init?(_ setup: SetupPacket, _ budget: BounceBudget) {
-        let count = Int(setup.length)
-        guard budget.allows(count) else { return nil }
+    /// - Returns: `nil` if there is no staging memory for it.
+    init?(_ setup: SetupPacket, _ budget: StagingBudget) {
+        guard let memory = StagingMemory(count: Int(setup.length), of: budget) else { return nil }
         self.setup = setup
-        data = OwnedBytes(count: count, of: budget)
+        data = MemoryLease()
+        unsafe data.appendStaged(memory.bytes, keeping: memory)
     }
 
-    /// Where the data of the next piece are.
-    var piece: BounceBuffer { BounceBuffer(data, from: moved) }
+    /// The data that has not moved yet.
+    var remainingData: TransferBuffer { data.buffer.slice(from: moved, count: remaining) }
 
-    /// Bytes that wLength leaves for further pieces.
-    var left: Int { Int(setup.length) - moved }
+    /// The bytes of wLength that have not moved yet.
+    var remaining: Int { Int(setup.length) - moved }
 
-    /// The Setup Stage is where a device gives its data, the Status Stage where it has taken them.
-    func concernsDevice(_ stages: ControlStages?) -> Bool {
+    /// Whether the device is given the request with a stage: a device sends its data in the Setup
+    /// Stage, and has received all data in the Status Stage.
+    func involvesDevice(_ stages: ControlStages?) -> Bool {
         stages == (setup.direction == .in ? .setup : .status)
     }
 
-    /// The data for the device: room for all that it may give, or what was gathered.
+    /// The data for the device: room for wLength bytes, or the bytes that were collected.
     var buffer: TransferBuffer {
         let count = setup.direction == .in ? Int(setup.length) : moved
         return data.buffer.slice(from: 0, count: count)
     }
 
-    /// Notes how the device has answered.
-    mutating func record(_ outcome: TransferDescriptor.Outcome) { answer = outcome }
+    /// Records how the device has completed the request.
+    mutating func record(_ outcome: TransferDescriptor.Outcome) { result = outcome }
 
-    /// How a part ends that has room for so many bytes: an error of the device is told where its data
-    /// end.
+    /// The outcome of a piece of `count` bytes: an error of the device is reported where its data ends.
     func outcome(ofBytes count: Int) -> TransferDescriptor.Outcome {
         guard setup.direction == .in else { return .completed(transferred: count) }
-        switch answer {
-        case .completed(let given): return .completed(transferred: min(given - moved, count))
-        case .cancelled(let given): return .cancelled(transferred: min(given - moved, count))
-        case .failed(let code, let given, _):
-            let rest = given - moved
-            // The Status Stage has no bytes, and is the last that can tell.
+        switch result {
+        case .completed(let sent): return .completed(transferred: min(sent - moved, count))
+        case .cancelled(let sent): return .cancelled(transferred: min(sent - moved, count))
+        case .failed(let code, let sent, _):
+            let rest = sent - moved
+            // The Status Stage has no bytes, and is the last that can report it.
             return rest < count || count == 0
                 ? .failed(code, transferred: rest) : .completed(transferred: count)
         }
     }
 
-    /// A piece has ended.
+    /// Advances past a piece of `count` bytes.
     mutating func advance(_ count: Int) { moved += count }
 }

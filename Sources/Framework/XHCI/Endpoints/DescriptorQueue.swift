@@ -1,28 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Transfer descriptors in order: new ones come to the end, finished ones leave at the front.
+/// A queue of TDs: an array with a gap at its beginning.
 ///
-/// It is an array with a gap at its beginning. A `Deque` would do, but hands out copies of its
-/// elements, which are large, where an array lends them.
+/// A `Deque` returns copies of its elements, which are large; an array yields them in place.
 struct DescriptorQueue: RandomAccessCollection {
     private var elements: [TransferDescriptor] = []
-    /// Elements before this one have left.
+    /// The index of the first element; those before it are removed.
     private var head = 0
 
-    /// A gap that is as large is closed.
+    /// The gap is closed when it has this many elements.
     private static let gapLimit = 32
 
     var startIndex: Int { 0 }
     var endIndex: Int { elements.count - head }
 
-    subscript(place: Int) -> TransferDescriptor { elements[head + place] }
+    subscript(position: Int) -> TransferDescriptor { elements[head + position] }
 
     mutating func append(_ descriptor: consuming TransferDescriptor) {
         elements.append(descriptor)
     }
 
-    mutating func setOutcome(_ outcome: TransferDescriptor.Outcome, at place: Int) {
-        elements[head + place].outcome = outcome
+    mutating func setOutcome(_ outcome: TransferDescriptor.Outcome, at position: Int) {
+        elements[head + position].outcome = outcome
     }
 
     mutating func removeFirst() -> TransferDescriptor {
@@ -39,12 +38,12 @@ struct DescriptorQueue: RandomAccessCollection {
         return first
     }
 
-    /// Takes the element at a place and all behind it.
-    mutating func removeLast(from place: Int) -> DescriptorQueue {
-        var taken = DescriptorQueue()
-        swap(&taken, &self)
-        for element in taken.prefix(place) { append(element) }
-        taken.head += count
-        return taken
+    /// Removes and returns the element at a position and all after it.
+    mutating func removeLast(from position: Int) -> DescriptorQueue {
+        var removed = DescriptorQueue()
+        swap(&removed, &self)
+        for element in removed.prefix(position) { append(element) }
+        removed.head += count
+        return removed
     }
 }

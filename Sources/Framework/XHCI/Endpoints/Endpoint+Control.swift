@@ -3,63 +3,70 @@
 internal import DMA
 internal import USB
 
-/// How a control endpoint carries out a request in parts (see ``ControlDataStage``).
+/// Control requests whose Data Stage comes in pieces (``ControlDataStage``).
 ///
-/// The request is dropped with the first part that fails, by Set TR Dequeue Pointer, and when another
-/// begins. Stop Endpoint leaves it where it stands.
+/// The first piece that fails ends the request, as do Set TR Dequeue Pointer and the next Setup Stage.
+/// Stop Endpoint leaves it where it is.
 extension Endpoint {
-    /// Carries out what the ring has of a request: asks the device, or moves a piece of the data.
-    mutating func startPart(
-        _ part: consuming TransferDescriptor, _ owner: SlotIdentity, _ bus: SystemBus,
+    /// Executes a piece: submits the request to the device, or moves data of the piece.
+    mutating func submitPiece(
+        _ piece: consuming TransferDescriptor, _ owner: SlotIdentity, _ bus: SystemBus,
         _ sequence: inout UInt64
     ) {
-        if part.stages == .setup {
+        if piece.stages == .setup {
             request = ControlDataStage(
-                SetupPacket(wire: part.entries[0].trb.parameter), bus.bounceBudget)
+                SetupPacket(wire: piece.entries[0].trb.parameter), bus.leases.budget)
         }
         guard let request else {
-            bus.log("control data: there is no memory for them")
-            part.outcome = .failed(.dataBufferError, transferred: 0)
-            hold(part)
+            bus.log("control data: there is no memory for it")
+            piece.outcome = .failed(.dataBufferError, transferred: 0)
+            appendInFlight(piece, 0)
             return
         }
-        guard reaches(owner, bus) else {
-            part.outcome = .failed(.usbTransactionError, transferred: 0)
-            hold(part)
+        guard canReachDevice(owner, bus) else {
+            piece.outcome = .failed(.usbTransactionError, transferred: 0)
+            appendInFlight(piece, 0)
             return
         }
-        let count = min(part.dataCount, request.left)
-        do throws(DMAError) {
-            try part.bounce(count, through: request.piece, request.setup.direction, bus.memory)
-        } catch {
-            bus.log("control data: \(error)")
-            part.outcome = .failed(.dataBufferError, transferred: 0)
-            hold(part)
-            return
+        let count = min(piece.dataCount, request.remaining)
+        let data = request.remainingData.slice(from: 0, count: count)
+        piece.direction = request.setup.direction
+        piece.pieceData = data
+        if piece.direction == .out {
+            do throws(DMAError) {
+                try piece.read(into: data, bus.memory)
+            } catch {
+                bus.log("control data: \(error)")
+                piece.outcome = .failed(.dataBufferError, transferred: 0)
+                appendInFlight(piece, 0)
+                return
+            }
         }
-        guard request.concernsDevice(part.stages) else {
-            part.length = count
-            part.outcome = request.outcome(ofBytes: count)
-            hold(part)
+        guard request.involvesDevice(piece.stages) else {
+            piece.length = count
+            piece.outcome = request.outcome(ofBytes: count)
+            appendInFlight(piece, 0)
             return
         }
         let buffer = request.buffer
-        part.length = buffer.count
-        submit(part, .control(request.setup), buffer, owner, &sequence)
+        piece.length = buffer.count
+        submit(piece, 0, .control(request.setup), buffer, owner, &sequence)
     }
 
-    /// The device has answered a part: what that means for its piece of the data.
-    mutating func recordPart(
-        _ outcome: TransferDescriptor.Outcome, _ part: borrowing TransferDescriptor
+    /// Records the device's completion of the request.
+    ///
+    /// - Returns: the outcome of the piece that submitted it.
+    mutating func recordPiece(
+        _ outcome: TransferDescriptor.Outcome, _ piece: borrowing TransferDescriptor
     ) -> TransferDescriptor.Outcome {
-        guard part.stages == .setup, let left = request?.left else { return outcome }
+        guard piece.stages == .setup, let remaining = request?.remaining else { return outcome }
         request?.record(outcome)
-        return request?.outcome(ofBytes: min(part.dataCount, left)) ?? outcome
+        return request?.outcome(ofBytes: min(piece.dataCount, remaining)) ?? outcome
     }
 
-    /// A part has ended well.
-    mutating func finishPart(_ part: borrowing TransferDescriptor, _ transferred: Int) {
-        switch part.stages {
+    /// Advances the request past a piece that has completed.
+    mutating func finishPiece(_ piece: borrowing TransferDescriptor, _ transferred: Int) {
+        switch piece.stages {
         case .setup, .data: request?.advance(transferred)
         case .status: request = nil
         case .all, nil: break

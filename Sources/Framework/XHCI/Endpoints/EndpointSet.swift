@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A set of endpoints, by slot and Device Context Index: those whose doorbells were rung (xHCI 4.7),
-/// or that have something else to do.
+/// A set of endpoints by slot and Device Context Index.
 struct EndpointSet {
     /// By slot, one bit for each Device Context Index.
     private var endpoints: [UInt32]
@@ -31,13 +30,13 @@ struct EndpointSet {
         firstSlot(from: start).map { ($0, endpoints[$0]) }
     }
 
-    /// Takes all endpoints of the first slot that has any, one bit for each.
+    /// Removes and returns all endpoints of the first slot that has any, one bit for each.
     mutating func popFirst() -> (slot: Int, endpoints: UInt32)? {
         firstSlot(from: 0).map { pop($0) }
     }
 
-    /// Takes the endpoints of the first slot that has any, one bit for each, as they come in a round
-    /// that begins with a certain endpoint: of its slot only those from it on.
+    /// Removes and returns endpoints of the first slot at or after a cursor that has any, one bit for
+    /// each; of the cursor's own slot only those from its endpoint on. Wraps around at the end.
     mutating func popFirst(
         from start: (slot: Int, endpoint: Int)
     ) -> (slot: Int, endpoints: UInt32)? {

@@ -2,19 +2,19 @@
 
 internal import DequeModule
 
-/// When the transfer descriptors of an isochronous endpoint are due (xHCI 4.11.2.3-4.11.2.5,
-/// 4.14.2.1). All times are microframes since the controller was started.
+/// The service intervals of an isochronous endpoint and the TDs assigned to them (xHCI 4.11.2.3 to
+/// 4.11.2.5, 4.14.2.1). All times are microframes since the controller was started.
 ///
-/// Each descriptor has a service interval of its own, the next one or the one that its Frame ID
-/// names. It is carried out when that is over, which is when its data would have been on the bus.
-/// Descriptors that are on the ring in time are never missed because this process was late: they
-/// are caught up with, so that a stream keeps its rate.
+/// Each TD has a service interval of its own: the next one, or the one that its Frame ID names. It is
+/// due at the end of that interval, when its data would have been on the bus. A TD that is on the ring
+/// in time is never missed because this process was late: the schedule catches up, so that the
+/// endpoint keeps its rate.
 struct IsochronousSchedule {
-    /// What becomes of a descriptor.
-    enum Verdict: Equatable {
-        /// It is carried out at the end of its service interval.
+    /// The service interval of a TD.
+    enum ScheduleDecision: Equatable {
+        /// The TD is due at the end of its service interval, in this microframe.
         case due(Int64)
-        /// Its frame has passed.
+        /// The frame of its Frame ID has passed.
         case missed
     }
 
@@ -22,12 +22,11 @@ struct IsochronousSchedule {
     let interval: Int64
     /// Bytes that the endpoint may move in a service interval (Max ESIT Payload).
     let payload: Int
-    /// The service interval after the last one that is taken; `nil` while the endpoint is off the
-    /// schedule.
+    /// The first service interval that is not assigned; `nil` while the endpoint is not scheduled.
     private(set) var next: Int64?
-    /// What was read of the ring and is not due yet, in order.
+    /// TDs that are not due yet, in ring order.
     private var descriptors: Deque<TransferDescriptor> = []
-    /// The TRBs of all of them.
+    /// The TRBs of these TDs.
     private var trbs = 0
 
     init(_ context: EndpointContext) {
@@ -37,14 +36,14 @@ struct IsochronousSchedule {
 
     // MARK: - Service intervals
 
-    /// Finds a service interval for the next descriptor.
+    /// Assigns a service interval to the next TD.
     ///
-    /// - Parameter frame: its Frame ID; `nil` where it is to start as soon as possible (SIA).
-    mutating func assign(frame: Int?, now: Int64) -> Verdict {
+    /// - Parameter frame: its Frame ID; `nil` to start as soon as possible (SIA).
+    mutating func assign(frame: Int?, now: Int64) -> ScheduleDecision {
         if let next, now - next > XHCILimits.isochronousLag { self.next = nil }
         let earliest = next ?? aligned(now + 1)
         guard let frame else { return take(earliest) }
-        // Frame IDs count modulo 2048; what is no more than 895 frames ahead is in the future.
+        // Frame IDs count modulo 2048; one that is at most 895 frames ahead is in the future.
         let reference = next.map { $0 >> 3 } ?? now >> 3
         let distance = (Int64(frame) - reference) & 0x7ff
         guard distance <= XHCILimits.isochronousFramesAhead else { return .missed }
@@ -54,7 +53,7 @@ struct IsochronousSchedule {
         return take(start)
     }
 
-    private mutating func take(_ start: Int64) -> Verdict {
+    private mutating func take(_ start: Int64) -> ScheduleDecision {
         next = start + interval
         return .due(start + interval)
     }
@@ -62,37 +61,37 @@ struct IsochronousSchedule {
     /// The first service interval that begins at `time` or later.
     private func aligned(_ time: Int64) -> Int64 { (time + interval - 1) & ~(interval - 1) }
 
-    /// Takes the endpoint off the schedule because its ring is empty in a service interval.
+    /// Ends the schedule if the ring was empty for a service interval.
     ///
-    /// - Returns: whether it was on it: only the first such interval is told of.
-    mutating func runDry(now: Int64) -> Bool {
+    /// - Returns: whether it ended: only the first such interval is reported.
+    mutating func endIfRingIsEmpty(now: Int64) -> Bool {
         guard descriptors.isEmpty, let next, next + interval <= now else { return false }
         self.next = nil
         return true
     }
 
-    /// The device keeps the time itself, and has something to do.
-    private var followsDevice = false
+    /// Whether a device with a clock of its own has TDs.
+    private var isScheduledByDevice = false
 
-    /// Notes that a device that keeps the time itself was given something.
-    mutating func follow() { followsDevice = true }
+    /// Records that a device with a clock of its own has TDs.
+    mutating func beginDeviceSchedule() { isScheduledByDevice = true }
 
-    /// Notes that it has nothing left to do.
+    /// Records that a device with a clock of its own has no TD left.
     ///
-    /// - Returns: whether it had.
-    mutating func leave() -> Bool {
-        defer { followsDevice = false }
-        return followsDevice
+    /// - Returns: whether it had any since the last call.
+    mutating func endDeviceSchedule() -> Bool {
+        defer { isScheduledByDevice = false }
+        return isScheduledByDevice
     }
 
-    // MARK: - Descriptors
+    // MARK: - TDs
 
-    /// Whether no more descriptors are to be read ahead.
+    /// Whether no more TDs are to be read ahead.
     var isFull: Bool {
         descriptors.count >= XHCILimits.isochronousAhead || trbs >= XHCILimits.trbsInFlight
     }
 
-    /// Adds a descriptor. One that needs no service interval has the time of the one before.
+    /// Appends a TD. One that needs no service interval is due with the one before.
     mutating func append(_ descriptor: consuming TransferDescriptor, due: Int64?, now: Int64) {
         descriptor.due = due ?? descriptors.last?.due ?? now
         descriptor.interruptsAtOnce = descriptor.wantsInterrupt
@@ -100,28 +99,29 @@ struct IsochronousSchedule {
         descriptors.append(descriptor)
     }
 
-    /// Takes the first descriptor if its time has come.
+    /// Removes and returns the first TD if it is due.
     mutating func popDue(now: Int64) -> TransferDescriptor? {
         guard let first = descriptors.first, first.due <= now else { return nil }
         trbs -= first.entries.count
         return descriptors.removeFirst()
     }
 
-    /// Forgets all descriptors and leaves the schedule.
+    /// Removes all TDs and ends the schedule.
     ///
-    /// - Returns: where the first of them stands on the ring.
+    /// - Returns: the ring position of the first one.
     mutating func clear() -> RingPosition? {
         defer {
             descriptors.removeAll()
             trbs = 0
             next = nil
-            followsDevice = false
+            isScheduledByDevice = false
         }
         return descriptors.first?.entries.first?.position
     }
 
-    /// When there is something to do: for the first descriptor that the guest wants to be told of, or
-    /// to see whether the ring is dry. What nobody waits for is put off a little.
+    /// The microframe of the next service: that of the first TD with an interrupt, or of the check
+    /// whether the ring is empty. TDs without an interrupt are delayed by up to
+    /// ``XHCILimits/isochronousDelay``.
     var wakeTime: Int64? {
         guard let first = descriptors.first else { return next.map { $0 + interval } }
         let latest = first.due + XHCILimits.isochronousDelay
@@ -133,7 +133,7 @@ struct IsochronousSchedule {
 }
 
 extension TransferDescriptor {
-    /// Whether the guest wants to be interrupted for it.
+    /// Whether the TD interrupts the guest when it completes.
     fileprivate var wantsInterrupt: Bool {
         outcome != nil
             || entries.contains { entry in

@@ -2,7 +2,7 @@
 
 internal import DequeModule
 
-/// Doorbells that were rung for streams (xHCI 4.7, 5.6), each once, in order.
+/// Doorbells rung for streams and not handled yet (xHCI 4.7, 5.6): each stream once, in order.
 struct StreamDoorbells {
     struct Ring: Hashable {
         let slot: Int
@@ -15,7 +15,7 @@ struct StreamDoorbells {
 
     var isEmpty: Bool { rings.isEmpty }
 
-    /// Adds a doorbell. More than there can be streams are noise, and are dropped.
+    /// Adds a doorbell; those beyond ``XHCILimits/streamDoorbells`` are dropped.
     mutating func insert(_ ring: Ring) {
         guard rings.count < XHCILimits.streamDoorbells, known.insert(ring).inserted else { return }
         rings.append(ring)

@@ -3,44 +3,44 @@
 internal import DMA
 internal import DequeModule
 
-/// The streams of a bulk endpoint (xHCI 4.12, 6.2.4): a transfer ring each, found through an array of
-/// Stream Contexts, or through one array more.
-///
-/// A Stream Context is read when its stream is first used and written when the endpoint stops. The
-/// endpoint works on one stream at a time; the queues of the others are kept here.
-struct StreamTable {
-    /// Why there is no such stream.
-    enum Mistake: Error {
-        /// A reserved or too large Stream ID.
-        case invalidID
-        /// The Stream Context Type is not that of a transfer ring at this place.
-        case invalidType
-    }
+/// Why a Stream ID names no stream (xHCI 4.12.2.1).
+enum StreamError: Error {
+    /// The Stream ID is reserved or too large.
+    case invalidID
+    /// The Stream Context Type (SCT) is not that of a transfer ring.
+    case invalidType
+}
 
+/// The streams of a bulk endpoint (xHCI 4.12, 6.2.4), each with a transfer ring found through the primary
+/// Stream Context Array, or through a secondary one.
+///
+/// A Stream Context is read when its stream is first used and written when the endpoint stops. Streams
+/// have indices in the order of their first use, which are those of their queues in
+/// ``Endpoint/queues``.
+struct StreamTable {
     private struct Stream {
         let id: Int
         let contextAddress: UInt64
-        /// SCT, bits 3:1 of the first doubleword, in its place.
+        /// SCT, at bits 3:1 as in the first doubleword.
         let type: UInt64
-        var queue: TransferQueue
-        var isReady = false
+        /// The dequeue pointer that the context had.
+        let dequeuePointer: RingPosition
+        var isRunnable = false
     }
 
-    /// Where the primary array stands, and 2^n entries of it.
+    /// The address of the primary array, which has 2^`sizeLog2` entries.
     private let array: UInt64
     private let sizeLog2: Int
     /// LSA: each entry of the primary array is a stream.
     private let isLinear: Bool
 
-    /// The streams used so far, in the order of their first use.
+    /// The streams used so far.
     private var streams: [Stream] = []
-    /// Their places by Stream ID.
-    private var places: [Int: Int] = [:]
-    private var ready: Deque<Int> = []
-    /// Streams that have something to do, for which the endpoint had no room.
-    private var starved: [Int] = []
-    /// The stream whose queue the endpoint has; it stands in for that stream's here meanwhile.
-    private(set) var selected: Int?
+    /// Their indices by Stream ID.
+    private var indexByID: [Int: Int] = [:]
+    private var runnable: Deque<Int> = []
+    /// Streams with TDs to submit when the endpoint has credits again.
+    private var waitingForCredits: [Int] = []
 
     /// `nil` for an endpoint without streams.
     init?(_ context: EndpointContext) {
@@ -50,28 +50,34 @@ struct StreamTable {
         isLinear = context.hasLinearStreams
     }
 
-    /// How many streams the endpoint has at the most; 0 is reserved.
+    /// The largest number of streams that the endpoint can have; Stream ID 0 is reserved.
     var count: Int {
         isLinear ? (1 << sizeLog2) - 1 : XHCILimits.streamsPerEndpoint
     }
 
-    // MARK: - Finding
+    // MARK: - Lookup
 
-    /// The place of a stream, whose context is read if this is its first use.
-    mutating func place(of id: Int, _ bus: SystemBus) throws(Mistake) -> Int {
-        if let place = places[id] { return place }
-        // 0 is no stream, 65534 and 65535 have meanings on the bus (USB 3.2, 8.12.1.4).
+    /// The index of a stream; its context is read if this is its first use.
+    mutating func index(of id: Int, _ bus: SystemBus) throws(StreamError) -> Int {
+        if let index = indexByID[id] { return index }
+        // 0 is reserved, 65534 and 65535 have meanings on the bus (USB 3.2, 8.12.1.4).
         guard id > 0, id < 65534, streams.count < XHCILimits.streamsPerEndpoint else {
             throw .invalidID
         }
         let stream = try load(id, bus)
         streams.append(stream)
-        places[id] = streams.count - 1
+        indexByID[id] = streams.count - 1
         return streams.count - 1
     }
 
+    /// The Stream ID of the stream at an index.
+    func id(at index: Int) -> Int { streams[index].id }
+
+    /// The dequeue pointer that the context of a stream had at its first use.
+    func dequeuePointer(at index: Int) -> RingPosition { streams[index].dequeuePointer }
+
     /// Reads a Stream Context (xHCI 6.2.4.1).
-    private func load(_ id: Int, _ bus: SystemBus) throws(Mistake) -> Stream {
+    private func load(_ id: Int, _ bus: SystemBus) throws(StreamError) -> Stream {
         let primary = id & ((1 << sizeLog2) - 1)
         let secondary = id >> sizeLog2
         guard primary > 0, !isLinear || secondary == 0 else { throw .invalidID }
@@ -90,10 +96,10 @@ struct StreamTable {
         }
         return Stream(
             id: id, contextAddress: address, type: pointer & 0xe,
-            queue: TransferQueue(RingPosition(rawValue: pointer)))
+            dequeuePointer: RingPosition(rawValue: pointer))
     }
 
-    private func loadPointer(at address: UInt64, _ bus: SystemBus) throws(Mistake) -> UInt64 {
+    private func loadPointer(at address: UInt64, _ bus: SystemBus) throws(StreamError) -> UInt64 {
         do throws(DMAError) {
             return try bus.memory.load(at: GuestAddress(address))
         } catch {
@@ -104,57 +110,39 @@ struct StreamTable {
 
     private static let contextSize = 16
 
-    // MARK: - Selecting
-
-    /// All places.
-    var indices: Range<Int> { streams.indices }
-
-    /// Whether the device has nothing of the streams that are not selected.
-    var areSettled: Bool { streams.allSatisfy(\.queue.isSettled) }
-
-    /// The Stream ID of the selected stream.
-    var selectedID: Int { selected.map { streams[$0].id } ?? 0 }
-
-    /// Gives the endpoint the queue of another stream, or of none, and keeps that of the last one.
-    mutating func select(_ place: Int?, _ queue: inout TransferQueue) {
-        guard place != selected else { return }
-        if let selected { swap(&streams[selected].queue, &queue) }
-        selected = place
-        if let place { swap(&streams[place].queue, &queue) }
-    }
-
-    /// Writes where a stream's ring stands into its context, with the bytes since its last event.
-    func store(_ queue: TransferQueue, of place: Int, _ bus: SystemBus) {
-        let stream = streams[place]
+    /// Stores the dequeue pointer of a stream and its Stopped EDTLA in its context.
+    func store(_ queue: TransferQueue, at index: Int, _ bus: SystemBus) {
+        let stream = streams[index]
         bus.store(queue.ring.rawValue | stream.type, at: stream.contextAddress)
         let accumulated = UInt32(truncatingIfNeeded: queue.progress.accumulated) & 0xff_ffff
         bus.store(accumulated, at: stream.contextAddress &+ 8)
     }
 
-    // MARK: - Ready ones
+    // MARK: - Runnable streams
 
-    /// Notes that a stream has something to do.
-    mutating func markReady(_ place: Int) {
-        guard streams.indices.contains(place), !streams[place].isReady else { return }
-        streams[place].isReady = true
-        ready.append(place)
+    /// Marks a stream that has something to do.
+    mutating func markRunnable(_ index: Int) {
+        guard streams.indices.contains(index), !streams[index].isRunnable else { return }
+        streams[index].isRunnable = true
+        runnable.append(index)
     }
 
-    mutating func popReady() -> Int? {
-        guard let place = ready.popFirst() else { return nil }
-        streams[place].isReady = false
-        return place
+    /// Removes and returns the next stream that has something to do.
+    mutating func popRunnable() -> Int? {
+        guard let index = runnable.popFirst() else { return nil }
+        streams[index].isRunnable = false
+        return index
     }
 
-    var hasReady: Bool { !ready.isEmpty }
+    var hasRunnable: Bool { !runnable.isEmpty }
 
-    /// Notes that a stream has to wait until others have given room.
-    mutating func markStarved(_ place: Int) { starved.append(place) }
+    /// Marks a stream that has to wait until TDs of others are retired.
+    mutating func markWaitingForCredits(_ index: Int) { waitingForCredits.append(index) }
 
-    /// There may be room, so streams that waited for it are ready.
-    mutating func releaseStarved() {
-        guard !starved.isEmpty else { return }
-        for place in starved { markReady(place) }
-        starved = []
+    /// Makes the streams that wait for credits runnable.
+    mutating func releaseWaitingForCredits() {
+        guard !waitingForCredits.isEmpty else { return }
+        for index in waitingForCredits { markRunnable(index) }
+        waitingForCredits = []
     }
 }

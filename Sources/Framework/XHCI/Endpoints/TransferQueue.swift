@@ -2,24 +2,24 @@
 
 internal import USB
 
-/// A transfer ring at work (xHCI 4.9.2): where it is read, and what of it is not finished.
+/// A transfer ring in use (xHCI 4.9.2): its dequeue pointer, and the TDs in flight.
 struct TransferQueue {
     /// The next TRB to read.
     var ring: RingPosition
-    /// What was done of the TRB there already.
+    /// The part of that TRB that has been executed.
     var progress = PartialTransfer.nothing
-    /// The transfer there has halted the endpoint.
+    /// Whether the TD at the dequeue pointer has halted the endpoint.
     var hasFailed = false
-    /// What was read and has not had its events, in order.
+    /// TDs that were read and are not retired, in ring order.
     private(set) var inFlight = DescriptorQueue()
-    /// Nothing before this place is with the device.
+    /// The device has no TD before this position.
     private var firstPending = 0
 
     init(_ ring: RingPosition) { self.ring = ring }
 
-    /// Where a transfer stands that the device has. Devices answer in order, so it is the first
-    /// nearly always.
-    mutating func place(of id: Transfer.ID) -> Int? {
+    /// The position of a transfer that the device has. Devices complete in order, so it is nearly
+    /// always the first.
+    mutating func position(of id: Transfer.ID) -> Int? {
         while firstPending < inFlight.count, inFlight[firstPending].outcome != nil {
             firstPending += 1
         }
@@ -28,9 +28,9 @@ struct TransferQueue {
         return inFlight.firstIndex { $0.id == id && $0.outcome == nil }
     }
 
-    /// Notes how the transfer at a place ended.
-    mutating func setOutcome(_ outcome: TransferDescriptor.Outcome, at place: Int) {
-        inFlight.setOutcome(outcome, at: place)
+    /// Records the outcome of the TD at a position.
+    mutating func setOutcome(_ outcome: TransferDescriptor.Outcome, at position: Int) {
+        inFlight.setOutcome(outcome, at: position)
     }
 
     mutating func append(_ descriptor: consuming TransferDescriptor) {
@@ -42,11 +42,11 @@ struct TransferQueue {
         return inFlight.removeFirst()
     }
 
-    /// Whether the device has none of it.
-    var isSettled: Bool { inFlight.allSatisfy { $0.outcome != nil } }
+    /// Whether the device has no TD of the queue.
+    var isDrained: Bool { inFlight.allSatisfy { $0.outcome != nil } }
 
-    /// How many have finished before the first that has not.
-    var finishedCount: Int {
+    /// The number of TDs that have completed before the first that has not.
+    var completedCount: Int {
         inFlight.prefix { descriptor in
             switch descriptor.outcome {
             case .completed, .failed: true
@@ -55,21 +55,21 @@ struct TransferQueue {
         }.count
     }
 
-    /// Goes back to the first TRB of what was read, or to that of the transfer at a place.
+    /// Moves the dequeue pointer back to the first TRB of the TD at a position.
     ///
-    /// - Returns: what was read since.
-    mutating func rewind(to place: Int) -> DescriptorQueue {
-        let taken = inFlight.removeLast(from: place)
+    /// - Returns: that TD and those after it, which are not in flight any more.
+    mutating func rewind(to position: Int) -> DescriptorQueue {
+        let removed = inFlight.removeLast(from: position)
         firstPending = 0
-        if let first = taken.first, let entry = first.entries.first {
+        if let first = removed.first, let entry = first.entries.first {
             ring = entry.position
             progress = first.start
         }
-        return taken
+        return removed
     }
 }
 
-/// What an endpoint has in flight, in all its queues.
+/// The TDs, bytes and TRBs that an endpoint has in flight, in all its queues.
 struct PipelineLoad {
     private(set) var transfers = 0
     private(set) var bytes = 0

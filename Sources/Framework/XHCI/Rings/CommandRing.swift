@@ -2,44 +2,34 @@
 
 internal import DMA
 
-/// The command ring (xHCI 4.6.1, 4.9.3): where it stands, and the command that is being executed.
+/// The command ring (xHCI 4.6.1, 4.9.3): its dequeue pointer, and the Stop Endpoint command in progress.
 struct CommandRing {
     /// The next TRB to read.
     var position = RingPosition(rawValue: 0)
-    /// The ring may have commands that were not read.
+    /// Whether the ring may have commands that were not read.
     var mayHaveMore = false
-    /// A command whose event waits until a device has given back transfers: the guest may use their
-    /// memory for something else as soon as it is told.
-    var waiting: Waiting?
+    /// The Stop Endpoint command that waits for the device to complete cancelled transfers.
+    var pendingStop: PendingStop?
 
-    struct Waiting {
+    struct PendingStop {
         let pointer: UInt64
         let slot: Int
+        let endpoint: Int
+        /// The time at which the command ends even if the device has not completed its transfers.
         let deadline: Duration
-        let cause: Cause
-
-        enum Cause {
-            /// Stop Endpoint: how far each transfer came is part of its events.
-            case stop(endpoint: Int)
-            /// Another command, which is carried out already.
-            case abandoned(CompletionCode, PortConnection)
-        }
     }
-
-    /// When a waiting command ends at the latest.
-    var deadline: Duration? { waiting?.deadline }
 }
 
 extension Engine {
-    /// Runs commands, in order and one at a time.
+    /// Executes commands, in order and one at a time.
     ///
-    /// - Returns: whether there may be more to run at once.
+    /// - Returns: whether there may be more to execute at once.
     mutating func serviceCommands(now: Duration) -> Bool {
         startCommandRing()
-        finishWaiting(now: now)
+        finishPendingStop(now: now)
         stopCommandRing()
         var budget = XHCILimits.commandsPerService
-        while registers.command.contains(.run), commands.mayHaveMore, commands.waiting == nil,
+        while registers.command.contains(.run), commands.mayHaveMore, commands.pendingStop == nil,
             registers.commandRing.stopRequest == nil, bus.hasRoomForCommands
         {
             guard budget > 0 else { return true }
@@ -48,19 +38,19 @@ extension Engine {
                 commands.mayHaveMore = false
                 break
             }
-            // What was rung before the command was queued, while this waited for memory.
-            answerDoorbells()
+            // A doorbell may have been rung before the command was queued, while this waited for memory.
+            handleDoorbells()
             guard registers.streamDoorbells.isEmpty else {
                 commands.position = entry.position
                 return true
             }
             execute(CommandTRB(entry.trb), at: entry.position.address, now: now)
-            finishWaiting(now: now)
+            finishPendingStop(now: now)
         }
-        return registers.commandRing.stopRequest != nil && commands.waiting == nil
+        return registers.commandRing.stopRequest != nil && commands.pendingStop == nil
     }
 
-    /// Doorbell 0 starts the ring where the register says.
+    /// Starts the ring at CRCR after doorbell 0.
     private mutating func startCommandRing() {
         guard registers.hasCommands else { return }
         registers.hasCommands = false
@@ -70,13 +60,13 @@ extension Engine {
         commands.position = registers.commandRing.start
     }
 
-    /// Carries out CS and CA (xHCI 4.6.1.1, 4.6.1.2).
+    /// Executes CS and CA of CRCR (xHCI 4.6.1.1, 4.6.1.2).
     private mutating func stopCommandRing() {
         guard let request = registers.commandRing.stopRequest else { return }
-        if let waiting = commands.waiting {
+        if let stop = commands.pendingStop {
             // CS lets the command finish, CA does not.
             guard request == .abort else { return }
-            finish(waiting, aborted: true)
+            finish(stop, aborted: true)
         }
         registers.commandRing.stop(at: commands.position)
         commands.mayHaveMore = false
@@ -119,53 +109,40 @@ extension Engine {
         bus.post(.commandCompletion(code, pointer: pointer, slot: slot), to: 0)
     }
 
-    // MARK: - Commands that take transfers from a device
+    // MARK: - Stop Endpoint
 
-    /// Begins Stop Endpoint (xHCI 4.6.9), which ends when the device has given back its transfers,
-    /// or when patience ends.
+    /// Starts Stop Endpoint (xHCI 4.6.9), which ends when the device has completed the transfers that it
+    /// cancels, or after ``XHCILimits/cancelTimeout``.
     mutating func stopEndpoint(_ command: CommandTRB, at pointer: UInt64, now: Duration) {
         let slot = command.slot
-        let index = command.endpoint
+        let endpoint = command.endpoint
         let owner = slots[slot].identity
-        slots[slot].endpoints[index]?.beginStop(owner)
-        commands.waiting = CommandRing.Waiting(
-            pointer: pointer, slot: slot, deadline: now + XHCILimits.cancelTimeout,
-            cause: .stop(endpoint: index))
+        slots[slot].endpoints[endpoint]?.beginStop(owner)
+        commands.pendingStop = CommandRing.PendingStop(
+            pointer: pointer, slot: slot, endpoint: endpoint,
+            deadline: now + XHCILimits.cancelTimeout)
     }
 
-    /// The controller halts: the command ends, but nothing is told any more.
-    mutating func abandonWaiting() {
-        if let waiting = commands.waiting { finish(waiting, aborted: false) }
+    /// Ends a pending Stop Endpoint at once, because the controller halts.
+    mutating func endPendingStop() {
+        if let stop = commands.pendingStop { finish(stop, aborted: false) }
     }
 
-    private mutating func finishWaiting(now: Duration) {
-        guard let waiting = commands.waiting else { return }
-        listenToDevices()
-        let isReady: Bool
-        switch waiting.cause {
-        case .stop(let endpoint):
-            isReady = slots[waiting.slot].endpoints[endpoint]?.isReadyToStop ?? true
-        case .abandoned(_, let connection):
-            isReady = !connection.holdsUpCommands
-        }
-        guard isReady || waiting.deadline <= now else { return }
-        finish(waiting, aborted: false)
+    private mutating func finishPendingStop(now: Duration) {
+        guard let stop = commands.pendingStop else { return }
+        handleDeviceMessages()
+        let isDrained = slots[stop.slot].endpoints[stop.endpoint]?.isDrained ?? true
+        guard isDrained || stop.deadline <= now else { return }
+        finish(stop, aborted: false)
     }
 
-    private mutating func finish(_ waiting: CommandRing.Waiting, aborted: Bool) {
-        commands.waiting = nil
-        var code: CompletionCode
-        switch waiting.cause {
-        case .stop(let endpoint):
-            let owner = slots[waiting.slot].identity
-            let isStopped =
-                slots[waiting.slot].endpoints[endpoint]?.finishStop(owner, &bus) ?? true
-            code = isStopped ? .success : .contextStateError
-        case .abandoned(let result, let connection):
-            code = result
-            connection.endPatience()
-        }
-        if aborted && code == .success { code = .commandAborted }
-        complete(code, at: waiting.pointer, slot: waiting.slot)
+    private mutating func finish(_ stop: CommandRing.PendingStop, aborted: Bool) {
+        commands.pendingStop = nil
+        let owner = slots[stop.slot].identity
+        let isStopped =
+            slots[stop.slot].endpoints[stop.endpoint]?.finishStop(owner, &bus) ?? true
+        let code: CompletionCode =
+            !isStopped ? .contextStateError : aborted ? .commandAborted : .success
+        complete(code, at: stop.pointer, slot: stop.slot)
     }
 }
