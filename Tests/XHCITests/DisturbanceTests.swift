@@ -76,9 +76,7 @@ struct DisturbanceTests {
             case .unmap:
                 let start = machine.memory.base
                 let count = UInt64(machine.memory.size)
-                let unmapping = try machine.bus.unmap(start, count: count)
-                machine.controller.cancelTransfers(touching: start, count: count)
-                _ = unmapping
+                machine.controller.endAccess(to: try machine.bus.unmap(start, count: count))
                 try machine.bus.mapRemote(count: count, at: start, writable: true)
                 machine.bus.remote = machine.remote
             case .fail:

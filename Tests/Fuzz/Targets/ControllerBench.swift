@@ -92,8 +92,8 @@ final class ControllerBench {
         for piece in Self.pieces {
             let start = memory.base + piece.lowerBound
             let count = UInt64(piece.count)
-            guard (try? machine.bus.unmap(start, count: count)) != nil else { continue }
-            machine.controller.cancelTransfers(touching: start, count: count)
+            guard let region = try? machine.bus.unmap(start, count: count) else { continue }
+            machine.controller.endAccess(to: region)
         }
         try give(Self.pieces[0])
         if givingBack { try give(Self.pieces[1]) }

@@ -197,29 +197,4 @@ struct StopEndpointTests {
         #expect(try input.setDequeuePointer().code == .success)
         for _ in 0..<45 { #expect(try input.receive(8) == [1]) }
     }
-
-    @Test func `a TD in memory that the client takes away is given up`() throws {
-        input.submit(chain)
-        guest.machine.pass(.milliseconds(1))
-        guest.machine.controller.cancelTransfers(
-            touching: guest.memory.base, count: UInt64(guest.memory.size))
-        guest.machine.pass(.milliseconds(100))
-        #expect(device.pending.isEmpty)
-        _ = driver.takeAll()
-        try guest.expectRecovery()
-    }
-
-    @Test func `only TDs in the region that goes away are given up`() throws {
-        let other = GuestAddress(0x9_0000_0000)
-        try guest.machine.bus.map(
-            guest.memory.descriptor(), offset: 0, count: 65536, at: other, writable: true)
-        input.submit(.normal(buffer, 512, .interruptOnCompletion))
-        output.submit(.normal(other, 512, .interruptOnCompletion))
-        guest.machine.pass(.milliseconds(1))
-        let unmapping = try guest.machine.bus.unmap(other, count: 65536)
-        guest.machine.controller.cancelTransfers(touching: other, count: 65536)
-        guest.machine.pass(.milliseconds(1))
-        #expect(unmapping.isFinished)
-        #expect(device.pending.map(\.endpoint) == [EndpointAddress(1, .in)])
-    }
 }
