@@ -83,7 +83,7 @@ let package = Package(
             ]),
         .tests(
             "MassStorage",
-            ["GuestKit", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),
+            ["GuestKit", "XHCI", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),
         .tests(
             "Loopback",
             ["GuestKit", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),

@@ -63,7 +63,9 @@ struct MemoryLeaseTests {
             #expect(
                 machine.read32(guest.registers.command) & GuestDriver.Command.reset == 0)
         case .deviceReset: machine.controller.reset()
-        case .detach: machine.detach(device)
+        case .detach:
+            machine.detach(device)
+            machine.turn()
         case .halt:
             machine.write32(0, at: guest.registers.command)
             machine.pass(.milliseconds(20))
