@@ -3,26 +3,26 @@
 import PCI
 import Testing
 
-/// What a guest and a VMM see of a function's configuration space.
+/// The configuration space of a function, as a guest and a VMM access it.
 struct ConfigurationSpaceTests {
     private var space = ConfigurationSpace(
         PCIHeader(
-            classCode: 0x0c_03_30, vendor: 0x1b36, device: 0x000d, revision: 1,
-            subsystemVendor: 0x1af4, subsystem: 0x1100,
-            baseAddresses: [
-                BaseAddress(index: 0, width: .bits64, size: 0x4000),
-                BaseAddress(index: 2, width: .bits32, size: 0x2000),
+            classCode: 0x0c_03_30, vendorID: 0x1b36, deviceID: 0x000d, revisionID: 1,
+            subsystemVendorID: 0x1af4, subsystemID: 0x1100,
+            baseAddressRegisters: [
+                BaseAddressRegister(index: 0, width: .bits64, size: 0x4000),
+                BaseAddressRegister(index: 2, width: .bits32, size: 0x2000),
             ]))
 
-    @Test func `the header tells who the function is`() {
+    @Test func `the header identifies the function`() {
         #expect(space.read(UInt32.self, at: 0) == 0x000d_1b36)
         #expect(space.read(UInt32.self, at: 8) == 0x0c03_3001)
         #expect(space.read(UInt32.self, at: 0x2c) == 0x1100_1af4)
-        #expect(space.read(UInt8.self, at: 0x0e) == 0, "a type 0 header, one function")
+        #expect(space.read(UInt8.self, at: 0x0e) == 0, "Header Type: 00h, one function")
         #expect(space.read(UInt8.self, at: 0x3d) == 0, "no interrupt pin")
     }
 
-    @Test func `identity ignores writes`() {
+    @Test func `ID registers are read-only`() {
         var space = space
         for offset in [0, 8, 0x2c, 0x3d] { space.write(UInt32.max, at: offset) }
         #expect(space.read(UInt32.self, at: 0) == 0x000d_1b36)
@@ -47,7 +47,7 @@ struct ConfigurationSpaceTests {
         #expect(space.read(UInt32.self, at: 0x18) == 0xaa22_2000, "bits below the size stay zero")
     }
 
-    @Test func `the command register keeps the bits that the function has`() {
+    @Test func `the Command register has read-write bits for the features of the function`() {
         var space = space
         space.write(UInt16.max, at: 4)
         #expect(space.read(UInt16.self, at: 4) == 0b101_0100_0110)
@@ -55,7 +55,7 @@ struct ConfigurationSpaceTests {
         #expect(space.read(UInt16.self, at: 4) == 0)
     }
 
-    @Test func `write-one-to-clear bits clear and others stay`() {
+    @Test func `write-one-to-clear bits are cleared by ones, other bits stay`() {
         var space = ConfigurationSpace()
         space.define(UInt16(0xf00f), at: 0x80, writable: 0x000f, clearable: 0xf000)
         space.write(UInt16(0x5005), at: 0x80)
@@ -64,7 +64,7 @@ struct ConfigurationSpaceTests {
         #expect(space.read(UInt16.self, at: 0x80) == 0xa000)
     }
 
-    @Test func `a register that is all ones reads back its size`() {
+    @Test func `a Base Address register that is written with ones reads back its size`() {
         var space = space
         space.write(UInt32.max, at: 0x10)
         space.write(UInt32.max, at: 0x14)
@@ -74,14 +74,16 @@ struct ConfigurationSpaceTests {
         #expect(space.read(UInt32.self, at: 0x18) == 0xffff_e000, "8 KiB, 32 bits")
     }
 
-    @Test("absent registers and the expansion ROM read zero", arguments: [0x1c, 0x20, 0x24, 0x30])
+    @Test(
+        "absent Base Address registers and the expansion ROM register read zero",
+        arguments: [0x1c, 0x20, 0x24, 0x30])
     func absent(offset: Int) {
         var space = space
         space.write(UInt32.max, at: offset)
         #expect(space.read(UInt32.self, at: offset) == 0)
     }
 
-    @Test func `an address that firmware assigned is kept until reset`() {
+    @Test func `an assigned base address is kept until reset`() {
         var space = space
         space.write(UInt64(0x12_3456_4000), at: 0x10)
         #expect(space.read(UInt64.self, at: 0x10) == 0x12_3456_4004)
@@ -89,11 +91,13 @@ struct ConfigurationSpaceTests {
         #expect(space.read(UInt64.self, at: 0x10) == 4)
     }
 
-    @Test func `capabilities form a list that ends`() {
+    @Test func `capabilities are linked to a list that ends`() {
         var space = space
         let first = space.addCapability(0x09, size: 5)
         let second = space.addCapability(0x11, size: 12)
-        #expect(space.read(UInt16.self, at: 6) & 1 << 4 != 0, "the status register tells of it")
+        #expect(
+            space.read(UInt16.self, at: 6) & 1 << 4 != 0, "Capabilities List in the Status register"
+        )
         #expect(Int(space.read(UInt8.self, at: 0x34)) == first)
         #expect(space.read(UInt8.self, at: first) == 0x09)
         #expect(Int(space.read(UInt8.self, at: first + 1)) == second)
@@ -101,14 +105,14 @@ struct ConfigurationSpaceTests {
         #expect(first >= 0x40 && second % 4 == 0 && second >= first + 5)
     }
 
-    @Test func `the status register keeps its list bit and clears errors`() {
+    @Test func `Capabilities List in the Status register is read-only`() {
         var space = space
         _ = space.addCapability(0x11, size: 12)
         space.write(UInt16.max, at: 6)
         #expect(space.read(UInt16.self, at: 6) == 1 << 4)
     }
 
-    @Test func `behind its end the space reads ones and ignores writes`() {
+    @Test func `bytes beyond the space read as ones and ignore writes`() {
         var space = space
         #expect(space.bytes(at: 4094, count: 4) == [0, 0, 0xff, 0xff])
         space.write(UInt32.max, at: 4094)

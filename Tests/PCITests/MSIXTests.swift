@@ -3,15 +3,15 @@
 import PCI
 import Testing
 
-/// The MSI-X capability, its memory, and which messages may go out.
+/// The MSI-X capability, table and Pending Bit Array, and when messages are sent.
 struct MSIXTests {
     private let layout = MSIXLayout(
-        vectors: 8, baseAddress: 2, tableOffset: 0, pendingOffset: 0x1000)
+        vectorCount: 8, baseAddressRegister: 2, tableOffset: 0, pendingBitsOffset: 0x1000)
     private let state: Messages
 
     init() { state = Messages(layout) }
 
-    @Test func `the capability tells how many vectors there are and where`() {
+    @Test func `the capability has the table size and both offsets`() {
         var space = ConfigurationSpace()
         let offset = space.addCapability(layout)
         #expect(space.read(UInt8.self, at: offset) == 0x11)
@@ -20,7 +20,7 @@ struct MSIXTests {
         #expect(space.read(UInt32.self, at: offset + 8) == 0x1002)
     }
 
-    @Test func `of message control only enable and function mask can be written`() {
+    @Test func `only MSI-X Enable and Function Mask of Message Control can be written`() {
         var space = ConfigurationSpace()
         let offset = space.addCapability(layout)
         space.write(UInt32.max, at: offset)
@@ -29,37 +29,37 @@ struct MSIXTests {
         #expect(space.read(UInt16.self, at: offset + 2) == 7)
     }
 
-    @Test func `a connected vector is sent at once`() {
+    @Test func `a vector with an eventfd sends at once`() {
         #expect(!state.setConnected(3, true))
         #expect(state.raise(3))
         #expect(!state.isPending(3))
     }
 
-    @Test func `a message without a receiver waits, once, until there is one`() {
+    @Test func `a vector without an eventfd is pending and sends one message when it gets one`() {
         for _ in 0..<3 { #expect(!state.raise(5)) }
         #expect(state.isPending(5))
         #expect(state.bytes(at: 0x1000, count: 8) == [0x20, 0, 0, 0, 0, 0, 0, 0])
         #expect(state.setConnected(5, true))
-        #expect(!state.setConnected(5, true), "it was sent already")
+        #expect(!state.setConnected(5, true), "the message has been sent")
         #expect(state.bytes(at: 0x1000, count: 1) == [0])
     }
 
-    @Test func `a masked message waits until it is unmasked`() {
+    @Test func `a masked vector is pending until it is unmasked`() {
         #expect(!state.setConnected(0, true))
         #expect(!state.setMasked(0, true))
         #expect(!state.raise(0))
-        #expect(!state.setConnected(0, true), "a new receiver does not unmask")
+        #expect(!state.setConnected(0, true), "an eventfd does not unmask")
         #expect(state.setMasked(0, false))
         #expect(state.raise(0))
     }
 
-    @Test func `unmasking sends nothing that was not raised`() {
+    @Test func `unmasking sends nothing if nothing is pending`() {
         _ = state.setConnected(0, true)
         _ = state.setMasked(0, true)
         #expect(!state.setMasked(0, false))
     }
 
-    @Test func `reset forgets what waits and keeps who receives`() {
+    @Test func `reset clears Pending bits and masks and keeps eventfds`() {
         _ = state.setConnected(1, true)
         _ = state.setMasked(1, true)
         _ = state.raise(1)
@@ -69,7 +69,7 @@ struct MSIXTests {
     }
 
     @Test("vectors that do not exist are ignored", arguments: [-1, 8, 64, Int.max, Int.min])
-    func strangers(vector: Int) {
+    func missingVector(vector: Int) {
         #expect(!state.raise(vector))
         #expect(!state.setConnected(vector, true))
         #expect(!state.setMasked(vector, true))
@@ -77,14 +77,15 @@ struct MSIXTests {
         #expect(state.bytes(at: 0x1000, count: 8) == Array(repeating: 0, count: 8))
     }
 
-    @Test func `the sixty-fourth vector has a pending bit too`() {
+    @Test func `vector 63 has the last Pending bit`() {
         let state = Messages(
-            MSIXLayout(vectors: 64, baseAddress: 2, tableOffset: 0, pendingOffset: 0x1000))
+            MSIXLayout(
+                vectorCount: 64, baseAddressRegister: 2, tableOffset: 0, pendingBitsOffset: 0x1000))
         _ = state.raise(63)
         #expect(state.bytes(at: 0x1000, count: 8) == [0, 0, 0, 0, 0, 0, 0, 0x80])
     }
 
-    @Test func `the table is memory whose entries begin masked`() {
+    @Test func `the table is plain memory whose entries are masked after reset`() {
         #expect(state.bytes(at: 12, count: 4) == [1, 0, 0, 0])
         state.write([1, 2, 3, 4, 5, 6, 7, 8], at: 16)
         #expect(state.bytes(at: 15, count: 10) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 0])
@@ -92,7 +93,7 @@ struct MSIXTests {
         #expect(state.bytes(at: 16, count: 8) == Array(repeating: 0, count: 8))
     }
 
-    @Test func `behind the table there are zeroes, and pending bits are read-only`() {
+    @Test func `memory behind the table is zero, and Pending bits are read-only`() {
         state.write(Array(repeating: 0xff, count: 32), at: 8 * 16 - 4)
         #expect(state.bytes(at: 8 * 16 - 4, count: 8) == [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0])
         state.write([0xff], at: 0x1000)

@@ -2,31 +2,30 @@
 
 /// The configuration space of a PCI function (PCI Local Bus 3.0, chapter 6; PCI Express 4.0, 7.2).
 ///
-/// Each bit is read-only, writable, or cleared by writing one; which of these it is was said when
-/// the bit's field was defined, so that reads and writes of any width and alignment need no further
-/// knowledge of what lies where. Sizing a base address register works by itself: its address bits
-/// below the size are read-only zeroes.
+/// Each bit is read-only, read-write, or write-one-to-clear, as ``define(_:at:writable:clearable:)``
+/// has set it. Reads and writes have any width and alignment and do not know the fields.
 public struct ConfigurationSpace: Sendable {
-    /// Bytes of the extended space of PCI Express.
+    /// Bytes of the extended configuration space of PCI Express.
     public static let size = 4096
 
     private var bytes = [UInt8](repeating: 0, count: size)
     private var resetBytes = [UInt8](repeating: 0, count: size)
     private var writable = [UInt8](repeating: 0, count: size)
     private var clearable = [UInt8](repeating: 0, count: size)
-    /// Where the next capability goes; the first 64 bytes are the header.
+    /// The offset of the next capability. The first 64 bytes are the header.
     private var nextCapability = 0x40
-    /// The byte that will point to it.
+    /// The offset of the byte that will point to the next capability.
     private var capabilityLink = HeaderOffset.capabilitiesPointer
 
-    /// A space of zeroes that ignores writes.
+    /// A space in which every bit is a read-only zero.
     public init() {}
 
-    /// Gives a field its value after reset and says which of its bits the guest may change.
+    /// Defines a field: its value after reset, and the bits that software can change.
     ///
     /// - Parameters:
-    ///   - writable: bits that take what is written.
-    ///   - clearable: bits that a written one clears and a written zero leaves.
+    ///   - writable: the read-write bits.
+    ///   - clearable: the write-one-to-clear bits.
+    /// - Precondition: the field is inside the space.
     public mutating func define<Value: FixedWidthInteger & UnsignedInteger>(
         _ value: Value, at offset: Int, writable: Value = 0, clearable: Value = 0
     ) {
@@ -42,9 +41,15 @@ public struct ConfigurationSpace: Sendable {
         }
     }
 
-    /// Adds a capability to the linked list (6.7) and returns where it begins.
+    /// Appends a capability to the capabilities list (6.7).
     ///
-    /// The caller defines what lies behind the two bytes of identifier and link.
+    /// The caller defines the fields behind Capability ID and Next Pointer.
+    ///
+    /// - Parameters:
+    ///   - identifier: the Capability ID.
+    ///   - size: the bytes of the capability, with ID and pointer.
+    /// - Returns: the offset of the capability.
+    /// - Precondition: the capability ends within the first 256 bytes.
     public mutating func addCapability(_ identifier: UInt8, size: Int) -> Int {
         let offset = nextCapability
         precondition(offset + size <= 0x100, "no room for capability \(identifier)")
@@ -53,14 +58,14 @@ public struct ConfigurationSpace: Sendable {
         define(UInt8(0), at: offset + 1)
         capabilityLink = offset + 1
         nextCapability = (offset + size + 3) & ~3
-        setStatusCapabilitiesList()
+        setCapabilitiesListStatus()
         return offset
     }
 
-    /// Returns every field to the value with which it was defined.
+    /// Resets every field to its defined value.
     public mutating func reset() { bytes = resetBytes }
 
-    /// Reads as many bytes as `target` has room for; what lies behind the end reads as all ones.
+    /// Reads as many bytes as `target` has room for. Bytes beyond the space read as ones.
     public func read(at offset: Int, into target: inout OutputSpan<UInt8>) {
         var index = offset
         while !target.isFull {
@@ -69,7 +74,7 @@ public struct ConfigurationSpace: Sendable {
         }
     }
 
-    /// Writes bytes; what lies behind the end, and bits that are read-only, ignore it.
+    /// Writes bytes. Read-only bits and bytes beyond the space ignore the write.
     public mutating func write(at offset: Int, from source: Span<UInt8>) {
         for position in source.indices {
             let index = offset &+ position
@@ -80,7 +85,9 @@ public struct ConfigurationSpace: Sendable {
         }
     }
 
-    /// The value of a field; for the function itself, which knows where its fields are.
+    /// The present value of a field, for the function itself.
+    ///
+    /// - Precondition: the field is inside the space.
     public func value<Value: FixedWidthInteger & UnsignedInteger>(
         _ type: Value.Type = Value.self, at offset: Int
     ) -> Value {
@@ -92,9 +99,9 @@ public struct ConfigurationSpace: Sendable {
         return value
     }
 
-    /// Status bit 4: there is a list of capabilities.
-    private mutating func setStatusCapabilitiesList() {
+    /// Sets Capabilities List, bit 4 of the Status register.
+    private mutating func setCapabilitiesListStatus() {
         let status = value(UInt16.self, at: HeaderOffset.status) | 1 << 4
-        define(status, at: HeaderOffset.status, clearable: PCIHeader.statusErrors)
+        define(status, at: HeaderOffset.status, clearable: PCIHeader.clearableStatus)
     }
 }

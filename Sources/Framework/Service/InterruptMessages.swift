@@ -15,7 +15,7 @@ final class InterruptMessages: InterruptSink {
 
     init(_ layout: MSIXLayout, logger: Logger) {
         state = MSIXState(layout)
-        events = Array(repeating: nil, count: layout.vectors)
+        events = Array(repeating: nil, count: layout.vectorCount)
         self.logger = logger
     }
 

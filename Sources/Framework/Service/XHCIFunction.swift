@@ -51,7 +51,7 @@ final class XHCIFunction: VFIODevice {
         var types = [InterruptDescription](
             repeating: .absent, count: InterruptDescription.PCI.count)
         types[InterruptDescription.PCI.msix] = InterruptDescription(
-            count: layout.vectors, flags: [.eventFD, .maskable])
+            count: layout.vectorCount, flags: [.eventFD, .maskable])
         // Never raised, but QEMU warns its user of a device that cannot report errors.
         types[InterruptDescription.PCI.error] = InterruptDescription(count: 1, flags: .eventFD)
         interrupts = types

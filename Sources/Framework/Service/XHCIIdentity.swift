@@ -11,20 +11,21 @@ internal import XHCI
 /// access, nor a power management or PCI Express capability, which no driver needs.
 enum XHCIIdentity {
     static let header = PCIHeader(
-        classCode: 0x0c_03_30, vendor: 0x1b36, device: 0x000d, revision: 0x01,
-        subsystemVendor: 0x1af4, subsystem: 0x1100, baseAddresses: [registers, interruptMemory])
+        classCode: 0x0c_03_30, vendorID: 0x1b36, deviceID: 0x000d, revisionID: 0x01,
+        subsystemVendorID: 0x1af4, subsystemID: 0x1100,
+        baseAddressRegisters: [registers, interruptMemory])
 
     /// The register space, 64 bits wide as the specification wants it (5.2.1).
-    static let registers = BaseAddress(
+    static let registers = BaseAddressRegister(
         index: 0, width: .bits64, size: Controller.registerSpaceSize)
 
     /// MSI-X lies apart, so that no client needs to cut register pages out of it.
-    static let interruptMemory = BaseAddress(index: 2, width: .bits32, size: 0x2000)
+    static let interruptMemory = BaseAddressRegister(index: 2, width: .bits32, size: 0x2000)
 
     static func interruptLayout(vectors: Int) -> MSIXLayout {
         MSIXLayout(
-            vectors: vectors, baseAddress: interruptMemory.index, tableOffset: 0,
-            pendingOffset: 0x1000)
+            vectorCount: vectors, baseAddressRegister: interruptMemory.index, tableOffset: 0,
+            pendingBitsOffset: 0x1000)
     }
 
     static func configurationSpace(interrupts: MSIXLayout) -> ConfigurationSpace {
@@ -38,8 +39,8 @@ enum XHCIIdentity {
 
     static let regions: [RegionDescription] = {
         var all = [RegionDescription](repeating: .absent, count: RegionDescription.PCI.count)
-        for address in header.baseAddresses {
-            all[address.index] = RegionDescription(size: UInt64(address.size))
+        for register in header.baseAddressRegisters {
+            all[register.index] = RegionDescription(size: UInt64(register.size))
         }
         all[RegionDescription.PCI.configuration] = RegionDescription(
             size: UInt64(ConfigurationSpace.size))
