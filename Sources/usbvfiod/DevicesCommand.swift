@@ -33,7 +33,7 @@ struct Devices: ParsableCommand {
         if devices.isEmpty { return "this host has no USB devices" }
         let rows = devices.map { device in
             [
-                device.specifications.first.map(ClientHints.shellWord) ?? "(not to be passed)",
+                device.specifications.first.map(shellWord) ?? "(not to be passed)",
                 "\(device.bus):\(device.address)", "\(device.vendor):\(device.product)",
                 device.speed ?? "", device.classes.joined(separator: ", "),
                 [device.manufacturerName, device.productName].compactMap(\.self)
@@ -45,7 +45,7 @@ struct Devices: ParsableCommand {
             ([head] + rows).map { $0[column].count }.max() ?? 0
         }
         let lines = zip(devices, rows).flatMap { device, row in
-            let more = device.specifications.dropFirst().map { "  or \(ClientHints.shellWord($0))" }
+            let more = device.specifications.dropFirst().map { "  or \(shellWord($0))" }
             let line = aligned(row, widths)
             return [isColoured && device.isHub ? "\u{1b}[2m\(line)\u{1b}[0m" : line] + more
                 + obstacle(of: device, isColoured: isColoured)
@@ -105,6 +105,6 @@ struct Devices: ParsableCommand {
     }
 
     private static func quoted(_ text: String?) -> String {
-        text.map { "\"\(ClientHints.json($0))\"" } ?? "null"
+        text.flatMap { try? usbvfiod.json($0, []) } ?? "null"
     }
 }

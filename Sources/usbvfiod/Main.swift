@@ -11,13 +11,17 @@ internal import Service
 internal import SystemPackage
 
 extension BackendCatalog {
-    /// All devices that this program can offer a guest. A new backend is one more name here.
-    static var all: BackendCatalog {
-        BackendCatalog(StorageBackend.self, HostBackend.self, LoopbackBackend.self)
-    }
+    /// The devices that this program offers to guests. A new backend is one more name here.
+    static let all = BackendCatalog(
+        StorageBackend.self, HostBackend.self, LoopbackBackend.self)
 }
 
-/// The command line: what is asked for is checked, opened and served.
+/// ``BackendCatalog/all`` as a type.
+enum AllBackends: CatalogSource {
+    static var catalog: BackendCatalog { .all }
+}
+
+/// The program without a subcommand: checks the arguments, opens the devices and serves them.
 @main
 struct Usbvfiod: ParsableCommand {
     static let configuration = CommandConfiguration(
@@ -26,7 +30,7 @@ struct Usbvfiod: ParsableCommand {
             "Gives a virtual machine a USB controller, with devices of the host and image files.",
         usage: """
             usbvfiod --socket-path PATH [--device SPEC]... [--control-path PATH] [-v...]
-            usbvfiod list|attach|detach|insert|eject|faults … --control-path PATH [--json]
+            usbvfiod \(requests) … --control-path PATH [--json]
             usbvfiod backends [--json]
             usbvfiod devices [--json]
             """,
@@ -57,12 +61,16 @@ struct Usbvfiod: ParsableCommand {
             """,
         version: version,
         subcommands: [
-            BackendsCommand.self, Devices.self, ListDevices.self, AttachDevice.self,
-            DetachDevice.self,
-            InsertMedium.self, EjectMedium.self, SetFaults.self,
-        ])
+            BackendsCommand.self, Devices.self, ListCommand.self, AttachCommand.self,
+            DetachCommand.self,
+        ] + AllBackends.operationCommands)
 
     static let version = "0.1.0"
+
+    private static var requests: String {
+        (["list", "attach", "detach"] + BackendCatalog.all.operations.map(\.name))
+            .joined(separator: "|")
+    }
 
     @Option(
         help: ArgumentHelp(
@@ -79,10 +87,13 @@ struct Usbvfiod: ParsableCommand {
 
     @Option(
         name: .customLong("device"),
-        help: ArgumentHelp(
-            "Plug in a device: BACKEND:KEY=VALUE,… or /dev/bus/usb/BUS/ADDRESS. May be repeated.",
-            valueName: "spec"))
+        help: ArgumentHelp(deviceHelp, valueName: "spec"))
     var devices: [String] = []
+
+    private static var deviceHelp: String {
+        let forms = ["BACKEND:KEY=VALUE,…"] + BackendCatalog.all.bareNames.map(\.form)
+        return "Plug in a device: \(forms.joined(separator: " or ")). May be repeated."
+    }
 
     @OptionGroup
     var control: ControlOptions
@@ -96,8 +107,8 @@ struct Usbvfiod: ParsableCommand {
     var printCapabilities = false
 
     func run() throws {
-        if printCapabilities { return print(capabilities) }
-        let endpoint = try ListenAddress(path: socketPath, descriptor: descriptor)
+        if printCapabilities { return print(try json(ProgramCapabilities())) }
+        let address = try ListenAddress(path: socketPath, descriptor: descriptor)
         if let path = control.controlPath {
             guard !path.isEmpty else { throw ValidationError("--control-path needs a path.") }
             guard path != socketPath else {
@@ -112,7 +123,7 @@ struct Usbvfiod: ParsableCommand {
         let level: Logger.Level = verbosity == 0 ? .info : verbosity == 1 ? .debug : .trace
         LoggingSystem.bootstrap { label in ConsoleLog(label: label, level: level) }
         do {
-            try serve(endpoint, logger: Logger(label: "usbvfiod"))
+            try serve(address, logger: Logger(label: "usbvfiod"))
         } catch let error as ControlError {
             throw Failure(description: error.reason)
         } catch let error as Errno {
@@ -122,7 +133,7 @@ struct Usbvfiod: ParsableCommand {
         }
     }
 
-    private func serve(_ endpoint: ListenAddress, logger: Logger) throws {
+    private func serve(_ address: ListenAddress, logger: Logger) throws {
         ignoreWriteSignals()
         let loop = try EpollLoop()
         let server = Server(loop: loop, logger: logger)
@@ -131,14 +142,14 @@ struct Usbvfiod: ParsableCommand {
             server.stop()
         }
         let table = DeviceTable(catalog: .all, server: server, loop: loop, logger: logger)
-        // All are opened before anybody can connect: what cannot be opened is found out early.
+        // The devices are opened before a client can connect, so that errors end the program early.
         for device in devices { try table.open(device) }
-        let socket = try endpoint.open()
+        let socket = try address.open()
         let controlSocket = try control.controlPath.map { path in
             try ListenAddress.listen(at: absolute(path), permissions: .ownerReadWrite)
         }
         defer { table.stop() }
-        try table.plugInOpened()
+        try table.attachOpened()
         let controlServer = try controlSocket.map { listener in
             try ControlServer(
                 listener: listener, server: server, devices: table, loop: loop, logger: logger)
@@ -151,7 +162,7 @@ struct Usbvfiod: ParsableCommand {
             try server.listen(on: listener)
             logger.notice(
                 "listening at \(listener.path ?? "a socket without a name"); \(deviceCount)")
-            if let path = listener.path { ClientHints(socketPath: path).print() }
+            if let path = listener.path { try ClientHints(socketPath: path).print() }
         }
         if let path = controlSocket?.path { logger.notice("control requests at \(path)") }
         try withExtendedLifetime((signals, controlServer)) { try server.run() }
@@ -164,19 +175,15 @@ struct Usbvfiod: ParsableCommand {
     private var deviceCount: String {
         devices.count == 1 ? "1 device" : "\(devices.count) devices"
     }
-
-    /// As the conventions for backend programs have it: a type, and what else can be relied on.
-    private var capabilities: String {
-        """
-        {
-          "type": "usb",
-          "features": ["xhci", "reconnect", "socket-activation", "control"]
-        }
-        """
-    }
 }
 
-/// An end that is not the caller's mistake: one line on stderr, and exit code 1.
+/// The JSON of `--print-capabilities`, in the conventions for backend programs.
+private struct ProgramCapabilities: Encodable {
+    let type = "usb"
+    let features = ["xhci", "reconnect", "socket-activation", "control"]
+}
+
+/// An error that is not a mistake on the command line: one line on standard error, and exit code 1.
 struct Failure: Error, CustomStringConvertible {
     let description: String
 }

@@ -47,24 +47,28 @@ struct BackendCatalogTests {
         #expect(error?.reason.contains("disk:file=disk.img") == true)
     }
 
-    @Test func `a device node of usbfs stands for the device behind it`() throws {
-        let (type, specification) = try catalog.resolve("/dev/bus/usb/001/004")
+    @Test func `a bare name stands for the specification of the backend that recognises it`() throws
+    {
+        let (type, specification) = try catalog.resolve("usb@1/4")
         #expect(type.scheme == "host")
         #expect(specification.text == "host:bus=1,address=4")
+        #expect(catalog.bareNames.map(\.form) == ["usb@BUS/ADDRESS"])
     }
 
-    @Test(
-        "paths that are no device node are refused",
-        arguments: [
-            "/dev/bus/usb/001", "/dev/bus/usb/001/004/5", "/dev/bus/usb/1/256", "/dev/bus/usb//4",
-            "/dev/bus/usb/a/b", "/dev/bus/usb/",
-        ])
-    func wrongNode(path: String) {
-        #expect(throws: BackendError.self) { try catalog.resolve(path) }
+    @Test("other bare names are refused", arguments: ["usb@1", "usb@1/4/5", "/dev/sda", "usb@/"])
+    func unknownName(name: String) {
+        let error = #expect(throws: BackendError.self) { try catalog.resolve(name) }
+        #expect(error?.reason.contains("names no device: write BACKEND:KEY=VALUE") == true)
+    }
+
+    @Test func `operations are listed once, in the order of the backends`() {
+        #expect(catalog.operations.map(\.name) == ["rewind", "eject"])
+        #expect(catalog.backends(offering: "eject").map { $0.scheme } == ["disk", "host"])
+        #expect(BackendCatalog.operations(of: Host.self).map(\.name) == ["eject"])
     }
 }
 
-private final class Disk: DeviceBackend {
+private final class Disk: OperableBackend {
     static let scheme = "disk"
     static let summary = "a disk"
     static let parameters = [
@@ -72,6 +76,10 @@ private final class Disk: DeviceBackend {
         Parameter("readonly", value: nil, summary: "no writing"),
     ]
     static let example = "disk:file=disk.img"
+    static let operations = [
+        BackendOperation("rewind", summary: "A sentence."),
+        BackendOperation("eject", summary: "A sentence."),
+    ]
 
     let file: String?
 
@@ -82,9 +90,10 @@ private final class Disk: DeviceBackend {
 
     func start(on bus: any USBBus) throws(BackendError) {}
     func stop() {}
+    func execute(_ call: OperationCall, completion: @escaping (BackendError?) -> Void) {}
 }
 
-private final class Host: DeviceBackend {
+private final class Host: OperableBackend {
     static let scheme = "host"
     static let summary = "a device of the host"
     static let parameters = [
@@ -92,8 +101,16 @@ private final class Host: DeviceBackend {
         Parameter("address", value: "N", isRequired: true, summary: "address"),
     ]
     static let example = "host:bus=1,address=4"
+    static let bareNames = [
+        BareName("usb@BUS/ADDRESS") { name in
+            guard let parts = name.wholeMatch(of: /usb@(\d+)\/(\d+)/) else { return nil }
+            return "host:bus=\(parts.1),address=\(parts.2)"
+        }
+    ]
+    static let operations = [BackendOperation("eject", summary: "Another sentence.")]
 
     init(_ specification: DeviceSpecification, context: BackendContext) throws(BackendError) {}
     func start(on bus: any USBBus) throws(BackendError) {}
     func stop() {}
+    func execute(_ call: OperationCall, completion: @escaping (BackendError?) -> Void) {}
 }

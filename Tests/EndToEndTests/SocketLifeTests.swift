@@ -176,7 +176,7 @@ extension RunningServer {
     fileprivate func settle() throws {
         try process.wait(for: "all clients to be gone", within: .seconds(10)) {
             let came = log.components(separatedBy: "client connected").count
-            return log.components(separatedBy: "client left").count == came ? true : nil
+            return log.components(separatedBy: "client disconnected").count == came ? true : nil
         }
     }
 

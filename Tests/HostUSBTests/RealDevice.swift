@@ -43,7 +43,7 @@ final class RealDevice: USBBus, USBPort {
             "host:bus=\(bus),address=\(address)",
             context: BackendContext(loop: loop, logger: logger, isServing: isServing))
         if isServing {
-            try finish { backend.start(on: self, whenDone: $0) }
+            try finish { backend.start(on: self, completion: $0) }
         } else {
             try backend.start(on: self)
         }
@@ -52,7 +52,7 @@ final class RealDevice: USBBus, USBPort {
     func stop() { try? backend.stop() }
 
     /// The same while the loop turns.
-    func stopLater() throws { try finish { backend.stop(whenDone: $0) } }
+    func stopLater() throws { try finish { backend.stop(completion: $0) } }
 
     /// Begins something that does not wait, and turns the loop until it has ended.
     private func finish(_ begin: (@escaping (BackendError?) -> Void) -> Void) throws {

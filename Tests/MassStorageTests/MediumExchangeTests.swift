@@ -209,10 +209,14 @@ import USB
         return backend
     }
 
-    /// What a change is answered with; empty if it was made.
-    private func answer(_ backend: StorageBackend, _ change: BackendChange) throws -> String {
+    /// The error that an operation is refused with; empty if it succeeds.
+    private func answer(
+        _ backend: StorageBackend, _ name: String, _ arguments: [String: ArgumentValue] = [:]
+    ) throws -> String {
+        let operation = try #require(StorageBackend.operations.first { $0.name == name })
+        let call = try OperationCall(operation, arguments, for: StorageBackend.self)
         var answer: String?
-        backend.configure(change) { answer = $0?.reason ?? "" }
+        backend.execute(call) { answer = $0?.reason ?? "" }
         let deadline = loop.now + .seconds(10)
         while answer == nil, loop.now < deadline { try loop.turn(until: deadline) }
         return try #require(answer)
@@ -225,11 +229,10 @@ import USB
     @Test func `an image is exchanged, taken out, and free for others at once`() throws {
         let backend = try make("storage:file=\(file.path)")
         #expect(
-            try answer(backend, .insert(medium("file=\(other.path),readonly"), nil, force: false))
-                == "")
+            try answer(backend, "insert", ["spec": .text("file=\(other.path),readonly")]) == "")
         #expect(bus.device?.summary == "storage \(other.path)")
         _ = try FileImage(path: file.path, readOnly: false, cache: .writeback)
-        #expect(try answer(backend, .eject(force: false)) == "")
+        #expect(try answer(backend, "eject") == "")
         #expect(bus.device?.summary == "storage without a medium")
         _ = try FileImage(path: other.path, readOnly: false, cache: .writeback)
         try backend.stop()
@@ -238,17 +241,16 @@ import USB
     @Test func `what makes no sense is refused, and the medium stays`() throws {
         let backend = try make("storage:file=\(file.path)")
         let insert = { (text: String) in
-            try answer(backend, .insert(medium(text), nil, force: false))
+            try answer(backend, "insert", ["spec": .text(text)])
         }
         #expect(try insert("readonly").contains("lacks 'file=PATH'"))
         #expect(try insert("file=\(other.path),serial=1").contains("there are: file, readonly"))
         #expect(try insert("file=\(file.path)").contains("in use"))
         #expect(try insert("file=/nowhere").contains("there is no '/nowhere'"))
-        #expect(try answer(backend, .faults("x")).contains("no faults"))
         #expect(bus.device?.summary == "storage \(file.path)")
         try backend.stop()
         let fixed = try make("storage:file=\(other.path),removable=off")
-        #expect(try answer(fixed, .eject(force: true)).contains("removable=off"))
+        #expect(try answer(fixed, "eject", ["force": .flag(true)]).contains("removable=off"))
         try fixed.stop()
     }
 

@@ -27,7 +27,7 @@ import USB
         var isFull = false
 
         func attach(_ device: any USBDevice) throws(AttachError) {
-            guard !isFull else { throw .noFreePort(device.speed) }
+            guard !isFull else { throw .noFreePort(device.speed, count: 8) }
             self.device = device
             device.attach(to: port)
         }

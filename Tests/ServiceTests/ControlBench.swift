@@ -17,7 +17,7 @@ final class ControlBench {
     let control: ControlServer
     private let path = "/tmp/usbvfiod-control-\(UUID().uuidString.prefix(8))"
 
-    init(patience: Duration = .seconds(10)) throws {
+    init(timeout: Duration = .seconds(10)) throws {
         bench = try Bench()
         let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
         devices = DeviceTable(
@@ -26,7 +26,7 @@ final class ControlBench {
         control = try ControlServer(
             listener: ListeningSocket(bindingTo: path, permissions: .ownerReadWrite),
             server: bench.server, devices: devices, loop: bench.loop, logger: logger,
-            patience: patience)
+            timeout: timeout)
     }
 
     /// Who may connect.
@@ -106,7 +106,7 @@ private final class Registry: @unchecked Sendable {
 }
 
 /// A backend that tells what it was asked and, if it is slow, waits with its answers for the test.
-final class FakeBackend: ReconfigurableBackend {
+final class FakeBackend: OperableBackend {
     static let scheme = "fake"
     static let summary = "for tests"
     static let example = "fake"
@@ -122,7 +122,7 @@ final class FakeBackend: ReconfigurableBackend {
 
     private(set) var device: TestDevice
     let passed: ReceivedDescriptor?
-    private(set) var changes: [BackendChange] = []
+    private(set) var calls: [OperationCall] = []
     private(set) var stopCount = 0
     /// What waits for the test, with what went wrong.
     private(set) var waiting: [(BackendError?) -> Void] = []
@@ -153,12 +153,16 @@ final class FakeBackend: ReconfigurableBackend {
         self.bus = bus
     }
 
-    func start(on bus: any USBBus, whenDone done: @escaping (BackendError?) -> Void) {
+    func start(on bus: any USBBus, completion: @escaping (BackendError?) -> Void) {
         func start() -> BackendError? {
             do throws(BackendError) { try self.start(on: bus) } catch { return error }
             return nil
         }
-        if isLate { waiting.append { done($0 ?? start()) } } else { done(start()) }
+        if isLate {
+            waiting.append { completion($0 ?? start()) }
+        } else {
+            completion(start())
+        }
     }
 
     /// The device leaves by itself and another one comes.
@@ -169,32 +173,61 @@ final class FakeBackend: ReconfigurableBackend {
     }
 
     func stop() throws(BackendError) {
-        unplug()
+        detach()
         if isFull { throw BackendError("the disk is full") }
     }
 
-    func stop(whenDone done: @escaping (BackendError?) -> Void) {
-        unplug()
-        answer(done)
+    func stop(completion: @escaping (BackendError?) -> Void) {
+        detach()
+        complete(completion)
     }
 
-    private func unplug() {
+    private func detach() {
         stopCount += 1
         bus?.detach(device)
     }
 
-    func configure(
-        _ change: BackendChange, whenDone done: @escaping (BackendError?) -> Void
-    ) {
-        changes.append(change)
-        answer(done)
+    static let operations = [
+        BackendOperation(
+            "insert", summary: "For tests.",
+            arguments: [
+                BackendOperation.Argument("spec", .specification, summary: "A medium."),
+                BackendOperation.Argument("force", .flag, summary: "Or not."),
+            ], absence: "has no medium"),
+        BackendOperation(
+            "eject", summary: "For tests.",
+            arguments: [BackendOperation.Argument("force", .flag, summary: "Or not.")],
+            absence: "has no medium"),
+        BackendOperation(
+            "faults", summary: "For tests.",
+            arguments: [BackendOperation.Argument("rules", .text(), summary: "Rules.")],
+            absence: "makes no faults on demand"),
+        BackendOperation(
+            "tune", summary: "For tests.",
+            arguments: [
+                BackendOperation.Argument("channel", .integer(-1...99), summary: "A number."),
+                BackendOperation.Argument(
+                    "band", .choice(["am", "fm"]), isRequired: false, summary: "A word."),
+                BackendOperation.Argument(
+                    "note", .text(maximumLength: 8), isRequired: false, summary: "Text."),
+                BackendOperation.Argument(
+                    "file", .path(opening: .read), isRequired: false, summary: "A path."),
+            ]),
+        BackendOperation(
+            "store", summary: "For tests.",
+            arguments: [BackendOperation.Argument("file", .path(), summary: "A path.")]),
+    ]
+
+    func execute(_ call: OperationCall, completion: @escaping (BackendError?) -> Void) {
+        calls.append(call)
+        complete(completion)
     }
 
-    private func answer(_ done: @escaping (BackendError?) -> Void) {
-        if isSlow { waiting.append(done) } else { done(nil) }
+    private func complete(_ completion: @escaping (BackendError?) -> Void) {
+        if isSlow { waiting.append(completion) } else { completion(nil) }
     }
 
-    /// Answers what waits longest.
+    /// Completes the oldest call that waits.
     func finish(_ error: BackendError? = nil) { waiting.removeFirst()(error) }
 }
 

@@ -31,7 +31,7 @@ struct ControlTests {
         #expect(empty.version == 1)
 
         try bench.devices.open("fake:speed=super,id=first")
-        try bench.devices.plugInOpened()
+        try bench.devices.attachOpened()
         let monitor = try bench.bench.client()
         let list = try client.ask(#"{"request":"list"}"#)
         #expect(list.hasClient == true)
@@ -174,7 +174,7 @@ struct ControlTests {
         let backend = try #require(bench.backends.first)
         try client.send(#"{"request":"eject","id":"fake-1","force":true}"#)
         #expect(try bench.bench.turn { !backend.waiting.isEmpty })
-        backend.finish(BackendError("the disk is full", wasDone: true))
+        backend.finish(BackendError("the disk is full", tookEffect: true))
         #expect(try client.answer().code == .failed)
     }
 
@@ -212,17 +212,14 @@ struct ControlTests {
         #expect(try client.ask(#"{"request":"eject","id":"fake-1","force":true}"#).isGood)
         #expect(try client.ask(#"{"request":"eject","id":"fake-1","force":false}"#).isGood)
         #expect(try client.ask(#"{"request":"faults","id":"fake-1","rules":"a\nb"}"#).isGood)
-        let told = try backend.changes.map { change in
-            switch change {
-            case .insert(let medium, _, let force):
-                "insert \(try medium.value(of: "file") ?? "") \(force)"
-            case .eject(let force): "eject \(force)"
-            case .faults(let rules): "faults \(rules)"
-            }
+        let calls = try backend.calls.map { call in
+            let file = try call.specification("spec")?.value(of: "file") ?? "-"
+            return "\(call.name) \(file) \(call.flag("force")) \(call.text("rules") ?? "-")"
         }
         #expect(
-            told == [
-                "insert a:b false", "insert c true", "eject true", "eject false", "faults a\nb",
+            calls == [
+                "insert a:b false -", "insert c true -", "eject - true -", "eject - false -",
+                "faults - false a\nb",
             ])
     }
 

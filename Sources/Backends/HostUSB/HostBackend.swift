@@ -26,6 +26,18 @@ public final class HostBackend: DeviceBackend {
         Parameter("serial", value: "TEXT", summary: "its serial number, to tell equal ones apart"),
     ]
     public static let example = "host:bus=1,address=4"
+    public static let bareNames = [
+        BareName("/dev/bus/usb/BUS/ADDRESS") { name in
+            let prefix = "/dev/bus/usb/"
+            guard name.hasPrefix(prefix) else { return nil }
+            let parts = name.dropFirst(prefix.count).split(
+                separator: "/", omittingEmptySubsequences: false)
+            guard parts.count == 2, let bus = UInt8(parts[0]), let address = UInt8(parts[1]) else {
+                return nil
+            }
+            return "host:bus=\(bus),address=\(address)"
+        }
+    ]
 
     // What is not private is for the extension that follows devices.
 
@@ -176,17 +188,17 @@ public final class HostBackend: DeviceBackend {
         }
     }
 
-    public func start(on bus: any USBBus, whenDone done: @escaping (BackendError?) -> Void) {
+    public func start(on bus: any USBBus, completion: @escaping (BackendError?) -> Void) {
         guard isServing else {
             do throws(BackendError) {
                 try start(on: bus)
-                done(nil)
+                completion(nil)
             } catch {
-                done(error)
+                completion(error)
             }
             return
         }
-        starting = done
+        starting = completion
         follow(on: bus)
         if let descriptor = passed?.take() { adoptLater(descriptor) } else { look() }
     }
@@ -285,7 +297,7 @@ public final class HostBackend: DeviceBackend {
         }
     }
 
-    public func stop(whenDone done: @escaping (BackendError?) -> Void) {
+    public func stop(completion: @escaping (BackendError?) -> Void) {
         unfollow()
         var missing: [HostDeviceSession] = []
         var count = leaving.count + 1
@@ -294,7 +306,7 @@ public final class HostBackend: DeviceBackend {
             count -= 1
             guard count == 0 else { return }
             leaving = []
-            done(missing.isEmpty ? nil : late(missing))
+            completion(missing.isEmpty ? nil : late(missing))
         }
         for device in leaving {
             device.giveBack { isDone in

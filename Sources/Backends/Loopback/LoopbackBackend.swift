@@ -62,7 +62,9 @@ public final class LoopbackBackend: DeviceBackend {
             try bus.attach(device)
             self.bus = bus
         } catch {
-            throw BackendError("cannot plug in '\(device.summary)': \(error)")
+            throw BackendError(
+                cannotAttach: device.summary, error,
+                remedy: device.speed == .superSpeed ? "use speed=high" : "use speed=super")
         }
     }
 

@@ -134,7 +134,9 @@ public final class StorageBackend: DeviceBackend {
             try bus.attach(device)
             self.bus = bus
         } catch {
-            throw BackendError("cannot plug in '\(device.summary)': \(error)")
+            throw BackendError(
+                cannotAttach: device.summary, error,
+                remedy: device.speed == .high ? "use speed=super" : "use speed=high")
         }
     }
 
@@ -148,9 +150,9 @@ public final class StorageBackend: DeviceBackend {
     }
 
     /// The same on the worker.
-    public func stop(whenDone done: @escaping (BackendError?) -> Void) {
+    public func stop(completion: @escaping (BackendError?) -> Void) {
         unplug()
-        device.flush { [self] error in done(error.map { notWritten($0) }) }
+        device.flush { [self] error in completion(error.map { notWritten($0) }) }
     }
 
     private func unplug() {
@@ -163,33 +165,57 @@ public final class StorageBackend: DeviceBackend {
     }
 }
 
-extension StorageBackend: ReconfigurableBackend {
-    /// What belongs to a medium; the rest belongs to the stick.
+extension StorageBackend: OperableBackend {
+    /// The parameters of a medium; the others belong to the stick.
     private static let mediumParameters = ["file", "readonly"]
 
-    public func configure(
-        _ change: BackendChange, whenDone done: @escaping (BackendError?) -> Void
-    ) {
+    private static let force = BackendOperation.Argument(
+        "force", .flag,
+        summary:
+            "Although the guest has locked the medium, or the old one cannot be written: as if it "
+            + "were pulled out.")
+
+    public static let operations = [
+        BackendOperation(
+            "insert", summary: "Put another image into a stick of a running server.",
+            discussion:
+                "The guest sees a medium that has changed. What it wrote to the old one is on "
+                + "the disk when this returns.",
+            device: "stick",
+            arguments: [
+                BackendOperation.Argument(
+                    "spec", .specification, label: "medium",
+                    summary: "The image, such as file=other.img or file=other.img,readonly."),
+                force,
+            ],
+            example: "file=other.img", confirmation: "{spec} is in", absence: "has no medium"),
+        BackendOperation(
+            "eject", summary: "Take the image out of a stick of a running server.",
+            discussion: "The stick stays plugged in. When this returns, the image can be used by "
+                + "others.",
+            device: "stick", arguments: [force], confirmation: "ejected",
+            absence: "has no medium"),
+    ]
+
+    public func execute(_ call: OperationCall, completion: @escaping (BackendError?) -> Void) {
+        let force = call.flag("force")
         do throws(BackendError) {
-            switch change {
-            case .insert(let specification, let descriptor, let force):
-                try checkExchange(force: force)
-                for (name, _) in specification.parameters
-                where !Self.mediumParameters.contains(name) {
-                    throw BackendError(
-                        "'\(name)' belongs to the stick and not to a medium; there are: "
-                            + Self.mediumParameters.joined(separator: ", "))
-                }
-                let image = try Self.image(
-                    specification, descriptor, cache: cache, logger: logger)
-                exchange(image, try specification.value(of: "file"), force: force, done)
-            case .eject(let force):
-                try checkExchange(force: force)
-                exchange(nil, nil, force: force, done)
-            case .faults: throw .unsupported(change, by: self)
+            try checkExchange(force: force)
+            // Only `insert` has a specification.
+            guard let specification = call.specification("spec") else {
+                return exchange(nil, nil, force: force, completion)
             }
+            for (name, _) in specification.parameters
+            where !Self.mediumParameters.contains(name) {
+                throw BackendError(
+                    "'\(name)' belongs to the stick and not to a medium; there are: "
+                        + Self.mediumParameters.joined(separator: ", "))
+            }
+            let image = try Self.image(
+                specification, call.descriptor, cache: cache, logger: logger)
+            exchange(image, try specification.value(of: "file"), force: force, completion)
         } catch {
-            done(error)
+            completion(error)
         }
     }
 
@@ -210,15 +236,15 @@ extension StorageBackend: ReconfigurableBackend {
 
     private func exchange(
         _ image: FileImage?, _ path: String?, force: Bool,
-        _ done: @escaping (BackendError?) -> Void
+        _ completion: @escaping (BackendError?) -> Void
     ) {
         device.changeMedium(to: image, force: force) { [self] error in
             let problem = error.map { notWritten($0) }
-            if let problem, !force { return done(problem) }
+            if let problem, !force { return completion(problem) }
             device.summary = Self.summary(path)
-            done(
+            completion(
                 problem.map {
-                    BackendError("the medium is another one now, but \($0)", wasDone: true)
+                    BackendError("the medium is another one now, but \($0)", tookEffect: true)
                 })
         }
     }

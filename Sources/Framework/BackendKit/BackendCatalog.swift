@@ -1,22 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// The backends that a program was built with: a value, made in one line of its `main`.
-public struct BackendCatalog {
-    /// In the order of the help text.
+public struct BackendCatalog: Sendable {
+    /// The backends, in the order of help texts.
     public let backends: [any DeviceBackend.Type]
+    /// The operations of all backends, in their order, each name once.
+    public let operations: [BackendOperation]
 
-    public init(_ backends: any DeviceBackend.Type...) { self.backends = backends }
+    /// Joins backends to a catalog.
+    ///
+    /// Schemes must differ, and operations of one name must have the same arguments, because the
+    /// program cannot tell them apart: it traps otherwise.
+    public init(_ backends: any DeviceBackend.Type...) {
+        self.backends = backends
+        var operations: [BackendOperation] = []
+        for operation in backends.flatMap({ Self.operations(of: $0) }) {
+            if let other = operations.first(where: { $0.name == operation.name }) {
+                precondition(
+                    other.hasSameArguments(as: operation),
+                    "two backends declare '\(operation.name)' with different arguments")
+            } else {
+                operation.checkDeclaration()
+                operations.append(operation)
+            }
+        }
+        self.operations = operations
+        precondition(
+            Set(backends.map { $0.scheme }).count == backends.count,
+            "two backends have one scheme: \(backends.map { $0.scheme })")
+    }
 
-    /// The specification that `text` stands for: as written, or for a bare path under
-    /// `/dev/bus/usb` that of the host's device behind it.
+    /// The operations that a backend declares; none if it is not an ``OperableBackend``.
+    public static func operations(of backend: any DeviceBackend.Type) -> [BackendOperation] {
+        (backend as? any OperableBackend.Type)?.operations ?? []
+    }
+
+    /// The backends that declare an operation of this name.
+    public func backends(offering operation: String) -> [any DeviceBackend.Type] {
+        backends.filter { backend in
+            Self.operations(of: backend).contains { $0.name == operation }
+        }
+    }
+
+    /// The forms of names without a scheme that the backends recognise.
+    public var bareNames: [BareName] { backends.flatMap { $0.bareNames } }
+
+    /// Parses a device specification, or translates the bare name that stands for one.
+    ///
+    /// - Throws: if it has no form; see ``DeviceSpecification/init(parsing:)``.
     public func specification(_ text: String) throws(BackendError) -> DeviceSpecification {
-        if let node = Self.hostDevice(text) {
-            return try DeviceSpecification(parsing: "host:bus=\(node.bus),address=\(node.address)")
+        for name in bareNames {
+            if let specification = name.specification(for: text) {
+                return try DeviceSpecification(parsing: specification)
+            }
         }
         return try DeviceSpecification(parsing: text)
     }
 
-    /// The backend that `text` names, with its parameters checked by name; nothing is opened.
+    /// Finds the backend that a specification or bare name means and checks the names of the
+    /// parameters. It opens nothing.
+    ///
+    /// - Throws: if no backend has the scheme, or a parameter is unknown or missing.
     public func resolve(
         _ text: String
     ) throws(BackendError) -> (backend: any DeviceBackend.Type, DeviceSpecification) {
@@ -29,23 +73,43 @@ public struct BackendCatalog {
         return (type, specification)
     }
 
-    /// Opens the device that `text` specifies.
+    /// Opens the device that a specification or bare name means.
+    ///
+    /// - Throws: if ``resolve(_:)`` or the backend's initializer does.
     public func makeBackend(
         _ text: String, context: BackendContext
     ) throws(BackendError) -> any DeviceBackend {
         let (type, specification) = try resolve(text)
         return try type.init(specification, context: context)
     }
+}
 
-    /// Bus and address of a device node of usbfs.
-    private static func hostDevice(_ text: String) -> (bus: UInt8, address: UInt8)? {
-        let prefix = "/dev/bus/usb/"
-        guard text.hasPrefix(prefix) else { return nil }
-        let parts = text.dropFirst(prefix.count).split(
-            separator: "/", omittingEmptySubsequences: false)
-        guard parts.count == 2, let bus = UInt8(parts[0]), let address = UInt8(parts[1]) else {
-            return nil
-        }
-        return (bus, address)
+extension BackendOperation {
+    /// Names that the control socket and the command line have for themselves.
+    private static let reservedNames = ["attach", "backends", "detach", "devices", "help", "list"]
+    private static let reservedArguments = [
+        "control-path", "help", "id", "json", "request", "timeout", "version",
+    ]
+
+    fileprivate func hasSameArguments(as other: BackendOperation) -> Bool {
+        arguments.map(\.name) == other.arguments.map(\.name)
+            && arguments.map(\.kind) == other.arguments.map(\.kind)
+            && arguments.map(\.isRequired) == other.arguments.map(\.isRequired)
+    }
+
+    /// Traps on a declaration that can become neither a request nor a subcommand.
+    fileprivate func checkDeclaration() {
+        let names = arguments.map(\.name)
+        precondition(
+            DeviceSpecification.isName(name) && !Self.reservedNames.contains(name),
+            "'\(name)' cannot be the name of an operation")
+        precondition(
+            names.allSatisfy {
+                DeviceSpecification.isName($0) && !Self.reservedArguments.contains($0)
+            } && Set(names).count == names.count,
+            "the arguments of '\(name)' cannot be called \(names)")
+        precondition(
+            arguments.count { $0.kind.takesDescriptor } <= 1,
+            "'\(name)' has two arguments that take a descriptor")
     }
 }

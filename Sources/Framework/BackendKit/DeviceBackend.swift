@@ -1,125 +1,96 @@
 // SPDX-License-Identifier: Apache-2.0
 
-public import Logging
-public import Platform
 public import USB
 
-/// A source of USB devices that the operator can name on the command line.
+/// A source of USB devices that an operator can name on the command line.
 ///
 /// A backend is chosen by its scheme, reads its own parameters and, once started, attaches one or
-/// more devices to the bus. It lives until the operator takes it away or the program ends: guests
-/// come and go meanwhile, and so do other backends.
-public protocol DeviceBackend: AnyObject {
-    /// The word before the colon of a device specification, such as `storage`.
+/// more devices to the bus. It exists until the operator detaches it or the program ends; guests and
+/// other backends come and go meanwhile. All calls, callbacks included, are made on the event loop.
+public protocol DeviceBackend: AnyObject, SendableMetatype {
+    /// The word before the colon of a device specification, such as `storage`: lowercase letters,
+    /// digits and `-`.
     static var scheme: String { get }
-    /// One line that says what the backend is for.
+
+    /// A phrase that says what the backend is for.
     static var summary: String { get }
-    /// What may stand behind the colon; help and error messages are made from it.
+
+    /// The parameters that may follow the colon; help and error messages are made from them.
     static var parameters: [Parameter] { get }
-    /// An example specification that works, such as `storage:file=disk.img`.
+
+    /// A specification that works, such as `storage:file=disk.img`.
     static var example: String { get }
 
-    /// Checks the specification and opens what it names.
+    /// The names without a scheme that the backend recognises; none by default.
+    static var bareNames: [BareName] { get }
+
+    /// Checks a specification and opens what it names.
+    ///
+    /// The names of the parameters have been checked against ``parameters``; their values have not.
+    ///
+    /// - Throws: if a value is wrong or something cannot be opened.
     init(_ specification: DeviceSpecification, context: BackendContext) throws(BackendError)
 
-    /// Attaches the devices.
+    /// Attaches the devices, before the program serves clients. It may block.
+    ///
+    /// - Throws: if a device cannot be attached; the program then ends.
     func start(on bus: any USBBus) throws(BackendError)
 
-    /// The same while the program serves somebody: what takes time is done elsewhere than on the loop.
-    /// `done` is called once, on the loop, at once or later. Nothing else is asked of the backend before
-    /// but ``stop()``; after an error nothing is.
-    func start(on bus: any USBBus, whenDone done: @escaping (BackendError?) -> Void)
-
-    /// Detaches the devices and gives back what was opened; data that was accepted is written. The
-    /// program ends, so it may wait for that, with the loop standing still.
+    /// Attaches the devices while the loop is running; it must not block.
     ///
-    /// - Throws: what could not be written. The program says so and ends with an error.
+    /// The backend gets no other call but ``stop()`` until it calls `completion`, and none at all
+    /// after an error. The default calls ``start(on:)``.
+    ///
+    /// - Parameter completion: called once, on the loop, before this returns or later, with `nil` or
+    ///   with why the devices cannot be attached.
+    func start(on bus: any USBBus, completion: @escaping (BackendError?) -> Void)
+
+    /// Detaches the devices, writes the data they have accepted and releases what was opened. It may
+    /// block, because the program ends.
+    ///
+    /// - Throws: which data could not be written; the program reports it and exits with an error.
     func stop() throws(BackendError)
 
-    /// The same while the program goes on: devices are detached before this returns, and what takes
-    /// time is done elsewhere than on the loop. `done` is called once, on the loop, at once or later,
-    /// with what went wrong; ``stop()`` may be called before that.
-    func stop(whenDone done: @escaping (BackendError?) -> Void)
+    /// Detaches the devices before this returns, then writes the data they have accepted and releases
+    /// what was opened, without blocking the loop.
+    ///
+    /// ``stop()`` may be called before `completion` has been. The default calls ``stop()``, which is
+    /// right for a backend that never blocks there.
+    ///
+    /// - Parameter completion: called once, on the loop, before this returns or later, with `nil` or
+    ///   with which data could not be written.
+    func stop(completion: @escaping (BackendError?) -> Void)
 
-    /// Opens what a specification names, with the rights of the calling process: a program that has
-    /// a running server attach the device passes it along. `nil` if there is nothing to open.
+    /// Opens what a specification names with the rights of the calling process, which passes the
+    /// descriptor to a running server (``BackendContext/descriptor``).
+    ///
+    /// - Returns: `nil` if there is nothing to open, which is the default.
+    /// - Throws: if it cannot be opened.
     static func open(_ specification: DeviceSpecification) throws(BackendError) -> OpenedDevice?
 }
 
 extension DeviceBackend {
-    public func start(
-        on bus: any USBBus, whenDone done: @escaping (BackendError?) -> Void
-    ) {
+    public static var bareNames: [BareName] { [] }
+
+    public func start(on bus: any USBBus, completion: @escaping (BackendError?) -> Void) {
         do throws(BackendError) {
             try start(on: bus)
-            done(nil)
+            completion(nil)
         } catch {
-            done(error)
+            completion(error)
         }
     }
 
-    public func stop(whenDone done: @escaping (BackendError?) -> Void) {
+    public func stop(completion: @escaping (BackendError?) -> Void) {
         do throws(BackendError) {
             try stop()
-            done(nil)
+            completion(nil)
         } catch {
-            done(error)
+            completion(error)
         }
     }
 
     public static func open(
         _ specification: DeviceSpecification
     ) throws(BackendError) -> OpenedDevice? { nil }
-}
-
-/// What the program lends to each backend.
-public struct BackendContext {
-    public let loop: any EventLoop
-    public let logger: Logger
-    /// What the specification names, opened by whoever asked for the device. A backend that can use
-    /// it takes it and opens nothing itself.
-    public let descriptor: ReceivedDescriptor?
-    /// The loop serves somebody: a backend is made without waiting for anything, and is started by
-    /// ``DeviceBackend/start(on:whenDone:)``.
-    public let isServing: Bool
-
-    public init(
-        loop: any EventLoop, logger: Logger, descriptor: ReceivedDescriptor? = nil,
-        isServing: Bool = false
-    ) {
-        self.loop = loop
-        self.logger = logger
-        self.descriptor = descriptor
-        self.isServing = isServing
-    }
-}
-
-/// A parameter of a backend, as help and error messages show it.
-public struct Parameter: Sendable {
-    public let name: String
-    /// What is to be put in, such as `PATH`; `nil` for a flag.
-    public let value: String?
-    public let isRequired: Bool
-    public let summary: String
-
-    public init(_ name: String, value: String?, isRequired: Bool = false, summary: String) {
-        self.name = name
-        self.value = value
-        self.isRequired = isRequired
-        self.summary = summary
-    }
-}
-
-/// Why a backend cannot do what was asked, in words for the operator: what is wrong and what to do.
-public struct BackendError: Error, Equatable, CustomStringConvertible {
-    public let reason: String
-    /// What was asked was done all the same, and something was lost.
-    public let wasDone: Bool
-
-    public init(_ reason: String, wasDone: Bool = false) {
-        self.reason = reason
-        self.wasDone = wasDone
-    }
-
-    public var description: String { reason }
 }

@@ -5,16 +5,17 @@ public import Logging
 public import Platform
 public import SystemPackage
 
-/// The control socket: several clients at a time ask for devices to come, go and change.
+/// The control socket, at which several clients at a time attach, detach and operate devices
+/// (docs/control-protocol.md).
 ///
-/// docs/control-protocol.md says what they may write. Whoever can connect can do all of it, so the
-/// socket's file decides who that is.
+/// A client that can connect may send every request, so the permissions of the socket's file decide
+/// who controls the program.
 public final class ControlServer {
     private let server: Server
     private let devices: DeviceTable
     private let loop: any EventLoop
     private let logger: Logger
-    private let patience: Duration
+    private let timeout: Duration
     private var acceptor: Acceptor?
     private var connections: [ControlConnection] = []
 
@@ -25,18 +26,19 @@ public final class ControlServer {
     ) throws(Errno) {
         try self.init(
             listener: listener, server: server, devices: devices, loop: loop, logger: logger,
-            patience: ServiceLimits.controlPatience)
+            timeout: ServiceLimits.controlTimeout)
     }
 
+    /// - Parameter timeout: see ``ServiceLimits/controlTimeout``.
     package init(
         listener: ListeningSocket, server: Server, devices: DeviceTable, loop: any EventLoop,
-        logger: Logger, patience: Duration
+        logger: Logger, timeout: Duration
     ) throws(Errno) {
         self.server = server
         self.devices = devices
         self.loop = loop
         self.logger = logger
-        self.patience = patience
+        self.timeout = timeout
         acceptor = try Acceptor(listener: listener, loop: loop) { [logger] error in
             logger.error(
                 "cannot accept a control client: \(error); retrying in \(Acceptor.retryDelay)")
@@ -55,67 +57,59 @@ public final class ControlServer {
             let error = ControlError(
                 .tooMany,
                 "\(ServiceLimits.controlClients) control clients are connected: try again later")
-            // One that cannot take so few bytes at once does not learn why.
+            // A client whose socket has no room for one line does not get the reason.
             unsafe ControlAnswer(error).line.withUnsafeBytes { bytes in
                 _ = try? unsafe UnixSocket.send(bytes, to: socket)
             }
             return
         }
-        var mine: ControlConnection?
+        var this: ControlConnection?
         let connection = ControlConnection(
-            socket: socket, loop: loop, patience: patience
-        ) { [unowned self] request, descriptor, answer in
-            carryOut(request, descriptor, answer)
-        } whenEnded: { [weak self] in
-            self?.connections.removeAll { $0 === mine }
-            mine = nil
+            socket: socket, loop: loop, timeout: timeout, operations: devices.operations
+        ) { [unowned self] request, descriptor, completion in
+            execute(request, descriptor, completion)
+        } onEnd: { [weak self] in
+            self?.connections.removeAll { $0 === this }
+            this = nil
         }
-        mine = connection
+        this = connection
         connections.append(connection)
     }
 
     // MARK: - Requests
 
-    private func carryOut(
+    private func execute(
         _ request: ControlSocketRequest, _ descriptor: ReceivedDescriptor?,
-        _ answer: @escaping (ControlAnswer) -> Void
+        _ completion: @escaping (ControlAnswer) -> Void
     ) {
-        let isDone = { (error: ControlError?) in
-            answer(error.map { ControlAnswer($0) } ?? ControlAnswer())
-        }
         do throws(ControlError) {
             switch request {
-            case .list: answer(list())
+            case .list: completion(list())
             case .attach(let specification, let id):
                 try devices.attach(specification, id: id, descriptor: descriptor) {
                     [logger] result in
                     do throws(ControlError) {
                         let device = try result.get()
                         logger.notice("'\(device.id)' attached: \(device.summary ?? specification)")
-                        var good = ControlAnswer()
-                        good.device = device
-                        answer(good)
+                        var answer = ControlAnswer()
+                        answer.device = device
+                        completion(answer)
                     } catch {
-                        answer(ControlAnswer(error))
+                        completion(ControlAnswer(error))
                     }
                 }
             case .detach(let id):
                 try devices.detach(id) { [logger] error in
                     logger.notice("'\(id)' detached\(error.map { ": \($0)" } ?? "")")
-                    isDone(error)
+                    completion(ControlAnswer(orError: error))
                 }
-            case .insert(let id, let medium, let force):
-                try devices.change(id, whenDone: isDone) { backend throws(BackendError) in
-                    .insert(
-                        try DeviceTable.medium(medium, for: backend), descriptor, force: force)
+            case .execute(let operation, let id, let arguments):
+                try devices.execute(operation, arguments, on: id, descriptor: descriptor) { error in
+                    completion(ControlAnswer(orError: error))
                 }
-            case .eject(let id, let force):
-                try devices.change(id, whenDone: isDone) { _ in .eject(force: force) }
-            case .faults(let id, let rules):
-                try devices.change(id, whenDone: isDone) { _ in .faults(rules) }
             }
         } catch {
-            answer(ControlAnswer(error))
+            completion(ControlAnswer(error))
         }
     }
 
@@ -125,5 +119,12 @@ public final class ControlServer {
         answer.hasClient = server.hasClient
         answer.devices = devices.devices
         return answer
+    }
+}
+
+extension ControlAnswer {
+    /// The answer without a result: success if there is no error.
+    fileprivate init(orError error: ControlError?) {
+        if let error { self.init(error) } else { self.init() }
     }
 }

@@ -5,19 +5,21 @@ public import Logging
 public import Platform
 internal import USB
 
-/// The devices of the program: which there are, what they are called, how they come and go.
+/// The devices of the program with their backends, in the order in which they were attached.
+///
+/// Requests take a device by its id. A device executes one request at a time.
 public final class DeviceTable {
     private final class Entry {
         let id: String
         let specification: String
         let backend: any DeviceBackend
-        let bus: RecordingBus
-        /// A request for it is under way.
+        let bus: TrackingBus
+        /// Whether a request for the device is being executed.
         var isBusy = false
         var isDetaching = false
 
         init(
-            id: String, specification: String, backend: any DeviceBackend, bus: RecordingBus
+            id: String, specification: String, backend: any DeviceBackend, bus: TrackingBus
         ) {
             self.id = id
             self.specification = specification
@@ -31,56 +33,63 @@ public final class DeviceTable {
     private let loop: any EventLoop
     private let logger: Logger
     private var entries: [Entry] = []
-    /// Open, and to be plugged in all together.
+    /// Devices that are open and not attached yet.
     private var opened: [Entry] = []
-    /// The last number given to a device of each kind. It is not given again: an id that a script
-    /// remembers must not come to mean another device.
-    private var numbers: [String: Int] = [:]
-    private var followUps: [Int: Watch] = [:]
-    private var nextFollowUp = 0
+    private var identifiers = DeviceIdentifiers()
+    private let deferred: DeferredCalls
 
-    /// A table without devices, whose devices are plugged into a server's bus.
+    /// Creates an empty table, whose devices will be attached to a server's bus.
     public init(catalog: BackendCatalog, server: Server, loop: any EventLoop, logger: Logger) {
         self.catalog = catalog
         self.server = server
         self.loop = loop
         self.logger = logger
+        deferred = DeferredCalls(loop)
     }
 
-    // MARK: - Coming
+    /// The operations that the backends declare.
+    var operations: [BackendOperation] { catalog.operations }
 
-    /// Opens a device and plugs it in, without making the loop wait. `done` is called on the loop, at
-    /// once or later; until then it is a device that is waited for.
+    // MARK: - Attaching
+
+    /// Opens a device and attaches it, without blocking the loop.
     ///
     /// - Parameters:
-    ///   - id: what it is to be called, if that does not stand in the specification.
-    ///   - descriptor: what the specification names, if it has been opened already.
+    ///   - text: the specification or bare name.
+    ///   - id: the device's id, unless the specification has one.
+    ///   - descriptor: the file or device node of the specification, if a client has opened it.
+    ///   - completion: called on the loop, at once or later. Until then the device is in the table, as
+    ///     waiting.
     func attach(
         _ text: String, id: String? = nil, descriptor: ReceivedDescriptor? = nil,
-        whenDone done: @escaping (Result<ControlDevice, ControlError>) -> Void
+        completion: @escaping (Result<ControlDevice, ControlError>) -> Void
     ) throws(ControlError) {
-        let entry = try prepare(text, id: id, descriptor: descriptor, isServing: true)
+        let entry = try makeEntry(text, id: id, descriptor: descriptor, isServing: true)
         entry.isBusy = true
         entries.append(entry)
         entry.backend.start(on: entry.bus) { [self] error in
             entry.isBusy = false
-            guard let error else { return done(.success(describe(entry))) }
+            guard let error else { return completion(.success(describe(entry))) }
             entries.removeAll { $0 === entry }
-            drop(entry) { done(.failure(ControlError(.refused, error.reason))) }
+            release(entry) { completion(.failure(ControlError(.refused, error.reason))) }
         }
     }
 
-    /// Opens a device and no more; ``plugInOpened()`` follows.
+    /// Opens a device before the program serves clients. ``attachOpened()`` attaches it.
     public func open(_ text: String) throws(ControlError) {
-        opened.append(try prepare(text, id: nil, descriptor: nil, isServing: false))
+        opened.append(try makeEntry(text, id: nil, descriptor: nil, isServing: false))
     }
 
-    /// Plugs in what was opened, in that order.
-    public func plugInOpened() throws(ControlError) {
-        while !opened.isEmpty { try plugIn(opened.removeFirst()) }
+    /// Attaches the devices that ``open(_:)`` has opened, in that order.
+    public func attachOpened() throws(ControlError) {
+        while !opened.isEmpty {
+            let entry = opened.removeFirst()
+            try Self.refusing { () throws(BackendError) in try entry.backend.start(on: entry.bus) }
+            entries.append(entry)
+        }
     }
 
-    private func prepare(
+    private func makeEntry(
         _ text: String, id: String?, descriptor: ReceivedDescriptor?, isServing: Bool
     ) throws(ControlError) -> Entry {
         guard text.utf8.count <= ServiceLimits.specification else {
@@ -89,67 +98,25 @@ public final class DeviceTable {
                 "a specification of \(text.utf8.count) bytes; \(ServiceLimits.specification) are allowed"
             )
         }
-        guard entries.count + opened.count < ServiceLimits.devices else {
+        guard count + opened.count < ServiceLimits.devices else {
             throw ControlError(
                 .tooMany, "there are \(ServiceLimits.devices) devices already: detach one first")
         }
-        let (type, specification) = try refusing { () throws(BackendError) in
+        let (type, specification) = try Self.refusing { () throws(BackendError) in
             try catalog.resolve(text)
         }
-        let name = try name(id, specification, type)
+        let id = try identifiers.identifier(
+            for: specification, wanted: id, taken: (entries + opened).map(\.id))
         let context = BackendContext(
             loop: loop, logger: logger, descriptor: descriptor, isServing: isServing)
-        let backend = try refusing { () throws(BackendError) in
+        let backend = try Self.refusing { () throws(BackendError) in
             try type.init(specification, context: context)
         }
-        return Entry(
-            id: name, specification: text, backend: backend, bus: RecordingBus(server.bus))
+        return Entry(id: id, specification: text, backend: backend, bus: TrackingBus(server.bus))
     }
 
-    private func plugIn(_ entry: Entry) throws(ControlError) {
-        try refusing { () throws(BackendError) in try entry.backend.start(on: entry.bus) }
-        entries.append(entry)
-    }
-
-    private func isTaken(_ id: String) -> Bool {
-        (entries + opened).contains { $0.id == id }
-    }
-
-    /// What a device is to be called: what the operator says, or the kind and a number.
-    private func name(
-        _ wanted: String?, _ specification: DeviceSpecification, _ type: any DeviceBackend.Type
-    ) throws(ControlError) -> String {
-        let written = try refusing { () throws(BackendError) in try specification.identifier() }
-        if let wanted {
-            try refusing { () throws(BackendError) in
-                try DeviceSpecification.checkIdentifier(wanted)
-            }
-            guard written == nil || written == wanted else {
-                throw ControlError(
-                    .badRequest, "the device is called both '\(wanted)' and '\(written ?? "")'")
-            }
-        }
-        if let name = wanted ?? written {
-            try checkFree(name)
-            return name
-        }
-        while true {
-            let number = (numbers[type.scheme] ?? 0) &+ 1
-            numbers[type.scheme] = number
-            let name = "\(type.scheme)-\(number)"
-            if !isTaken(name) { return name }
-        }
-    }
-
-    private func checkFree(_ id: String) throws(ControlError) {
-        guard !isTaken(id) else {
-            throw ControlError(
-                .idTaken, "there is a device '\(id)' already: choose another id, or detach it first"
-            )
-        }
-    }
-
-    private func refusing<Result>(
+    /// Runs a call to a backend; its errors become refusals.
+    private static func refusing<Result>(
         _ body: () throws(BackendError) -> Result
     ) throws(ControlError) -> Result {
         do throws(BackendError) { return try body() } catch {
@@ -157,58 +124,72 @@ public final class DeviceTable {
         }
     }
 
-    // MARK: - Changing and going
+    // MARK: - Operating and detaching
 
-    /// Makes a change at a device; `done` is called on the loop, after this returns.
-    func change(
-        _ id: String, whenDone done: @escaping (ControlError?) -> Void,
-        _ change: (any DeviceBackend) throws(BackendError) -> BackendChange
+    /// Executes an operation on a device.
+    ///
+    /// - Parameters:
+    ///   - arguments: the arguments, checked against the declaration.
+    ///   - descriptor: the open file or device node that came with the request.
+    ///   - completion: called on the loop, after this returns.
+    func execute(
+        _ operation: BackendOperation, _ arguments: [String: ArgumentValue], on id: String,
+        descriptor: ReceivedDescriptor?, completion: @escaping (ControlError?) -> Void
     ) throws(ControlError) {
-        let entry = try idle(id)
-        let backend = entry.backend
-        let wanted = try refusing { () throws(BackendError) in try change(backend) }
-        guard let reconfigurable = backend as? any ReconfigurableBackend else {
-            throw ControlError(.refused, BackendError.unsupported(wanted, by: backend).reason)
+        let entry = try idleEntry(id)
+        let type = type(of: entry.backend)
+        let call = try Self.refusing { () throws(BackendError) in
+            try OperationCall(operation, arguments, for: type, descriptor: descriptor)
+        }
+        guard let backend = entry.backend as? any OperableBackend,
+            BackendCatalog.operations(of: type).contains(where: { $0.name == operation.name })
+        else {
+            throw ControlError(.refused, operation.absent(from: type).reason)
         }
         entry.isBusy = true
-        reconfigurable.configure(wanted) { [self] error in
+        backend.execute(call) { [self] error in
             entry.isBusy = false
-            // When the backend has let go of what it held for the change.
-            followUp {
-                done(error.map { ControlError($0.wasDone ? .failed : .refused, $0.reason) })
+            // Until the backend returns it may still hold what it used, such as the old image.
+            deferred.call {
+                completion(
+                    error.map { ControlError($0.tookEffect ? .failed : .refused, $0.reason) })
             }
         }
     }
 
-    /// Unplugs a device. `done` is called on the loop when its data is written and what it was made of
-    /// is free for others.
+    /// Detaches a device.
+    ///
+    /// - Parameter completion: called on the loop when the device's data is written and its file or
+    ///   host device is free for others.
     func detach(
-        _ id: String, whenDone done: @escaping (ControlError?) -> Void
+        _ id: String, completion: @escaping (ControlError?) -> Void
     ) throws(ControlError) {
-        let entry = try idle(id)
+        let entry = try idleEntry(id)
         entry.isBusy = true
         entry.isDetaching = true
         entry.backend.stop { [self] error in
             entries.removeAll { $0 === entry }
-            drop(entry) {
-                done(error.map { ControlError(.failed, "'\(id)' is detached, but \($0.reason)") })
+            release(entry) {
+                completion(
+                    error.map { ControlError(.failed, "'\(id)' is detached, but \($0.reason)") })
             }
         }
     }
 
-    /// Lets go of a backend, which must not end in the midst of what it does, and goes on after that.
-    private func drop(_ entry: Entry, then body: @escaping () -> Void) {
+    /// Releases a removed device's backend, then calls back. The backend must not be deallocated while
+    /// it is running, as it is when it calls its completion.
+    private func release(_ entry: Entry, completion: @escaping () -> Void) {
         var last: Entry? = entry
-        followUp {
+        deferred.call {
             last = nil
             _ = last
-            body()
+            completion()
         }
     }
 
-    /// Ends all devices, waiting for what they have to write.
+    /// Detaches all devices and blocks until their data is written.
     ///
-    /// - Returns: whether all of it was written; what was not is in the log.
+    /// - Returns: whether all data has been written; errors are in the log.
     @discardableResult
     public func stop() -> Bool {
         var isWritten = true
@@ -220,11 +201,11 @@ public final class DeviceTable {
         }
         entries = []
         opened = []
-        followUps = [:]
+        deferred.cancelAll()
         return isWritten
     }
 
-    private func idle(_ id: String) throws(ControlError) -> Entry {
+    private func idleEntry(_ id: String) throws(ControlError) -> Entry {
         guard let entry = entries.first(where: { $0.id == id }) else {
             let ids = entries.map(\.id).joined(separator: ", ")
             throw ControlError(
@@ -238,21 +219,12 @@ public final class DeviceTable {
         return entry
     }
 
-    private func followUp(_ body: @escaping () -> Void) {
-        let number = nextFollowUp
-        nextFollowUp &+= 1
-        followUps[number] = loop.schedule(at: loop.now) { [weak self] in
-            self?.followUps[number] = nil
-            body()
-        }
-    }
-
-    // MARK: - Telling
+    // MARK: - Listing
 
     /// How many devices there are.
     public var count: Int { entries.count }
 
-    /// In the order in which they came.
+    /// The devices as answers describe them.
     var devices: [ControlDevice] { entries.map { describe($0) } }
 
     private func describe(_ entry: Entry) -> ControlDevice {
@@ -261,44 +233,15 @@ public final class DeviceTable {
         let state: ControlDevice.State =
             entry.isDetaching ? .detaching : port == nil ? .waiting : .attached
         return ControlDevice(
-            id: entry.id, specification: entry.specification,
-            summary: device?.summary, speed: device.map { $0.speed.name }, port: port,
-            state: state)
-    }
-
-    /// What a medium's parameters are for a backend: written with its scheme or without.
-    static func medium(
-        _ text: String, for backend: any DeviceBackend
-    ) throws(BackendError) -> DeviceSpecification {
-        let prefix = "\(type(of: backend).scheme):"
-        return try DeviceSpecification(
-            parsing: text.hasPrefix(prefix) ? text : prefix + text)
+            id: entry.id, specification: entry.specification, summary: device?.summary,
+            speed: device.map { ControlDevice.name(of: $0.speed) }, port: port, state: state)
     }
 }
 
-/// The bus as one backend sees it; it remembers what the backend has plugged in, as long as that
-/// lives: a device that leaves by itself is not unplugged by anybody, and must not stay for this.
-private final class RecordingBus: USBBus {
-    private let bus: any USBBus
-    private(set) weak var device: (any USBDevice)?
-
-    init(_ bus: any USBBus) { self.bus = bus }
-
-    func attach(_ device: any USBDevice) throws(AttachError) {
-        try bus.attach(device)
-        self.device = device
-    }
-
-    func detach(_ device: any USBDevice) {
-        bus.detach(device)
-        if self.device === device { self.device = nil }
-    }
-}
-
-extension USBSpeed {
-    /// In one word, as requests and answers have it.
-    fileprivate var name: String {
-        switch self {
+extension ControlDevice {
+    /// The word for a speed in answers.
+    fileprivate static func name(of speed: USBSpeed) -> String {
+        switch speed {
         case .low: "low"
         case .full: "full"
         case .high: "high"

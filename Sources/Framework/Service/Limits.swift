@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The bounds of control at run time: what those who may talk to the control socket can make the
-/// program hold.
+/// The bounds of the control socket: how much of the program's memory and time its clients can use.
 public enum ServiceLimits {
-    /// Devices, plugged in or waiting for their hardware.
+    /// Devices, attached or waiting for their host device.
     public static let devices = 64
-    /// Bytes of what specifies a device.
+    /// Bytes of a device specification.
     public static let specification = 8192
     /// Control clients at a time.
     public static let controlClients = 16
-    /// Bytes of a request, without the end of the line.
+    /// Bytes of a request, without its line feed.
     public static let controlLine = 65536
-    /// Requests of one control client that are carried out before others have their turn.
+    /// Requests of one control client that one pass of the loop executes.
     static let requestsPerTurn = 16
-    /// How long a control client may take for the rest of a line, or for reading an answer.
-    static let controlPatience: Duration = .seconds(10)
+    /// The time within which a control client must complete a line it has begun, or read an answer.
+    static let controlTimeout: Duration = .seconds(10)
 }

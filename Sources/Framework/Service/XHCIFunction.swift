@@ -12,7 +12,7 @@ internal import XHCI
 /// register file, a configuration space and interrupt messages.
 ///
 /// It adapts and decides nothing: what a register means is the controller's knowledge, what a message
-/// means the session's. It lives as long as the program; ``clientLeft()`` lies between two clients.
+/// means the session's. It lives as long as the program; ``clientDisconnected()`` lies between two clients.
 ///
 /// While the controller waits for guest memory that is reached by messages, the client's requests
 /// are served in the midst of ``service(now:)``; ``Controller`` says what that allows.
@@ -65,14 +65,14 @@ final class XHCIFunction: VFIODevice {
     }
 
     /// A client is there; memory that it gives without a descriptor is reached through it.
-    func clientCame(_ connection: Connection) {
+    func clientConnected(_ connection: Connection) {
         let remote = RemoteMemoryByMessages(connection)
         remoteMemory = remote
         memory.remote = remote
     }
 
     /// The client is gone: nothing of it stays, devices stay plugged in.
-    func clientLeft() {
+    func clientDisconnected() {
         pausedUntil = nil
         remoteMemory = nil
         messages.disconnectAll()

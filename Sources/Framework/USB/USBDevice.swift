@@ -78,11 +78,20 @@ public protocol USBPort: AnyObject {
 }
 
 /// The reason why a device cannot be attached.
-public enum AttachError: Error, Equatable {
-    /// All ports for devices of this speed are in use.
-    case noFreePort(USBSpeed)
+public enum AttachError: Error, Equatable, CustomStringConvertible {
+    /// All ports for devices of this speed are in use; `count` is how many there are.
+    case noFreePort(USBSpeed, count: Int)
     /// The device is attached already.
     case alreadyAttached
+
+    /// The error in words for the operator.
+    public var description: String {
+        switch self {
+        case .noFreePort(let speed, let count):
+            "all \(count) \(speed.isSuperSpeed ? "SuperSpeed" : "USB 2") ports are in use"
+        case .alreadyAttached: "it is attached already"
+        }
+    }
 }
 
 /// A USB bus that devices are attached to: the root hub.

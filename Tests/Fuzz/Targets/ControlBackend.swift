@@ -2,6 +2,8 @@
 
 import BackendKit
 import GuestKit
+import Loopback
+import MassStorage
 import Platform
 import SystemPackage
 import USB
@@ -34,7 +36,7 @@ final class ControlLoop: EventLoop {
 
 /// A backend that does what its specification says of it: it is broken, it has no port, it answers
 /// later.
-final class ControlBackend: ReconfigurableBackend {
+final class ControlBackend: OperableBackend {
     static let scheme = "fake"
     static let summary = "what control requests are tried with"
     static let example = "fake:slow"
@@ -79,26 +81,44 @@ final class ControlBackend: ReconfigurableBackend {
         passed = nil
     }
 
-    func stop(whenDone done: @escaping (BackendError?) -> Void) {
+    func stop(completion: @escaping (BackendError?) -> Void) {
         stop()
-        answer(done)
+        complete(completion)
     }
 
-    func configure(
-        _ change: BackendChange, whenDone done: @escaping (BackendError?) -> Void
-    ) {
-        if case .insert(_, let descriptor, _) = change { passed = descriptor }
-        answer(done)
+    static let operations =
+        BackendCatalog.operations(of: StorageBackend.self)
+        + BackendCatalog.operations(of: LoopbackBackend.self) + [
+            BackendOperation(
+                "tune", summary: "Every type of argument.",
+                arguments: [
+                    BackendOperation.Argument("channel", .integer(0...9), summary: "A number."),
+                    BackendOperation.Argument(
+                        "band", .choice(["am", "fm"]), isRequired: false, summary: "A word."),
+                    BackendOperation.Argument(
+                        "note", .text(maximumLength: 8), isRequired: false, summary: "A text."),
+                    BackendOperation.Argument(
+                        "file", .path(opening: .read), isRequired: false, summary: "A path."),
+                ])
+        ]
+
+    func execute(_ call: OperationCall, completion: @escaping (BackendError?) -> Void) {
+        if let descriptor = call.descriptor { passed = descriptor }
+        complete(completion)
     }
 
     /// The device leaves by itself.
     func disconnect() { device.disconnect() }
 
-    private func answer(_ done: @escaping (BackendError?) -> Void) {
-        if isSlow { waiting.append(done) } else { done(isLossy ? BackendError("lost") : nil) }
+    private func complete(_ completion: @escaping (BackendError?) -> Void) {
+        if isSlow {
+            waiting.append(completion)
+        } else {
+            completion(isLossy ? BackendError("lost") : nil)
+        }
     }
 
-    /// Answers what waits longest.
+    /// Completes the oldest call that waits.
     func finish() {
         guard !waiting.isEmpty else { return }
         waiting.removeFirst()(isLossy ? BackendError("lost") : nil)

@@ -43,7 +43,15 @@ enum ControlTarget: FuzzTarget {
         ])
         let more = input.flag() ? #","force":true"# : ""
         let text: String
-        switch input.byte() % 8 {
+        let kind = input.byte()
+        switch kind % 8 {
+        case _ where kind >= 240:
+            let channel = input.pick(["9", "10", "-1", "1.0", "1e99", "true", "null", #""1""#])
+            let rest = input.pick([
+                "", #","band":"fm""#, #","band":"""#, #","note":"12345678""#,
+                #","note":"123456789""#, #","file":"/x""#, #","file":"""#, #","other":1"#,
+            ])
+            text = #"{"request":"tune","id":"\#(id)","channel":\#(channel)\#(rest)}"#
         case 0: text = #"{"request":"list"}"#
         case 1, 2: text = #"{"request":"attach","spec":"\#(specification)"}"#
         case 3: text = #"{"request":"attach","spec":"\#(specification)","id":"\#(id)"}"#

@@ -110,11 +110,11 @@ struct PortTests {
 
     @Test func `each port of a protocol takes one device`() throws {
         for _ in 0..<8 { try guest.machine.attach(TestDevice(.high)) }
-        #expect(throws: AttachError.noFreePort(.full)) {
+        #expect(throws: AttachError.noFreePort(.full, count: 8)) {
             try guest.machine.attach(TestDevice(.full))
         }
         for _ in 0..<8 { try guest.machine.attach(TestDevice(.superSpeed)) }
-        #expect(throws: AttachError.noFreePort(.superSpeed)) {
+        #expect(throws: AttachError.noFreePort(.superSpeed, count: 8)) {
             try guest.machine.attach(TestDevice(.superSpeed))
         }
         guest.machine.pass(.milliseconds(500))

@@ -193,7 +193,7 @@ extension HostBackend {
         do throws(AttachError) {
             try bus.attach(device.device)
         } catch {
-            throw BackendError("\(device.name.specification) cannot be plugged in: \(error)")
+            throw BackendError(cannotAttach: "\(device.name.specification)", error)
         }
         isAttached = true
     }

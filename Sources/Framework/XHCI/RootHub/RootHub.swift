@@ -37,11 +37,10 @@ final class RootHub {
             throw .alreadyAttached
         }
         let isSuperSpeed = device.speed.isSuperSpeed
-        guard
-            let port = connections.indices.first(where: {
-                connections[$0] == nil && registers.ports[$0].isSuperSpeed == isSuperSpeed
-            })
-        else { throw .noFreePort(device.speed) }
+        let ports = connections.indices.filter { registers.ports[$0].isSuperSpeed == isSuperSpeed }
+        guard let port = ports.first(where: { connections[$0] == nil }) else {
+            throw .noFreePort(device.speed, count: ports.count)
+        }
         let connection = PortConnection(port: port, device: device, inbox: inbox)
         connections[port] = connection
         registers.ports[port].connect(device.speed)

@@ -1,48 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import FoundationEssentials
 internal import Glibc
 internal import Platform
 internal import Service
 internal import SystemPackage
 
-/// The other end of a control socket: asks one question and waits for the answer.
+/// A client of a control socket: sends one request and waits for its answer.
 final class ControlClient {
-    /// A request: its fields, and the descriptor that is passed along.
-    struct Message {
-        enum Value: Encodable {
-            case text(String)
-            case flag(Bool)
-
-            func encode(to encoder: any Encoder) throws {
-                var container = encoder.singleValueContainer()
-                switch self {
-                case .text(let text): try container.encode(text)
-                case .flag(let flag): try container.encode(flag)
-                }
-            }
-        }
-
-        var fields: [String: Value]
-        fileprivate let descriptor: SharedDescriptor?
-
-        init(_ fields: [String: Value]) {
-            self.fields = fields
-            descriptor = nil
-        }
-
-        init(_ fields: [String: Value], _ descriptor: consuming OwnedDescriptor) {
-            self.fields = fields
-            self.descriptor = SharedDescriptor(descriptor)
-        }
-    }
-
-    fileprivate final class SharedDescriptor {
-        let descriptor: OwnedDescriptor
-        init(_ descriptor: consuming OwnedDescriptor) { self.descriptor = descriptor }
-    }
-
-    /// More than the longest answer has.
+    /// Bytes of an answer. A list of all devices with the longest specifications has less.
     private static let longestAnswer = 16 << 20
 
     private let socket: OwnedDescriptor
@@ -61,7 +26,7 @@ final class ControlClient {
                 guard error == .wouldBlock, ContinuousClock.now < end else {
                     throw Failure(description: Self.explain(error, path))
                 }
-                // Many others wait to be let in, which nothing tells the end of.
+                // The queue of the listening socket is full, and no event says when it no longer is.
                 usleep(10_000)
             }
         }
@@ -79,32 +44,35 @@ final class ControlClient {
         }
     }
 
-    /// Sends a request; returns the answer as it came, without the end of its line, and what it means.
-    func ask(_ message: Message, within limit: Duration) throws -> (String, ControlAnswer) {
+    /// Sends a request and waits for the answer.
+    ///
+    /// - Returns: the answer as it came, without its line feed, and parsed.
+    func send(
+        _ message: ControlMessage, within limit: Duration
+    ) throws -> (String, ControlAnswer) {
         let end = ContinuousClock.now + limit
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        let request = try Array(encoder.encode(message.fields)) + [UInt8(ascii: "\n")]
+        let request = try message.line
         do throws(Errno) {
             try send(request, message.descriptor, until: end)
         } catch .brokenPipe, .connectionReset {
-            // It may have said why it did not listen.
+            // The server may have answered why it refuses clients.
         } catch {
-            throw Failure(description: "cannot ask the server at '\(path)': \(error)")
+            throw Failure(description: "cannot send to the server at '\(path)': \(error)")
         }
         let line = try receiveLine(until: end, limit)
         guard let answer = ControlAnswer(line: line) else {
-            throw Failure(description: "what listens at '\(path)' does not answer as usbvfiod does")
+            throw Failure(description: "the server at '\(path)' does not answer as usbvfiod does")
         }
         return (String(decoding: line, as: UTF8.self), answer)
     }
 
     private func send(
-        _ bytes: [UInt8], _ passed: SharedDescriptor?, until end: ContinuousClock.Instant
+        _ bytes: [UInt8], _ passed: ControlMessage.SharedDescriptor?,
+        until end: ContinuousClock.Instant
     ) throws(Errno) {
         var sent = 0
         while sent < bytes.count {
-            // A descriptor travels with the first byte.
+            // The descriptor goes with the first byte.
             let descriptors =
                 sent == 0 ? passed.map { [$0.descriptor.rawValue] } ?? [] : []
             var failure: Errno?
@@ -134,7 +102,7 @@ final class ControlClient {
             guard ContinuousClock.now < end else {
                 throw Failure(
                     description: "the server has not answered within \(limit): it may still be "
-                        + "writing; `usbvfiod list` shows what it is at")
+                        + "writing; `usbvfiod list` shows the state of its devices")
             }
             do {
                 var descriptors = DescriptorList()

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BackendKit
+internal import Platform
+
+/// The bytes that a control client has sent and that have not been executed yet, as lines with the
+/// descriptors that came with them.
+struct ControlLines {
+    /// A line without its line feed.
+    struct Line {
+        let bytes: [UInt8]
+        fileprivate let arrival: Arrival?
+    }
+
+    /// The descriptors that came with one line.
+    ///
+    /// It is a class because a `DescriptorList` can neither be copied nor stored in an array.
+    fileprivate final class Arrival {
+        /// The offset in `bytes` at which the line begins.
+        var offset: Int
+        var descriptors: DescriptorList
+
+        init(_ descriptors: consuming DescriptorList, offset: Int) {
+            self.offset = offset
+            self.descriptors = descriptors
+        }
+    }
+
+    private static let lineFeed = UInt8(ascii: "\n")
+
+    private var bytes: [UInt8] = []
+    /// How many of the bytes have been returned as lines. They are removed all at once.
+    private var consumed = 0
+    /// How many of the bytes are known to contain no further line feed.
+    private var scanned = 0
+    private var arrivals: [Arrival] = []
+
+    var isEmpty: Bool { bytes.isEmpty }
+
+    /// How many more bytes may be received: the longest line and its line feed.
+    var room: Int { ServiceLimits.controlLine + 1 - bytes.count }
+
+    /// Whether the bytes begin a line that is longer than a line may be.
+    var isOverlong: Bool {
+        bytes.count > ServiceLimits.controlLine && !bytes.contains(Self.lineFeed)
+    }
+
+    /// Appends bytes that one `recvmsg` has returned, at least one, and their descriptors.
+    ///
+    /// Descriptors belong to the line of the last byte that they came with: the kernel joins earlier
+    /// bytes to those of a message with descriptors, and never later ones.
+    mutating func append(_ chunk: [UInt8], _ descriptors: consuming DescriptorList) {
+        bytes += chunk
+        guard !descriptors.isEmpty || descriptors.isTruncated else { return }
+        let start = bytes.dropLast().lastIndex(of: Self.lineFeed).map { $0 + 1 } ?? 0
+        guard let same = arrivals.last, same.offset == start else {
+            return arrivals.append(Arrival(descriptors, offset: start))
+        }
+        // A line with more than one descriptor is refused, so none of them is kept.
+        same.descriptors = DescriptorList()
+        same.descriptors.isTruncated = true
+    }
+
+    /// Returns the next complete line, or `nil` if there is none.
+    mutating func next() -> Line? {
+        guard let end = bytes[scanned...].firstIndex(of: Self.lineFeed) else {
+            scanned = bytes.count
+            return nil
+        }
+        let line = Array(bytes[consumed..<end])
+        consumed = end + 1
+        scanned = consumed
+        var arrival: Arrival?
+        if let first = arrivals.first, first.offset <= end { arrival = arrivals.removeFirst() }
+        return Line(bytes: line, arrival: arrival)
+    }
+
+    /// Removes the lines that ``next()`` has returned.
+    mutating func compact() {
+        bytes.removeFirst(consumed)
+        scanned -= consumed
+        for arrival in arrivals { arrival.offset -= consumed }
+        consumed = 0
+    }
+
+    /// Removes everything and closes the descriptors.
+    mutating func removeAll() { self = ControlLines() }
+}
+
+extension ControlLines.Line {
+    /// The one descriptor that came with a request, or `nil`.
+    ///
+    /// - Throws: if more came, or the request takes none.
+    func descriptor(
+        for request: ControlSocketRequest
+    ) throws(ControlError) -> ReceivedDescriptor? {
+        guard let arrival else { return nil }
+        guard !arrival.descriptors.isTruncated, arrival.descriptors.count == 1 else {
+            throw ControlError(
+                .badRequest, "more descriptors came than the one that a request may have")
+        }
+        guard request.takesDescriptor else {
+            throw ControlError(.badRequest, "a descriptor came with a request that needs none")
+        }
+        guard let descriptor = arrival.descriptors.take(0) else { return nil }
+        return ReceivedDescriptor(descriptor)
+    }
+}
