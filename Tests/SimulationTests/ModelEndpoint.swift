@@ -18,6 +18,8 @@ final class ModelEndpoint {
     var taken = 0
     var isHalted = false
     private(set) var violations: [String] = []
+    /// The TDs that ended last, whose buffers the guest has reused.
+    private var reused: [ModelTransfer] = []
 
     init(_ endpoint: GuestEndpoint, _ address: EndpointAddress, _ device: FaultyDevice) {
         self.endpoint = endpoint
@@ -141,6 +143,7 @@ final class ModelEndpoint {
         queue.removeFirst()
         lastEnded = transfer
         check(transfer, moved)
+        reuseBuffers(of: transfer)
     }
 
     private func check(_ transfer: ModelTransfer, _ moved: Int) {
@@ -173,7 +176,30 @@ final class ModelEndpoint {
         queue.removeFirst()
         lastEnded = nil
         if !head.isControl { check(head, head.progress) }
+        reuseBuffers(of: head)
         compareWithDevice(tolerating: head.isControl)
+    }
+
+    // MARK: - Reused memory
+
+    private func reuseBuffers(of transfer: ModelTransfer) {
+        transfer.reuseBuffers(in: memory)
+        reused.append(transfer)
+        if reused.count > 32 { reused.removeFirst() }
+    }
+
+    /// The guest uses the memory of all queued TDs for something else, after a reset.
+    func reuseAllBuffers() {
+        for transfer in queue { reuseBuffers(of: transfer) }
+        queue = []
+    }
+
+    /// Reports memory that changed after its TD had ended.
+    func checkReusedBuffers() {
+        if !reused.allSatisfy({ $0.areReusedBuffersIntact(in: memory) }) {
+            fail("memory changed after its TD had ended")
+            reused = []
+        }
     }
 
     /// What must hold when nothing is in flight and nothing queued.

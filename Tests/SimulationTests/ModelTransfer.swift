@@ -87,6 +87,23 @@ final class ModelTransfer {
         return result
     }
 
+    /// Uses the buffers for something else, as a guest does when the TD has ended.
+    func reuseBuffers(in memory: GuestRAM) {
+        for (buffer, length) in zip(buffers, lengths) {
+            guard let buffer else { continue }
+            memory.fill(FaultyDevice.reusedByte, at: buffer, count: length)
+        }
+    }
+
+    /// Whether the buffers still have what ``reuseBuffers(in:)`` has written.
+    func areReusedBuffersIntact(in memory: GuestRAM) -> Bool {
+        zip(buffers, lengths).allSatisfy { buffer, length in
+            guard let buffer else { return true }
+            return memory.bytes(at: buffer, count: length)
+                .allSatisfy { $0 == FaultyDevice.reusedByte }
+        }
+    }
+
     /// Whether the buffers behind the first `count` bytes are as they were.
     func isUntouched(behind count: Int, in memory: GuestRAM) -> Bool {
         var skip = count

@@ -35,6 +35,9 @@ final class Simulation {
     var random: SplitMix64
     private var devices: [FaultyDevice] = []
     private var endpoints: [ModelEndpoint] = []
+    /// Endpoints from before the last reset of the controller.
+    private var retired: [ModelEndpoint] = []
+    private var reportedAccesses = 0
     private var isInterruptEnabled: [Bool]
     private(set) var violations: [String] = []
     /// TDs that came to an end of their own.
@@ -234,6 +237,13 @@ final class Simulation {
     }
 
     private func gatherViolations() {
+        for endpoint in endpoints + retired { endpoint.checkReusedBuffers() }
+        for endpoint in retired { violations += endpoint.violations }
+        for endpoint in retired { endpoint.forgetViolations() }
+        for device in devices where device.accessesToReusedMemory > reportedAccesses {
+            reportedAccesses = device.accessesToReusedMemory
+            violations.append("a device can access memory of a transfer that has ended")
+        }
         for endpoint in endpoints where !endpoint.violations.isEmpty {
             violations += endpoint.violations
             endpoint.forgetViolations()
@@ -372,8 +382,10 @@ final class Simulation {
     private func restart() throws {
         for device in devices { device.faults = .none }
         for endpoint in endpoints { endpoint.device.clearHalt(endpoint.address) }
+        retired = endpoints
         endpoints = []
         try driver.start()
+        for endpoint in retired { endpoint.reuseAllBuffers() }
         if devices.contains(where: { $0.waitingCount > 0 }) {
             violations.append("transfers outlived a controller reset")
         }

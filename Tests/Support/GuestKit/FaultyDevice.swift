@@ -23,6 +23,10 @@ public final class FaultyDevice: USBDevice {
         public var unknown = 0
         /// More bytes moved than there was room for, or fewer than none.
         public var impossibleLength = 0
+        /// Accesses to the memory of a transfer that has ended.
+        public var lateAccess = 0
+        /// Transfers that are not cancelled when the controller asks for it.
+        public var ignoredCancel = 0
 
         public init() {}
 
@@ -44,6 +48,8 @@ public final class FaultyDevice: USBDevice {
             faults.twice = 9
             faults.unknown = 9
             faults.impossibleLength = 40
+            faults.lateAccess = 6
+            faults.ignoredCancel = 12
             return faults
         }
     }
@@ -85,6 +91,11 @@ public final class FaultyDevice: USBDevice {
     private var taken: [Lane: [UInt8]] = [:]
     /// How many streams the controller said that it uses.
     public private(set) var streamCounts: [EndpointAddress: Int] = [:]
+    /// The byte with which the guest fills memory that is its own again.
+    public static let reusedByte: UInt8 = 0xdd
+    /// Accesses to memory that the guest had reused: there must be none.
+    public private(set) var accessesToReusedMemory = 0
+    private var lateAccesses: [Watch] = []
     /// Endpoints that failed and do nothing until ``clearHalt(_:)``.
     private var halted: [EndpointAddress] = []
 
@@ -198,11 +209,16 @@ public final class FaultyDevice: USBDevice {
         guard let place = waiting.firstIndex(where: { $0.transfer.id == id }) else { return }
         let entry = waiting.remove(at: place)
         entry.watch?.cancel()
+        if chance(faults.ignoredCancel) {
+            writeLate(to: entry.transfer)
+            return
+        }
         // Only a transfer that has begun can have moved something.
         let count = entry.transfer.buffer.count
         let moved = entry.watch != nil && random.oneIn(2) ? random.number(0...count) : 0
         move(entry.transfer, moved)
         answer(entry.transfer.completion(.cancelled, transferred: moved))
+        accessLate(entry.transfer)
         let lane = Lane(entry.transfer)
         restarts.append(
             loop.schedule(at: loop.now + .microseconds(1)) { [weak self] in
@@ -218,7 +234,39 @@ public final class FaultyDevice: USBDevice {
         for entry in all {
             entry.watch?.cancel()
             answer(entry.transfer.completion(.cancelled))
+            accessLate(entry.transfer)
         }
+    }
+
+    // MARK: - Late accesses
+
+    /// Looks, at some time after the end of a transfer, whether its memory can still be accessed though
+    /// the guest has filled it with ``reusedByte``.
+    private func accessLate(_ transfer: Transfer) {
+        guard chance(faults.lateAccess) else { return }
+        let delay = Duration.microseconds(Int64(random.number(1...200_000)))
+        schedule(after: delay) { [weak self] in
+            let bytes = transfer.buffer.bytes()
+            guard bytes.count >= 8, bytes.allSatisfy({ $0 == Self.reusedByte }) else { return }
+            self?.accessesToReusedMemory += 1
+        }
+    }
+
+    /// Writes to the memory of a transfer after the controller has waited for its end in vain, and
+    /// completes it.
+    private func writeLate(to transfer: Transfer) {
+        let delay = Duration.milliseconds(Int64(random.number(100...300)))
+        schedule(after: delay) { [weak self] in
+            let bytes = [UInt8](repeating: 0xee, count: transfer.buffer.count)
+            if transfer.buffer.copy(from: bytes) > 0 { self?.accessesToReusedMemory += 1 }
+            self?.port?.complete(
+                transfer.completion(.completed, transferred: transfer.buffer.count))
+        }
+    }
+
+    private func schedule(after delay: Duration, _ body: @escaping () -> Void) {
+        lateAccesses.append(loop.schedule(at: loop.now + delay, body))
+        if lateAccesses.count > 256 { lateAccesses.removeFirst(128) }
     }
 
     private func chance(_ count: Int) -> Bool { count > 0 && random.oneIn(count) }
@@ -243,6 +291,7 @@ public final class FaultyDevice: USBDevice {
             return
         }
         answer(transfer.completion(status, transferred: moved))
+        accessLate(transfer)
         if chance(faults.twice) {
             port?.complete(transfer.completion(.completed, transferred: count))
         }
