@@ -7,7 +7,7 @@ PREFIX ?= /usr/local
 SWIFT ?= swift
 SOURCES = Sources Tests Package.swift
 
-.PHONY: build demo test bench fuzz lint format install clean
+.PHONY: build demo test bench fuzz docs lint format install clean
 
 # The program, optimised: .build/release/usbvfiod. It needs nothing of the toolchain, which may lie in
 # somebody's home, or go.
@@ -38,6 +38,11 @@ bench:
 fuzz:
 	scripts/setup
 	TIME=$(or $(TIME),60) scripts/fuzz $(TARGET)
+
+# The reference of the modules that a backend is written against, in .build/docs.
+docs:
+	scripts/setup
+	scripts/docs
 
 # What CI refuses: wrong formatting, imports that the manifest does not declare.
 lint:

@@ -90,16 +90,30 @@ import USB
     }
 
     @Test func `the guide shows this code`() throws {
-        let tests = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
-            .deletingLastPathComponent()
-        let guide = try String(
-            contentsOf: tests.deletingLastPathComponent().appending(
-                path: "docs/writing-a-backend.md"), encoding: .utf8)
-        let code = try String(
-            contentsOf: tests.appending(path: "ExampleBackend/ExampleBackend.swift"),
-            encoding: .utf8)
-        let shown = guide.components(separatedBy: "```swift\n").dropFirst()
-            .compactMap { $0.components(separatedBy: "```").first }
+        let shown = try codeBlocks(of: "docs/writing-a-backend.md")
+        let code = try text("Tests/ExampleBackend/ExampleBackend.swift")
         #expect(shown.contains(code), "docs/writing-a-backend.md does not show the code as it is")
+    }
+
+    @Test func `the article "Your first device" shows parts of this code`() throws {
+        let code = try text("Tests/ExampleBackend/ExampleBackend.swift")
+        let article = "Sources/Framework/BackendKit/BackendKit.docc/YourFirstDevice.md"
+        let blocks = try codeBlocks(of: article)
+        #expect(!blocks.isEmpty)
+        for block in blocks {
+            #expect(code.contains(block), "\(article) has code that is not in the example")
+        }
+    }
+
+    /// The contents of the Swift code blocks of a page.
+    private func codeBlocks(of page: String) throws -> [String] {
+        try text(page).components(separatedBy: "```swift\n").dropFirst()
+            .compactMap { $0.components(separatedBy: "```").first }
+    }
+
+    private func text(_ path: String) throws -> String {
+        let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+            .deletingLastPathComponent().deletingLastPathComponent()
+        return try String(contentsOf: root.appending(path: path), encoding: .utf8)
     }
 }
