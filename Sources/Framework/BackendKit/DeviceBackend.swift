@@ -41,8 +41,10 @@ public protocol DeviceBackend: AnyObject, SendableMetatype {
     /// The backend gets no other call but ``stop()`` until it calls `completion`, and none at all
     /// after an error. The default calls ``start(on:)``.
     ///
-    /// - Parameter completion: called once, on the loop, before this returns or later, with `nil` or
-    ///   with why the devices cannot be attached.
+    /// - Parameters:
+    ///   - bus: the root hub.
+    ///   - completion: called once, on the loop, before this returns or later, with `nil` or with why
+    ///     the devices cannot be attached.
     func start(on bus: any USBBus, completion: @escaping (BackendError?) -> Void)
 
     /// Detaches the devices, writes the data they have accepted and releases what was opened. It may

@@ -42,7 +42,9 @@ public final class MemoryLease {
 
     /// Adds bytes at the end.
     ///
-    /// - Parameter owner: keeps the bytes mapped or allocated while the lease refers to them.
+    /// - Parameters:
+    ///   - bytes: memory of this process.
+    ///   - owner: keeps the bytes mapped or allocated while the lease refers to them.
     public func append(_ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject) {
         guard let start = bytes.baseAddress, bytes.count > 0 else { return }
         count += bytes.count

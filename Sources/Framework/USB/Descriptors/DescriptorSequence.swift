@@ -39,9 +39,11 @@ public struct DescriptorSequence: Sequence, IteratorProtocol {
 
     /// The descriptors in `bytes`.
     ///
-    /// - Parameter includesTruncated: whether a last descriptor that is longer than the rest of the
-    ///   array is included, with the bytes that are there. A host may ask for fewer bytes than a
-    ///   configuration has. By default the sequence ends before such a descriptor.
+    /// - Parameters:
+    ///   - bytes: descriptors, one after the other.
+    ///   - includesTruncated: whether a last descriptor that is longer than the rest of the array is
+    ///     included, with the bytes that are there. A host may ask for fewer bytes than a
+    ///     configuration has. By default the sequence ends before such a descriptor.
     public init(_ bytes: [UInt8], includesTruncated: Bool = false) {
         self.bytes = bytes
         self.includesTruncated = includesTruncated
