@@ -48,12 +48,15 @@ let package = Package(
             ],
             path: "Sources/usbvfiod", swiftSettings: .strict),
 
-        // What tests are written with: a guest's driver, a VMM's half of the socket, real VMs,
-        // and the device that docs/writing-a-backend.md explains.
-        .support("GuestKit", ["CLinux", "DMA", "USB", "XHCI", "Platform", .system, .logging]),
+        // What tests are written with: pipes, folders and logs, a guest's driver, a VMM's half of the
+        // socket, real VMs, and the device that docs/writing-a-backend.md explains.
+        .support("TestKit", ["Platform", .system, .logging]),
+        .support(
+            "GuestKit",
+            ["TestKit", "CLinux", "DMA", "USB", "XHCI", "Platform", .system, .logging]),
         .support("VFIOClient", ["CLinux", "Platform", .system]),
         .support("RemoteGuest", ["GuestKit", "VFIOClient", "DMA", "USB", "Platform", .system]),
-        .support("VMKit", ["Platform", .system]),
+        .support("VMKit", ["TestKit", "Platform", .system]),
         .target(
             name: "ExampleBackend", dependencies: ["BackendKit", "USB", "Platform"],
             path: "Tests/ExampleBackend", swiftSettings: .strict),
@@ -67,39 +70,46 @@ let package = Package(
             path: "Tests/Benchmarks", swiftSettings: .relaxed),
 
         // Tests, layer by layer.
-        .tests("Platform", ["CLinux", .system]),
+        .tests("Platform", ["TestKit", "CLinux", .system]),
         .tests("DMA", ["CLinux", "Platform", .system]),
         .tests("USB", []),
         .tests("PCI", []),
-        .tests("VFIOUser", ["VFIOClient", "CLinux", "Platform", .system, .logging]),
-        .tests("XHCI", ["GuestKit", "DMA", "USB", "Platform", .system, .logging]),
-        .tests("BackendKit", ["USB", "Platform", .logging]),
+        .tests(
+            "VFIOUser", ["TestKit", "VFIOClient", "CLinux", "Platform", .system, .logging]),
+        .tests("XHCI", ["TestKit", "GuestKit", "DMA", "USB", "Platform", .system, .logging]),
+        .tests("BackendKit", ["TestKit", "USB", "Platform", .logging]),
         .tests(
             "Service",
             [
-                "RemoteGuest", "GuestKit", "VFIOClient", "VFIOUser", "DMA", "USB", "PCI", "XHCI",
-                "BackendKit", "Platform",
-                .system, .logging,
+                "TestKit", "RemoteGuest", "GuestKit", "VFIOClient", "VFIOUser", "DMA", "USB",
+                "PCI", "XHCI", "BackendKit", "Platform", .system, .logging,
             ]),
         .tests(
             "MassStorage",
-            ["GuestKit", "XHCI", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),
+            [
+                "TestKit", "GuestKit", "XHCI", "DMA", "USB", "BackendKit", "Platform", .system,
+                .logging,
+            ]),
         .tests(
             "Loopback",
-            ["GuestKit", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),
-        .tests("HostUSB", ["USB", "BackendKit", "Platform", "CLibUSB", .logging, .system]),
-        .tests("ExampleBackend", ["USB", "BackendKit", "GuestKit", "Platform", .logging]),
+            ["TestKit", "GuestKit", "DMA", "USB", "BackendKit", "Platform", .system, .logging]),
+        .tests(
+            "HostUSB",
+            ["TestKit", "USB", "BackendKit", "Platform", "CLibUSB", .logging, .system]),
+        .tests(
+            "ExampleBackend", ["TestKit", "USB", "BackendKit", "GuestKit", "Platform", .logging]),
         .testTarget(
             name: "SimulationTests",
             dependencies: [
-                "GuestKit", "XHCI", "DMA", "USB", "Platform", "BackendKit", "MassStorage", .logging,
+                "TestKit", "GuestKit", "XHCI", "DMA", "USB", "Platform", "BackendKit",
+                "MassStorage", .logging,
             ],
             path: "Tests/SimulationTests", swiftSettings: .relaxed),
         .testTarget(
             name: "EndToEndTests",
             dependencies: [
-                "RemoteGuest", "GuestKit", "VFIOClient", "VMKit", "DMA", "Platform", "usbvfiod",
-                .system,
+                "TestKit", "RemoteGuest", "GuestKit", "VFIOClient", "VMKit", "DMA", "Platform",
+                "usbvfiod", .system,
             ],
             path: "Tests/EndToEndTests", swiftSettings: .relaxed),
         .testTarget(
@@ -110,8 +120,8 @@ let package = Package(
         .target(
             name: "FuzzTargets",
             dependencies: [
-                "GuestKit", "VFIOClient", "Service", "VFIOUser", "XHCI", "DMA", "USB", "Platform",
-                "BackendKit", "MassStorage", "HostUSB", "Loopback", .system, .logging,
+                "TestKit", "GuestKit", "VFIOClient", "Service", "VFIOUser", "XHCI", "DMA", "USB",
+                "Platform", "BackendKit", "MassStorage", "HostUSB", "Loopback", .system, .logging,
             ],
             path: "Tests/Fuzz/Targets", swiftSettings: .relaxed),
         .testTarget(

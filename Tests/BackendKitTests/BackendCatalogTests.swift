@@ -3,6 +3,7 @@
 import BackendKit
 import Logging
 import Platform
+import TestKit
 import Testing
 import USB
 
@@ -11,7 +12,7 @@ struct BackendCatalogTests {
     private let catalog = BackendCatalog(Disk.self, Host.self)
 
     private func context() throws -> BackendContext {
-        BackendContext(loop: try EpollLoop(), logger: Logger(label: "test"))
+        BackendContext(loop: try EpollLoop(), logger: .silent)
     }
 
     @Test func `the scheme chooses the backend`() throws {

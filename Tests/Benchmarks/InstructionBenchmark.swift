@@ -71,7 +71,8 @@ struct InstructionBenchmark {
         // Valgrind does not read the debug information of newer compilers, and needs only names.
         let binary = folder.appending(path: "usbvfiod")
         if !FileManager.default.fileExists(atPath: binary.path) {
-            try runProgram("strip", "--strip-debug", "-o", binary.path, Server.binary)
+            try CompletedProgram.firstLine(
+                of: "strip", "--strip-debug", "-o", binary.path, Server.binary)
         }
         // The profile stays, for callgrind_annotate.
         let name = StorageBenchmark.name(direction, size, full: full)

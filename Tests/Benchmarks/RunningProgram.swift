@@ -54,22 +54,11 @@ final class RunningProgram {
     /// Lets time pass in which it has nothing to do.
     func idle(for time: Duration) throws { try process.watch(for: time) }
 
-    /// The processor time that it has used, all threads together.
-    var processorTime: Duration {
-        var clock: clockid_t = 0
-        var time = timespec()
-        guard clock_getcpuclockid(process.processID, &clock) == 0,
-            clock_gettime(clock, &time) == 0
-        else { return .zero }
-        return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
-    }
+    /// The processor time that it has used, in all its threads.
+    var processorTime: Duration { process.processorTime }
 
-    /// A field of /proc/PID/status in KiB.
-    func memory(_ field: String) -> Double {
-        let status = Self.text(of: URL(filePath: "/proc/\(process.processID)/status"))
-        let line = status.split(separator: "\n").first { $0.hasPrefix("\(field):") }
-        return line?.split(separator: " ").compactMap { Double($0) }.first ?? 0
-    }
+    /// A field of `/proc/PID/status` in KiB.
+    func memory(_ field: String) -> Double { Double(process.memory(field)) }
 
     /// A guest whose driver has started the controller. It looks at events after an interrupt.
     ///
@@ -88,31 +77,8 @@ final class RunningProgram {
 
     /// Whether it has a backend of this name.
     static func offers(_ backend: String) -> Bool {
-        let process = Process()
-        let pipe = Pipe()
-        process.executableURL = URL(filePath: Server.binary)
-        process.arguments = ["backends", "--json"]
-        process.standardOutput = pipe
-        guard (try? process.run()) != nil else { return false }
-        let text = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return text.contains("\"\(backend)\"")
-    }
-
-    private static func text(of url: URL) -> String {
-        (try? String(contentsOf: url, encoding: .utf8)) ?? ""
-    }
-}
-
-/// Runs a short program that must succeed.
-func runProgram(_ command: String...) throws {
-    let process = Process()
-    process.executableURL = URL(filePath: "/usr/bin/env")
-    process.arguments = command
-    try process.run()
-    process.waitUntilExit()
-    guard process.terminationStatus == 0 else {
-        throw BenchmarkError("\(command[0]) failed with \(process.terminationStatus)")
+        let program = try? CompletedProgram([Server.binary, "backends", "--json"])
+        return program?.output.contains("\"\(backend)\"") == true
     }
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestKit
 import Testing
+import VMKit
 
 /// What an operator types and is told.
 struct CommandLineTests {
@@ -11,7 +13,7 @@ struct CommandLineTests {
     init() throws { folder = try TemporaryFolder() }
 
     @Test func `help teaches by example`() throws {
-        let help = try Program("--help")
+        let help = try runProgram("--help")
         #expect(help.status == 0)
         for word in [
             "--socket-path", "--device", "--fd", "--user-device socket=", "shared=on",
@@ -24,13 +26,13 @@ struct CommandLineTests {
     }
 
     @Test func `the version is a version`() throws {
-        let version = try Program("--version")
+        let version = try runProgram("--version")
         #expect(version.status == 0)
         #expect(version.output.wholeMatch(of: /\d+\.\d+\.\d+\n/) != nil)
     }
 
     @Test func `backends are listed with their parameters and an example`() throws {
-        let list = try Program("backends")
+        let list = try runProgram("backends")
         #expect(list.status == 0)
         for word in ["storage:", "file=PATH", "[readonly]", "host:", "bus=", "--device storage:"] {
             #expect(list.output.contains(word), "\(word) is missing")
@@ -38,7 +40,7 @@ struct CommandLineTests {
     }
 
     @Test func `the list of backends can be read by programs`() throws {
-        let list = try Program("backends", "--json")
+        let list = try runProgram("backends", "--json")
         let object = try JSONSerialization.jsonObject(with: Data(list.output.utf8))
         let backends = try #require((object as? [String: Any])?["backends"] as? [[String: Any]])
         #expect(backends.compactMap { $0["scheme"] as? String } == ["storage", "host", "loopback"])
@@ -49,16 +51,16 @@ struct CommandLineTests {
     }
 
     @Test func `devices of this host are listed, for people and for programs`() throws {
-        let text = try Program("devices")
+        let text = try runProgram("devices")
         #expect(text.status == 0)
         #expect(!text.output.isEmpty && !text.output.contains("\u{1b}"))
-        let list = try Program("devices", "--json")
+        let list = try runProgram("devices", "--json")
         let object = try JSONSerialization.jsonObject(with: Data(list.output.utf8))
         #expect((object as? [String: Any])?["devices"] is [[String: Any]])
     }
 
     @Test func `capabilities are what management tools ask of backend programs`() throws {
-        let capabilities = try Program("--print-capabilities")
+        let capabilities = try runProgram("--print-capabilities")
         #expect(capabilities.status == 0)
         let object = try JSONSerialization.jsonObject(with: Data(capabilities.output.utf8))
         #expect((object as? [String: Any])?["type"] is String)
@@ -83,7 +85,7 @@ struct CommandLineTests {
             (["--socket-path", "/x", "--device", "/dev/sda"], "usbvfiod backends"),
         ])
     func wrongCall(arguments: [String], explanation: String) throws {
-        let program = try Program(arguments)
+        let program = try runProgram(arguments)
         #expect(program.status == 64)
         #expect(program.errors.contains(explanation), "\(program.errors)")
         #expect(program.output.isEmpty)
@@ -91,7 +93,7 @@ struct CommandLineTests {
 
     /// A call that is right, in a world that is not: exit code 1 and one line.
     @Test func `what cannot be opened is named`() throws {
-        let missing = try Program(
+        let missing = try runProgram(
             "--socket-path", socket, "--device", "storage:file=\(folder.path)/missing.img")
         #expect(missing.status == 1)
         #expect(missing.errors.contains("missing.img"))
@@ -99,13 +101,13 @@ struct CommandLineTests {
     }
 
     @Test func `values that a backend refuses are named`() throws {
-        let wrong = try Program("--socket-path", socket, "--device", "host:bus=300,address=4")
+        let wrong = try runProgram("--socket-path", socket, "--device", "host:bus=300,address=4")
         #expect(wrong.status == 1)
         #expect(wrong.errors.contains("'bus=300' must be a number from"))
     }
 
     @Test func `a socket cannot be made in a folder that is not there`() throws {
-        let program = try Program("--socket-path", folder.file("no/socket"))
+        let program = try runProgram("--socket-path", folder.file("no/socket"))
         #expect(program.status == 1)
         #expect(program.errors.contains("no/socket"))
     }
@@ -113,14 +115,14 @@ struct CommandLineTests {
     @Test("a path may have 107 bytes and no more", arguments: [108, 300])
     func longPath(length: Int) throws {
         let name = String(repeating: "x", count: length - folder.path.count - 1)
-        let program = try Program("--socket-path", folder.file(name))
+        let program = try runProgram("--socket-path", folder.file(name))
         #expect(program.status == 1)
         #expect(program.errors.contains("107"))
     }
 
     @Test func `a file that is no socket is left alone`() throws {
         try "precious".write(toFile: socket, atomically: false, encoding: .utf8)
-        let program = try Program("--socket-path", socket)
+        let program = try runProgram("--socket-path", socket)
         #expect(program.status == 1)
         #expect(program.errors.contains("not a socket"))
         #expect(try String(contentsOfFile: socket, encoding: .utf8) == "precious")
@@ -128,13 +130,13 @@ struct CommandLineTests {
 
     @Test("a descriptor must be an open socket", arguments: ["0", "999"])
     func wrongDescriptor(number: String) throws {
-        let program = try Program("--fd", number)
+        let program = try runProgram("--fd", number)
         #expect(program.status == 1)
         #expect(program.errors.contains("descriptor \(number)"))
     }
 
     @Test func `sockets that systemd passed to another process are not used`() throws {
-        let program = try Program(environment: ["LISTEN_PID": "1", "LISTEN_FDS": "1"])
+        let program = try runProgram([], environment: ["LISTEN_PID": "1", "LISTEN_FDS": "1"])
         #expect(program.status == 64)
     }
 }

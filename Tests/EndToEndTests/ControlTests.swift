@@ -3,6 +3,7 @@
 import Foundation
 import GuestKit
 import RemoteGuest
+import TestKit
 import Testing
 import VFIOClient
 import VMKit
@@ -29,12 +30,12 @@ struct ControlTests {
     }
 
     /// Runs a subcommand against the server.
-    private func ask(_ arguments: String...) throws -> Program {
-        try Program(arguments + ["--control-path", controlPath])
+    private func ask(_ arguments: String...) throws -> CompletedProgram {
+        try runProgram(arguments + ["--control-path", controlPath])
     }
 
     private func succeed(_ arguments: String...) throws {
-        let program = try Program(arguments + ["--control-path", controlPath])
+        let program = try runProgram(arguments + ["--control-path", controlPath])
         #expect(program.status == 0, "\(arguments): \(program.errors)")
         #expect(!program.output.isEmpty)
     }
@@ -108,18 +109,11 @@ struct ControlTests {
         let driver = try boot()
         let path = try image("a.img", blocks: 8, of: 5)
         // A path that means something to the asking program alone: its own folder.
-        let process = Process()
-        process.executableURL = URL(filePath: Server.binary)
-        process.arguments = [
-            "attach", "storage:file=a.img", "--control-path", controlPath, "--json",
-        ]
-        process.currentDirectoryURL = URL(filePath: folder.path)
-        let output = Pipe()
-        process.standardOutput = output
-        try process.run()
-        let answer = output.fileHandleForReading.readDataToEndOfFile()
-        process.waitUntilExit()
-        #expect(process.terminationStatus == 0)
+        let program = try runProgram(
+            ["attach", "storage:file=a.img", "--control-path", controlPath, "--json"],
+            folder: folder.path)
+        #expect(program.status == 0)
+        let answer = Data(program.output.utf8)
         let object = try JSONSerialization.jsonObject(with: answer) as? [String: Any]
         let device = try #require(object?["device"] as? [String: Any])
         #expect(device["spec"] as? String == "storage:file=\(path)")
@@ -142,7 +136,7 @@ struct ControlTests {
     func failure(arguments: [String], reason: String) throws {
         let path = try image("a.img", blocks: 8, of: 0)
         let server = try serve("storage:file=\(path),removable=off")
-        let program = try Program(arguments + ["--control-path", controlPath])
+        let program = try runProgram(arguments + ["--control-path", controlPath])
         #expect(program.status == 1)
         #expect(program.errors.contains(reason), "\(program.errors)")
         #expect(program.output.isEmpty)
@@ -163,7 +157,7 @@ struct ControlTests {
         let missing = try ask("list")
         #expect(missing.status == 1)
         #expect(missing.errors.contains("start the server with --control-path"))
-        let unsaid = try Program("list")
+        let unsaid = try runProgram("list")
         #expect(unsaid.status == 64)
         #expect(unsaid.errors.contains("--control-path PATH"))
     }
@@ -172,7 +166,7 @@ struct ControlTests {
         let first = try serve()
         let attributes = try FileManager.default.attributesOfItem(atPath: controlPath)
         #expect(attributes[.posixPermissions] as? Int == 0o600)
-        let second = try Program(
+        let second = try runProgram(
             "--socket-path", folder.file("other"), "--control-path", controlPath)
         #expect(second.status == 1)
         #expect(second.errors.contains("another server listens at '\(controlPath)'"))
@@ -226,12 +220,13 @@ struct ControlTests {
             stick.driver.discard { _ in true }
         }
         for number in 0..<50 { try round(number) }
+        try server.process.waitUntilAsleep()
         let descriptors = try server.openDescriptors()
-        let memory = try server.residentKilobytes()
+        let memory = server.process.memory("RssAnon")
         for number in 50..<1000 { try round(number) }
-        #expect(try server.openDescriptors() == descriptors)
+        #expect(try holdsEventually { try server.openDescriptors() == descriptors })
         // Sanitizers keep what was freed for a while.
-        if !Server.isSanitized { #expect(try server.residentKilobytes() < memory + 4096) }
+        if !Server.isSanitized { #expect(server.process.memory("RssAnon") < memory + 4096) }
         #expect(try server.terminate() == 0)
         let contents = try [UInt8](Data(contentsOf: URL(filePath: steady)))
         for block in 0..<256 {
@@ -239,15 +234,5 @@ struct ControlTests {
             let last = block + (999 - block) / 256 * 256
             #expect(contents[block * 512] == UInt8(truncatingIfNeeded: last))
         }
-    }
-}
-
-extension RunningServer {
-    /// The memory that it has in use.
-    fileprivate func residentKilobytes() throws -> Int {
-        let status = try String(
-            contentsOfFile: "/proc/\(process.processID)/status", encoding: .utf8)
-        let line = status.split(separator: "\n").first { $0.hasPrefix("VmRSS:") }
-        return line?.split(separator: " ").dropFirst().first.flatMap { Int($0) } ?? 0
     }
 }

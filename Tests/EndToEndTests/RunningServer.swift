@@ -2,6 +2,7 @@
 
 import Foundation
 import Platform
+import TestKit
 import VFIOClient
 import VMKit
 
@@ -29,7 +30,7 @@ final class RunningServer {
     var log: String { process.output }
 
     func waitForLog(_ text: String) throws {
-        try process.wait(for: "'\(text)' in the log; it says:\n\(log)", within: .seconds(20)) {
+        try process.wait(for: "'\(text)' in the log; it says:\n\(log)", within: .seconds(60)) {
             if log.contains(text) { return true }
             if !process.isRunning { throw VMError("the server ended", detail: log) }
             return nil
@@ -39,7 +40,7 @@ final class RunningServer {
     /// Ends it as a service manager does; returns its exit status.
     func terminate(_ signal: Int32 = SIGTERM) throws -> Int32 {
         process.send(signal: signal)
-        return try process.waitForExit(within: .seconds(10))
+        return try process.waitForExit(within: .seconds(60))
     }
 
     /// The descriptors that it has open.

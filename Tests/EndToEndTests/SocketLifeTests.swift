@@ -3,6 +3,7 @@
 import Foundation
 import Platform
 import SystemPackage
+import TestKit
 import Testing
 import VFIOClient
 import VMKit
@@ -56,7 +57,7 @@ struct SocketLifeTests {
     @Test func `a living server is not disturbed by a second one`() throws {
         let first = try RunningServer(folder: folder)
         let client = try connect()
-        let second = try Program("--socket-path", socket)
+        let second = try runProgram("--socket-path", socket)
         #expect(second.status == 1)
         #expect(second.errors.contains("another server listens at '\(socket)'"))
         #expect(try client.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
@@ -78,10 +79,8 @@ struct SocketLifeTests {
     private func start(
         withDescriptor descriptor: borrowing OwnedDescriptor, _ command: String, says: String
     ) throws -> RunningServer {
-        let inherited = fcntl(descriptor.rawValue, F_DUPFD, 20)
-        defer { close(inherited) }
         let process = try ChildProcess(
-            ["bash", "-c", "exec 3<&\(inherited) \(inherited)<&-; \(command)", Server.binary],
+            ["bash", "-c", command, Server.binary], descriptor: descriptor.rawValue,
             output: folder.file("log"))
         let server = RunningServer(process)
         try server.waitForLog(says)
@@ -98,7 +97,7 @@ struct SocketLifeTests {
         let monitor = CloudHypervisorClient(wire: try #require(client), memory: [])
         try monitor.start()
         monitor.kill()
-        #expect(try server?.process.waitForExit(within: .seconds(10)) == 0)
+        #expect(try server?.process.waitForExit(within: .seconds(60)) == 0)
     }
 
     @Test(
@@ -120,7 +119,9 @@ struct SocketLifeTests {
         address.sun_family = sa_family_t(AF_UNIX)
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
         let descriptor = OwnedDescriptor(
-            owning: try systemCall { Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0) })
+            owning: try systemCall {
+                Glibc.socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+            })
         let number = descriptor.rawValue
         _ = try withUnsafePointer(to: &address) { pointer in
             try pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { generic in
@@ -137,7 +138,7 @@ struct SocketLifeTests {
         let server = try RunningServer(folder: folder)
         let memory = try SharedMemory(size: 1 << 20)
         try connect().kill()
-        try server.settle()
+        try server.waitUntilClientsLeft()
         let before = try server.openDescriptors()
         for round in 0..<1000 {
             let client = CloudHypervisorClient(
@@ -155,7 +156,7 @@ struct SocketLifeTests {
             }
             client.kill()
         }
-        try server.settle()
+        try server.waitUntilClientsLeft()
         #expect(try server.openDescriptors() == before)
         #expect(try server.mappings() == 0)
         #expect(try server.terminate() == 0)
@@ -164,39 +165,22 @@ struct SocketLifeTests {
     @Test func `an idle server sleeps`() throws {
         let server = try RunningServer(folder: folder)
         let client = try connect()
-        let before = try server.processorTicks()
-        // Not a wait for an event: the time in which nothing is to happen.
-        _ = try UnixSocketWait.nothing(on: client, for: .seconds(1))
-        #expect(try server.processorTicks() - before <= 1)
+        try server.process.waitUntilAsleep()
+        let before = server.process.processorTime
+        // No wait for an event: nothing must happen in this time.
+        try server.process.watch(for: .seconds(1))
+        #expect(server.process.processorTime - before < .milliseconds(10))
+        withExtendedLifetime(client) {}
     }
 }
 
 extension RunningServer {
-    /// Waits until the last client's end has been handled.
-    fileprivate func settle() throws {
-        try process.wait(for: "all clients to be gone", within: .seconds(10)) {
+    /// Waits until the server has handled the end of every client and has nothing left to do.
+    fileprivate func waitUntilClientsLeft() throws {
+        try process.wait(for: "all clients to be gone", within: .seconds(60)) {
             let came = log.components(separatedBy: "client connected").count
             return log.components(separatedBy: "client disconnected").count == came ? true : nil
         }
-    }
-
-    /// Processor time used so far, in hundredths of a second.
-    fileprivate func processorTicks() throws -> Int {
-        let text = try String(contentsOfFile: "/proc/\(process.processID)/stat", encoding: .utf8)
-        let fields = text.split(separator: ")").last?.split(separator: " ") ?? []
-        return (Int(fields[11]) ?? 0) + (Int(fields[12]) ?? 0)
-    }
-}
-
-/// Waits on a connection on which nothing comes.
-private enum UnixSocketWait {
-    static func nothing(on client: VMMClient, for limit: Duration) throws -> Bool {
-        client.wire.patience = limit
-        do {
-            _ = try client.wire.receiveOnce(upTo: 1)
-            return false
-        } catch is WireClient.Failure {
-            return true
-        }
+        try process.waitUntilAsleep()
     }
 }

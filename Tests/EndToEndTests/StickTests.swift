@@ -3,6 +3,7 @@
 import Foundation
 import GuestKit
 import RemoteGuest
+import TestKit
 import Testing
 import VFIOClient
 import VMKit
@@ -121,7 +122,8 @@ struct StickTests {
 
     @Test func `an image that another server uses is refused`() throws {
         let server = try RunningServer(devices: [specification], folder: folder)
-        let second = try Program("--socket-path", folder.file("second"), "--device", specification)
+        let second = try runProgram(
+            "--socket-path", folder.file("second"), "--device", specification)
         #expect(second.status == 1)
         #expect(second.errors.contains("stick.img"))
         #expect(try server.terminate() == 0)

@@ -4,6 +4,7 @@ import Foundation
 import Glibc
 import GuestKit
 import RemoteGuest
+import TestKit
 import VFIOClient
 import VMKit
 
@@ -94,7 +95,7 @@ final class SweptScene {
 
     private func hasStarted(_ server: RunningServer) throws -> Bool {
         try server.process.wait(
-            for: "the server to start or to say why not", within: .seconds(20)
+            for: "the server to start or to say why not", within: .seconds(60)
         ) {
             if server.log.contains("control requests at") { return true }
             return server.process.isRunning ? nil : false
@@ -124,7 +125,7 @@ final class SweptScene {
     private func session() throws {
         sessions += 1
         let wire = try WireClient(path: socket)
-        wire.patience = .seconds(5)
+        wire.timeout = .seconds(10)
         defer {
             wire.whileWaiting = nil
             wire.close()
@@ -183,7 +184,7 @@ final class SweptScene {
     /// A management tool: a device is listed, attached and detached.
     private func askForDevices() throws {
         let wire = try WireClient(path: control)
-        wire.patience = .seconds(5)
+        wire.timeout = .seconds(10)
         func ask(_ request: String) throws {
             try wire.send(Array(request.utf8) + [0x0a])
             var answer: [UInt8] = []

@@ -2,6 +2,7 @@
 
 import Foundation
 import Platform
+import TestKit
 import VMKit
 
 /// A system call that is to fail, once in each thread.
@@ -40,7 +41,7 @@ struct TracedServer {
             let child = try? ChildProcess(
                 ["strace", "-D", "-f", "-e", "trace=execve", "-o", folder.file("trace"), "true"],
                 output: folder.file("log")),
-            (try? child.waitForExit(within: .seconds(10))) == 0
+            (try? child.waitForExit(within: .seconds(60))) == 0
         else { return false }
         return child.output.isEmpty
     }()
@@ -84,7 +85,7 @@ struct TracedServer {
     func calls() throws -> [Call] {
         var counts: [String: Int] = [:]
         // The tracer ends after it.
-        try server.process.waitForEndOfOutput(within: .seconds(10))
+        try server.process.waitForEndOfOutput(within: .seconds(60))
         let text = try String(contentsOfFile: trace, encoding: .utf8)
         guard text.contains("exit_group(") else { throw VMError("strace has not written all") }
         return text.split(separator: "\n")

@@ -5,6 +5,7 @@ import ExampleBackend
 import Foundation
 import GuestKit
 import Logging
+import TestKit
 import Testing
 import USB
 
@@ -15,7 +16,7 @@ import USB
     init() throws { guest = try Guest() }
 
     private func start(_ text: String) throws -> any DeviceBackend {
-        let context = BackendContext(loop: guest.machine.loop, logger: Logger(label: "test"))
+        let context = BackendContext(loop: guest.machine.loop, logger: .silent)
         let backend = try BackendCatalog(DiceBackend.self).makeBackend(text, context: context)
         try backend.start(on: guest.machine.controller)
         return backend

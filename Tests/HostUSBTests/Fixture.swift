@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Logging
 import Platform
 import SystemPackage
 import USB
@@ -114,30 +113,6 @@ final class ManualLoop: EventLoop {
             next.body()
         }
         time = end
-    }
-}
-
-/// Keeps what is logged.
-struct LogRecorder: LogHandler {
-    final class Lines: Sendable {
-        private let storage = Locked<[String]>([])
-        func append(_ line: String) { storage.withLock { $0.append(line) } }
-        var all: [String] { storage.withLock { $0 } }
-    }
-
-    let lines: Lines
-    var metadata: Logger.Metadata = [:]
-    var logLevel: Logger.Level = .debug
-    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
-        get { metadata[key] }
-        set { metadata[key] = newValue }
-    }
-
-    func log(event: LogEvent) { lines.append("\(event.level): \(event.message)") }
-
-    static func make() -> (logger: Logger, lines: Lines) {
-        let lines = Lines()
-        return (Logger(label: "test") { _ in LogRecorder(lines: lines) }, lines)
     }
 }
 

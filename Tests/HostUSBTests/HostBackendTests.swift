@@ -5,6 +5,7 @@ import Foundation
 import Glibc
 import Logging
 import Platform
+import TestKit
 import Testing
 import USB
 
@@ -16,7 +17,7 @@ struct HostBackendTests {
     let context: BackendContext
 
     init() throws {
-        context = BackendContext(loop: try EpollLoop(), logger: Logger(label: "test"))
+        context = BackendContext(loop: try EpollLoop(), logger: .silent)
     }
 
     private func refusal(_ text: String) -> String? {
@@ -192,25 +193,22 @@ struct HostBackendTests {
     }
 
     @Test func `the memory limit is told as it is`() throws {
-        let file = NSTemporaryDirectory() + "usbvfiod-limit-\(UUID().uuidString)"
+        let folder = try TemporaryFolder()
+        let file = folder.file("limit")
         try Data("32\n".utf8).write(to: URL(fileURLWithPath: file))
         #expect(
             Diagnosis.memoryLimit(4096, file: file)
                 == "a transfer of 4096 bytes is over the kernel's limit for USB transfers, which all "
                 + "programs share (32 MiB now); raise it: echo 64 >\(file)")
-        try FileManager.default.removeItem(atPath: file)
     }
 }
 
 /// What is read from the kernel's file systems, with folders of the test in their place.
 struct SystemFilesTests {
-    let root: String
+    private let folder: TemporaryFolder
+    private var root: String { folder.path }
 
-    init() throws {
-        root = NSTemporaryDirectory() + "usbvfiod-host-\(UUID().uuidString)"
-        try FileManager.default.createDirectory(
-            atPath: root, withIntermediateDirectories: true)
-    }
+    init() throws { folder = try TemporaryFolder() }
 
     private func write(_ text: String, to path: String) throws {
         let url = URL(fileURLWithPath: root + "/" + path)
@@ -234,7 +232,6 @@ struct SystemFilesTests {
         #expect(SystemFiles.name(of: "1-2", devices: root) == "QEMU USB HARDDRIVE")
         #expect(SystemFiles.name(of: "1-3", devices: root) == "only product")
         #expect(SystemFiles.name(of: "1-4", devices: root) == nil)
-        try FileManager.default.removeItem(atPath: root)
     }
 
     @Test func `two lanes of SuperSpeedPlus are SuperSpeedPlus`() throws {
@@ -247,13 +244,11 @@ struct SystemFilesTests {
         #expect(LibUSBDevice.speed(6) == .superSpeedPlus)
         #expect(LibUSBDevice.speed(0) == nil)
         #expect(LibUSBDevice.speed(7) == nil)
-        try FileManager.default.removeItem(atPath: root)
     }
 
     @Test func `a device's name cannot play with the terminal`() throws {
         try write("\u{1b}[2Jevil\u{202e} \u{7}name\n", to: "1-2/product")
         #expect(SystemFiles.name(of: "1-2", devices: root) == "[2Jevil name")
-        try FileManager.default.removeItem(atPath: root)
     }
 
     @Test func `an interface's driver is found in any configuration`() throws {
@@ -262,7 +257,6 @@ struct SystemFilesTests {
         #expect(SystemFiles.driver(ofInterface: 0, of: "1-2", devices: root) == "usb-storage")
         #expect(SystemFiles.driver(ofInterface: 1, of: "1-2", devices: root) == "usbfs")
         #expect(SystemFiles.driver(ofInterface: 2, of: "1-2", devices: root) == nil)
-        try FileManager.default.removeItem(atPath: root)
     }
 
     @Test func `the programs that have a node open are named`() throws {
@@ -273,6 +267,5 @@ struct SystemFilesTests {
         #expect(
             SystemFiles.holders(ofNode: "/dev/bus/usb/001/004", processes: root)
                 == ["qemu-system-x86 (process 4000001)"])
-        try FileManager.default.removeItem(atPath: root)
     }
 }

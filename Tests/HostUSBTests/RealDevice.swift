@@ -5,6 +5,7 @@ import Foundation
 import HostUSB
 import Logging
 import Platform
+import TestKit
 import Testing
 import USB
 

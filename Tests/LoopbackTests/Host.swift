@@ -4,6 +4,7 @@ import BackendKit
 import GuestKit
 import Logging
 import Platform
+import TestKit
 import USB
 
 @testable import Loopback
@@ -26,31 +27,13 @@ final class FakePort: USBPort {
     var hasDoubles: Bool { Set(order).count != order.count }
 }
 
-/// Keeps what an operator sees without `-v`.
-struct LogRecorder: LogHandler {
-    final class Lines: Sendable {
-        private let storage = Locked<[String]>([])
-        func append(_ line: String) { storage.withLock { $0.append(line) } }
-        var all: [String] { storage.withLock { $0 } }
-    }
-
-    let lines: Lines
-    var metadata: Logger.Metadata = [:]
-    var logLevel: Logger.Level = .info
-    subscript(metadataKey key: String) -> Logger.Metadata.Value? {
-        get { metadata[key] }
-        set { metadata[key] = newValue }
-    }
-
-    func log(event: LogEvent) { lines.append("\(event.level): \(event.message)") }
-}
-
 /// A USB host without a controller, on a clock that is a number.
 final class LoopbackHost {
     let loop = SimulatedLoop()
     let port = FakePort()
     let device: LoopbackDevice
-    let log = LogRecorder.Lines()
+    /// Lines that an operator sees without `-v`.
+    let log: LogRecorder.Lines
     var pieces = 1
     private var nextID: UInt64 = 0
     private var memory: [Transfer.ID: GuestPieces] = [:]
@@ -60,10 +43,9 @@ final class LoopbackHost {
         setting: UInt16 = 1
     ) throws {
         let settings = try LoopbackSettings(DeviceSpecification(parsing: specification))
-        let log = log
-        device = LoopbackDevice(
-            settings, loop: loop,
-            logger: Logger(label: "test") { _ in LogRecorder(lines: log) })
+        let (logger, lines) = LogRecorder.make(level: .info)
+        log = lines
+        device = LoopbackDevice(settings, loop: loop, logger: logger)
         device.attach(to: port)
         control(0, 9, value: configuration)
         if configuration == 3 { control(1, 11, value: setting) }

@@ -5,6 +5,7 @@ import DMA
 import Foundation
 import GuestKit
 import Logging
+import TestKit
 import Testing
 import USB
 
@@ -18,8 +19,7 @@ import USB
 
     private func make(_ text: String) throws -> LoopbackBackend {
         let context = BackendContext(
-            loop: guest.machine.loop,
-            logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+            loop: guest.machine.loop, logger: .silent)
         let backend = try BackendCatalog(LoopbackBackend.self).makeBackend(text, context: context)
         return try #require(backend as? LoopbackBackend)
     }

@@ -5,6 +5,7 @@ import DMA
 import GuestKit
 import Logging
 import Platform
+import TestKit
 import Testing
 import USB
 
@@ -16,14 +17,18 @@ import USB
         _ image: any DiskImage, on guest: Guest, speed: USBSpeed = .superSpeed,
         offersUAS: Bool = false
     ) throws -> StorageDevice {
-        StorageDevice(
+        let device = StorageDevice(
             image: image,
             unit: LogicalUnit(
                 identity: .init(serialNumber: "0123456789AB"),
                 blockCount: image.byteCount / 512, isReadOnly: image.isReadOnly, writeCache: true),
             speed: speed, offersUAS: offersUAS, summary: "test",
-            worker: try Worker(name: "t", loop: guest.machine.loop),
-            logger: Logger(label: "test"))
+            worker: try Worker(name: "t", loop: guest.machine.loop), logger: .silent)
+        let fake = image as? FakeImage
+        guest.machine.isWorkerBusy = { [weak device] in
+            fake?.isHanging != true && device?.isIdle == false
+        }
+        return device
     }
 
     @Test(

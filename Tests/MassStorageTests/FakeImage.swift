@@ -37,6 +37,8 @@ final class FakeImage: DiskImage {
         var largestMove = Int.max
         /// Operations that wait until the gate opens.
         var hangs: @Sendable (Operation) -> Bool = { _ in false }
+        /// Operations that wait at the gate.
+        var hanging = 0
     }
 
     let byteCount: UInt64
@@ -59,6 +61,9 @@ final class FakeImage: DiskImage {
         state.withLock { $0.hangs = operations }
     }
 
+    /// Whether an operation waits for ``openGate()``.
+    var isHanging: Bool { state.withLock { $0.hanging > 0 } }
+
     func openGate() {
         gate.lock()
         state.withLock { $0.hangs = { _ in false } }
@@ -68,7 +73,11 @@ final class FakeImage: DiskImage {
 
     private func passGate(_ operation: Operation) {
         gate.lock()
-        while state.withLock({ $0.hangs(operation) }) { gate.wait() }
+        while state.withLock({ $0.hangs(operation) }) {
+            state.withLock { $0.hanging += 1 }
+            gate.wait()
+            state.withLock { $0.hanging -= 1 }
+        }
         gate.unlock()
     }
 

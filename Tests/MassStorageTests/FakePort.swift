@@ -4,6 +4,7 @@ import Foundation
 import GuestKit
 import Logging
 import Platform
+import TestKit
 import USB
 
 @testable import MassStorage
@@ -48,7 +49,7 @@ final class StickHost {
             isReadOnly: image.isReadOnly, writeCache: writeCache)
         device = StorageDevice(
             image: image, unit: unit, speed: speed, offersUAS: offersUAS, summary: "test",
-            worker: try Worker(name: "test", loop: loop), logger: Logger(label: "test"))
+            worker: try Worker(name: "test", loop: loop), logger: .silent)
         device.attach(to: port)
         setConfiguration(1)
     }
@@ -82,7 +83,7 @@ final class StickHost {
 
     /// The answer to a transfer, waiting for the worker if need be; `nil` if none comes.
     func wait(_ id: Transfer.ID) -> Transfer.Completion? {
-        let deadline = loop.now + .seconds(10)
+        let deadline = loop.now + .seconds(60)
         while port.completions[id] == nil, loop.now < deadline {
             try? loop.turn(until: loop.now + .milliseconds(5))
             if device.isIdle && port.completions[id] == nil { return nil }
@@ -238,10 +239,12 @@ final class StickHost {
 
 /// A file that goes away with its owner.
 final class TemporaryFile {
+    private let folder: TemporaryFolder
     let path: String
 
     init(size: UInt64, fill: ((Int) -> UInt8)? = nil) throws {
-        path = NSTemporaryDirectory() + "stick-\(UUID().uuidString).img"
+        folder = try TemporaryFolder()
+        path = folder.file("stick.img")
         _ = FileManager.default.createFile(atPath: path, contents: nil)
         guard let handle = FileHandle(forUpdatingAtPath: path) else {
             throw CocoaError(.fileNoSuchFile)
@@ -256,20 +259,5 @@ final class TemporaryFile {
 
     var contents: [UInt8] {
         (try? Data(contentsOf: URL(fileURLWithPath: path))).map(Array.init) ?? []
-    }
-
-    deinit { try? FileManager.default.removeItem(atPath: path) }
-}
-
-/// Numbers that depend on the seed alone.
-struct SplitMix64: RandomNumberGenerator {
-    private var state: UInt64
-    init(seed: UInt64) { state = seed }
-    mutating func next() -> UInt64 {
-        state &+= 0x9e37_79b9_7f4a_7c15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-        return z ^ (z >> 31)
     }
 }

@@ -2,6 +2,7 @@
 
 import Platform
 import SystemPackage
+import TestKit
 import Testing
 import USB
 

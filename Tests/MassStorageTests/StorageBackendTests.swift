@@ -5,6 +5,7 @@ import Glibc
 import GuestKit
 import Logging
 import Platform
+import TestKit
 import Testing
 import USB
 
@@ -40,7 +41,7 @@ import USB
 
     private func make(_ text: String) throws -> any DeviceBackend {
         try BackendCatalog(StorageBackend.self).makeBackend(
-            text, context: BackendContext(loop: loop, logger: Logger(label: "test")))
+            text, context: BackendContext(loop: loop, logger: .silent))
     }
 
     private func reason(_ text: String) -> String {

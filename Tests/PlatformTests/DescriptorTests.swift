@@ -3,13 +3,14 @@
 import Glibc
 import Platform
 import SystemPackage
+import TestKit
 import Testing
 
 @Suite("descriptors")
 struct DescriptorTests {
-    let pipe: Pipe
+    let pipe: TestPipe
 
-    init() throws { pipe = try Pipe() }
+    init() throws { pipe = try TestPipe() }
 
     @Test("a descriptor is closed when its owner is destroyed")
     func closes() throws {
@@ -64,7 +65,7 @@ struct DescriptorTests {
 
     @Test("a descriptor list closes the descriptors that were not taken")
     func list() throws {
-        let pipes = [try Pipe(), try Pipe(), try Pipe()]
+        let pipes = [try TestPipe(), try TestPipe(), try TestPipe()]
         do {
             var list = DescriptorList()
             for pipe in pipes {

@@ -4,6 +4,7 @@ import CLinux
 import Glibc
 import Platform
 import SystemPackage
+import TestKit
 import Testing
 
 @Suite("mapped files")
@@ -69,7 +70,7 @@ struct MappingTests {
 
     @Test("a pipe is refused")
     func noFile() throws {
-        let pipe = try Pipe()
+        let pipe = try TestPipe()
         #expect(throws: Errno.self) {
             _ = try Mapping(pipe.readEnd, offset: 0, count: 4096, writable: true)
         }
@@ -97,7 +98,7 @@ struct MappingTests {
         let mapping = try Mapping(
             holder.descriptor, offset: 0, count: UInt64(Self.size), writable: true)
         try resize(0)
-        let pipe = try Pipe()
+        let pipe = try TestPipe()
         try pipe.write([1, 2, 3])
         let start = mapping.bytes.baseAddress
         #expect(throws: Errno.badAddress) {

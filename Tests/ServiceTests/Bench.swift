@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Foundation
 import GuestKit
 import Logging
 import Platform
 import RemoteGuest
 import Service
+import TestKit
 import USB
 import VFIOClient
 
@@ -13,13 +13,14 @@ import VFIOClient
 final class Bench {
     let loop: EpollLoop
     let server: Server
-    private let path = "/tmp/usbvfiod-service-\(UUID().uuidString.prefix(8))"
+    private let folder: TemporaryFolder
+    private var path: String { folder.file("socket") }
 
-    init() throws {
+    init(logger: Logger = .silent) throws {
         loop = try EpollLoop()
-        server = Server(
-            loop: loop, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
-        try server.listen(on: ListeningSocket(bindingTo: path))
+        folder = try TemporaryFolder()
+        server = Server(loop: loop, logger: logger)
+        try server.listen(on: ListeningSocket(bindingTo: folder.file("socket")))
     }
 
     /// The monitors that a server in the same thread never has to wait for.
@@ -37,7 +38,7 @@ final class Bench {
 
     /// Turns until a condition holds, or the time is over.
     func turn(
-        atMost limit: Duration = .seconds(10), until condition: () throws -> Bool
+        atMost limit: Duration = .seconds(30), until condition: () throws -> Bool
     ) throws -> Bool {
         let end = ContinuousClock.now + limit
         while try !condition() {

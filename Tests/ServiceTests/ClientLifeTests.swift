@@ -52,13 +52,13 @@ struct ClientLifeTests {
     @Test func `a second client waits until the first has left`() throws {
         let first = try bench.client()
         let second = CloudHypervisorClient(wire: try bench.connect(), memory: [])
-        second.wire.patience = .milliseconds(100)
+        second.wire.timeout = .milliseconds(100)
         #expect(throws: WireClient.Failure.self) { try second.start() }
         #expect(try first.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
 
         first.kill()
         // What the second sent before is still there to be answered.
-        second.wire.patience = .seconds(10)
+        second.wire.timeout = .seconds(30)
         #expect(try second.wire.receiveMessage().command == WireMessage.Command.version)
     }
 

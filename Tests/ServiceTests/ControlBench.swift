@@ -7,26 +7,63 @@ import Logging
 import Platform
 import Service
 import SystemPackage
+import TestKit
 import USB
 import VFIOClient
 
-/// A server with a control socket, in this very thread.
+/// A server with a control socket, in the thread of the test. The time of the control socket is simulated.
 final class ControlBench {
     let bench: Bench
     let devices: DeviceTable
     let control: ControlServer
-    private let path = "/tmp/usbvfiod-control-\(UUID().uuidString.prefix(8))"
+    private let loop = SimulatedLoop()
+    private let folder: TemporaryFolder
+    private var path: String { folder.file("control") }
 
-    init(timeout: Duration = .seconds(10)) throws {
+    init() throws {
         bench = try Bench()
-        let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
+        folder = try TemporaryFolder()
         devices = DeviceTable(
             catalog: BackendCatalog(FakeBackend.self, FixedBackend.self), server: bench.server,
-            loop: bench.loop, logger: logger)
+            loop: loop, logger: .silent)
         control = try ControlServer(
-            listener: ListeningSocket(bindingTo: path, permissions: .ownerReadWrite),
-            server: bench.server, devices: devices, loop: bench.loop, logger: logger,
-            timeout: timeout)
+            listener: ListeningSocket(
+                bindingTo: folder.file("control"), permissions: .ownerReadWrite),
+            server: bench.server, devices: devices, loop: loop, logger: .silent,
+            timeout: Self.timeout)
+    }
+
+    /// How long a client may take to end a line or to read an answer.
+    static let timeout = Duration.seconds(10)
+
+    /// Runs what is ready on both loops, then returns although nothing more happens.
+    func turn() throws {
+        let now = bench.loop.now
+        try bench.server.turn(until: loop.turn() ? now : now + .milliseconds(2))
+    }
+
+    /// Turns until a condition holds, or the time is over.
+    func turn(until condition: () throws -> Bool) throws -> Bool {
+        try holdsEventually {
+            if try condition() { return true }
+            try turn()
+            return false
+        }
+    }
+
+    /// Lets ``timeout`` pass.
+    func passTimeout() throws {
+        loop.advance(to: loop.now + Self.timeout)
+        try turn()
+    }
+
+    /// The sockets of the kernel that are bound to the path: that of the listener, and one for each
+    /// connection that was accepted and is open.
+    func openSockets() throws -> Int {
+        let table = try String(contentsOfFile: "/proc/net/unix", encoding: .utf8)
+        let inodes = table.split(separator: "\n").filter { $0.hasSuffix(" \(path)") }
+            .map { $0.split(separator: " ").dropLast().last }
+        return Set(inodes).count
     }
 
     /// Who may connect.
@@ -39,12 +76,12 @@ final class ControlBench {
 
     func connect() throws -> WireClient {
         let wire = try WireClient(path: path)
-        wire.whileWaiting = { [unowned self] in try bench.turn() }
+        wire.whileWaiting = { [unowned self] in try turn() }
         return wire
     }
 
     /// The backends made so far, oldest first, as far as they still live.
-    var backends: [FakeBackend] { Registry.shared.backends(of: bench.loop) }
+    var backends: [FakeBackend] { Registry.shared.backends(of: loop) }
 }
 
 /// A client that asks in lines and takes answers apart.

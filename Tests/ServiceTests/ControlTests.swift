@@ -46,10 +46,10 @@ struct ControlTests {
         let driver = GuestDriver(try bench.bench.machine())
         try driver.start()
         #expect(try attach("fake").device?.port == 1)
-        #expect(try bench.bench.turn { driver.port(1).contains(.connected) })
+        #expect(try bench.turn { driver.port(1).contains(.connected) })
         #expect(try driver.addressNewDevice().slotContext.state == .addressed)
         #expect(try client.ask(#"{"request":"detach","id":"fake-1"}"#).isGood)
-        #expect(try bench.bench.turn { !driver.port(1).contains(.connected) })
+        #expect(try bench.turn { !driver.port(1).contains(.connected) })
         #expect(try client.list().isEmpty)
         #expect(bench.backends.isEmpty, "nothing holds what was detached")
     }
@@ -127,7 +127,7 @@ struct ControlTests {
     @Test func `a device that left by itself is waiting`() throws {
         _ = try attach("fake")
         try #require(bench.backends.first).device.port?.disconnect()
-        #expect(try bench.bench.turn { try client.list().first?.state == .waiting })
+        #expect(try bench.turn { try client.list().first?.state == .waiting })
         #expect(try client.list().first?.port == nil)
         #expect(try client.ask(#"{"request":"detach","id":"fake-1"}"#).isGood)
     }
@@ -138,7 +138,7 @@ struct ControlTests {
         let backend = try #require(bench.backends.first)
         weak let first = backend.device
         try backend.replug()
-        #expect(try bench.bench.turn { first == nil })
+        #expect(try bench.turn { first == nil })
         #expect(try client.list().first?.state == .attached)
     }
 
@@ -148,7 +148,7 @@ struct ControlTests {
         let backend = try #require(bench.backends.first)
         try client.send(#"{"request":"detach","id":"fake-1"}"#)
         let other = try bench.client()
-        #expect(try bench.bench.turn { try other.list().first?.state == .detaching })
+        #expect(try bench.turn { try other.list().first?.state == .detaching })
         #expect(try other.ask(#"{"request":"detach","id":"fake-1"}"#).code == .busy)
         #expect(try other.ask(#"{"request":"eject","id":"fake-1"}"#).code == .busy)
         #expect(backend.stopCount == 1)
@@ -161,7 +161,7 @@ struct ControlTests {
         _ = try attach("fake:slow")
         let backend = try #require(bench.backends.first)
         try client.send(#"{"request":"detach","id":"fake-1"}"#)
-        #expect(try bench.bench.turn { backend.stopCount == 1 })
+        #expect(try bench.turn { backend.stopCount == 1 })
         backend.finish(BackendError("the disk is full"))
         let answer = try client.answer()
         #expect(answer.code == .failed)
@@ -173,7 +173,7 @@ struct ControlTests {
         _ = try attach("fake:slow")
         let backend = try #require(bench.backends.first)
         try client.send(#"{"request":"eject","id":"fake-1","force":true}"#)
-        #expect(try bench.bench.turn { !backend.waiting.isEmpty })
+        #expect(try bench.turn { !backend.waiting.isEmpty })
         backend.finish(BackendError("the disk is full", tookEffect: true))
         #expect(try client.answer().code == .failed)
     }
@@ -193,11 +193,11 @@ struct ControlTests {
         let backend = try #require(bench.backends.first)
         let leaving = try bench.client()
         try leaving.send(#"{"request":"detach","id":"fake-1"}"#)
-        #expect(try bench.bench.turn { backend.stopCount == 1 })
+        #expect(try bench.turn { backend.stopCount == 1 })
         leaving.wire.close()
-        try bench.bench.turn()
+        try bench.turn()
         backend.finish()
-        #expect(try bench.bench.turn { bench.control.clientCount == 1 })
+        #expect(try bench.turn { bench.control.clientCount == 1 })
         #expect(try client.list().isEmpty)
     }
 

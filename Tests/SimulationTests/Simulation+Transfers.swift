@@ -2,6 +2,7 @@
 
 import DMA
 import GuestKit
+import TestKit
 import USB
 
 /// The TDs that the simulated guest writes.

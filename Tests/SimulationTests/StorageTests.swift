@@ -5,6 +5,7 @@ import Foundation
 import GuestKit
 import Logging
 import MassStorage
+import TestKit
 import Testing
 import XHCI
 
@@ -12,13 +13,6 @@ import XHCI
 /// dice, and a model says what must be on the image.
 struct StorageTests {
     private static let blocks = 4096
-
-    private static func image() throws -> URL {
-        let url = FileManager.default.temporaryDirectory.appending(
-            path: "stick-\(UUID().uuidString).img")
-        try Data(count: blocks * GuestStick.blockSize).write(to: url)
-        return url
-    }
 
     @Test func `a stick keeps what is written`() throws {
         for seed in SimulationSeeds.drawn(fixed: 8) {
@@ -35,8 +29,9 @@ struct StorageTests {
         // The low bits choose what matters most, so that few seeds have it all.
         let kind: SimulatedMachine.MemoryKind = seed & 1 == 0 ? .local : .remote
         let speed = seed & 2 == 0 ? "high" : "super"
-        let url = try image()
-        defer { try? FileManager.default.removeItem(at: url) }
+        let folder = try TemporaryFolder()
+        let url = folder.url("stick.img")
+        try Data(count: blocks * GuestStick.blockSize).write(to: url)
         var options = GuestDriver.Options()
         options.waitsForInterrupts = random.oneIn(2)
         options.moderationInterval = random.pick([0, 160])
@@ -44,9 +39,8 @@ struct StorageTests {
         let driver = GuestDriver(machine, options)
         let backend = try StorageBackend(
             DeviceSpecification(parsing: "storage:file=\(url.path),speed=\(speed)"),
-            context: BackendContext(
-                loop: machine.loop,
-                logger: Logger(label: "storage") { _ in SwiftLogNoOpLogHandler() }))
+            context: BackendContext(loop: machine.loop, logger: .silent))
+        machine.isWorkerBusy = { [unowned backend] in !backend.isIdle }
         try backend.start(on: machine.controller)
         defer { try? backend.stop() }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Platform
+import TestKit
 import Testing
 import VFIOClient
 
@@ -240,26 +241,26 @@ struct FramingTests {
         "descriptors that nobody asked for are closed, and the message is answered",
         arguments: [3, 4, 5, 7, 9, 10, 13, 16, 99])
     func unwanted(command: UInt16) throws {
-        let detector = try LeakDetector()
+        let detector = try TestPipe()
         _ = try harness.client.request(
-            command, [UInt8](repeating: 0, count: 32), descriptors: [detector.number])
-        #expect(try detector.isClosedElsewhere())
+            command, [UInt8](repeating: 0, count: 32), descriptors: [detector.writeNumber])
+        #expect(try detector.areCopiesClosed())
         #expect(try harness.isAlive())
     }
 
     @Test("sixteen descriptors are taken, more are refused and closed", arguments: [16, 17, 64])
     func count(count: Int) throws {
-        let detector = try LeakDetector()
+        let detector = try TestPipe()
         let reply = try harness.client.request(
             8,
             WireMessage.setIRQs(
                 flags: IRQSet.dataEventFD | IRQSet.trigger, index: 2, start: 0,
                 count: UInt32(min(count, 20))),
-            descriptors: [CInt](repeating: detector.number, count: count))
+            descriptors: [CInt](repeating: detector.writeNumber, count: count))
         #expect(reply.isError == (count > 16))
         if count > 16 {
             #expect(reply.error == 22)
-            #expect(try detector.isClosedElsewhere())
+            #expect(try detector.areCopiesClosed())
         } else {
             #expect(device.events[2].filter { $0 != nil }.count == 16)
         }
@@ -268,47 +269,48 @@ struct FramingTests {
 
     @Test("a message that comes in pieces has no more descriptors than any other")
     func countInPieces() throws {
-        let detectors = try (0..<18).map { _ in try LeakDetector() }
+        let detectors = try (0..<18).map { _ in try TestPipe() }
         for (byte, detector) in zip(map(0x1000).bytes, detectors) {
-            try harness.client.send([byte], descriptors: [detector.number])
+            try harness.client.send([byte], descriptors: [detector.writeNumber])
         }
         try harness.settle()
-        #expect(try detectors[16].isClosedElsewhere())
-        #expect(try detectors[17].isClosedElsewhere())
-        #expect(try !detectors[15].isClosedElsewhere(within: .zero))
+        #expect(try detectors[16].areCopiesClosed())
+        #expect(try detectors[17].areCopiesClosed())
+        #expect(try !detectors[15].areCopiesClosed(within: .zero))
         try harness.client.send(Array(map(0x1000).bytes.dropFirst(18)))
         #expect(try harness.client.receiveMessage().isError)
-        #expect(try detectors[0].isClosedElsewhere())
+        #expect(try detectors[0].areCopiesClosed())
     }
 
     @Test("descriptors of replies are closed while a message behind them is not whole")
     func repliesBefore() throws {
-        let detector = try LeakDetector()
+        let detector = try TestPipe()
         let reply = WireMessage(id: 1, command: 9, flags: WireMessage.reply).bytes
-        try harness.client.send(Array(reply.dropLast()), descriptors: [detector.number])
+        try harness.client.send(Array(reply.dropLast()), descriptors: [detector.writeNumber])
         try harness.settle()
         try harness.client.send([reply[reply.count - 1]] + map(0x1000).bytes.prefix(20))
         try harness.settle()
-        #expect(try detector.isClosedElsewhere())
+        #expect(try detector.areCopiesClosed())
         try harness.client.send(Array(map(0x1000).bytes.dropFirst(20)))
         #expect(try !harness.client.receiveMessage().isError)
     }
 
     @Test("descriptors of a reply, and of a message that never ends, are closed")
     func leftOver() throws {
-        let detector = try LeakDetector()
+        let detector = try TestPipe()
         try harness.client.send(
             WireMessage(id: 1, command: 9, flags: WireMessage.reply).bytes,
-            descriptors: [detector.number])
+            descriptors: [detector.writeNumber])
         #expect(try harness.isAlive())
-        #expect(try detector.isClosedElsewhere())
+        #expect(try detector.areCopiesClosed())
 
-        let second = try LeakDetector()
-        try harness.client.send(Array(map(0x1000).bytes.dropLast()), descriptors: [second.number])
+        let second = try TestPipe()
+        try harness.client.send(
+            Array(map(0x1000).bytes.dropLast()), descriptors: [second.writeNumber])
         try harness.settle()
-        #expect(try !second.isClosedElsewhere(within: .zero))
+        #expect(try !second.areCopiesClosed(within: .zero))
         harness.client.close()
         #expect(try harness.end() == .clientLeft)
-        #expect(try second.isClosedElsewhere())
+        #expect(try second.areCopiesClosed())
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Platform
+import TestKit
 import Testing
 import VFIOClient
 import VFIOUser
@@ -172,24 +173,25 @@ struct InterruptTests {
 
     @Test("descriptors that do not match the count are refused and closed", arguments: [1, 2, 4])
     func mismatch(count: UInt32) throws {
-        let detector = try LeakDetector()
-        let number = detector.number
+        let detector = try TestPipe()
+        let number = detector.writeNumber
         #expect(
             try set(
                 IRQSet.dataEventFD | IRQSet.trigger, count: count,
                 descriptors: [number, number, number]) == 22)
         #expect(connected.isEmpty)
-        #expect(try detector.isClosedElsewhere())
+        #expect(try detector.areCopiesClosed())
     }
 
     @Test("descriptors where none belong are refused and closed")
     func unwanted() throws {
-        let detector = try LeakDetector()
+        let detector = try TestPipe()
         #expect(
             try set(
-                IRQSet.dataNone | IRQSet.trigger, count: 1, descriptors: [detector.number]) == 22)
+                IRQSet.dataNone | IRQSet.trigger, count: 1, descriptors: [detector.writeNumber])
+                == 22)
         #expect(device.changes.isEmpty)
-        #expect(try detector.isClosedElsewhere())
+        #expect(try detector.areCopiesClosed())
     }
 
     @Test("a message that is too short is refused")
@@ -200,14 +202,14 @@ struct InterruptTests {
 
     @Test("the descriptor of a connected vector is closed when it is taken away or replaced")
     func closes() throws {
-        let first = try LeakDetector()
-        let second = try LeakDetector()
+        let first = try TestPipe()
+        let second = try TestPipe()
         let flags = IRQSet.dataEventFD | IRQSet.trigger
-        #expect(try set(flags, count: 1, descriptors: [first.number]) == 0)
-        #expect(try set(flags, count: 1, descriptors: [second.number]) == 0)
-        #expect(try first.isClosedElsewhere())
-        #expect(try !second.isClosedElsewhere(within: .zero))
+        #expect(try set(flags, count: 1, descriptors: [first.writeNumber]) == 0)
+        #expect(try set(flags, count: 1, descriptors: [second.writeNumber]) == 0)
+        #expect(try first.areCopiesClosed())
+        #expect(try !second.areCopiesClosed(within: .zero))
         #expect(try set(flags, count: 1) == 0)
-        #expect(try second.isClosedElsewhere())
+        #expect(try second.areCopiesClosed())
     }
 }

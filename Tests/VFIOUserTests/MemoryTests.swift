@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+import TestKit
 import Testing
 import VFIOClient
 
@@ -83,21 +84,22 @@ struct MemoryTests {
 
     @Test("memory with two descriptors is refused, and both are closed")
     func twoDescriptors() throws {
-        let detector = try LeakDetector()
+        let detector = try TestPipe()
         #expect(
             try map(
-                address: 0x1000, size: 0x1000, descriptors: [detector.number, detector.number])
+                address: 0x1000, size: 0x1000,
+                descriptors: [detector.writeNumber, detector.writeNumber])
                 == 22)
         #expect(device.maps.isEmpty)
-        #expect(try detector.isClosedElsewhere())
+        #expect(try detector.areCopiesClosed())
     }
 
     @Test("the descriptor of memory that is refused is closed")
     func refusedDescriptor() throws {
-        let detector = try LeakDetector()
+        let detector = try TestPipe()
         #expect(try map(address: 0x1000, size: 0x1000) == 0)
-        #expect(try map(address: 0x1000, size: 0x1000, descriptors: [detector.number]) == 17)
-        #expect(try detector.isClosedElsewhere())
+        #expect(try map(address: 0x1000, size: 0x1000, descriptors: [detector.writeNumber]) == 17)
+        #expect(try detector.areCopiesClosed())
     }
 
     @Test("a message that is too short is refused")

@@ -2,6 +2,7 @@
 
 import Platform
 import SystemPackage
+import TestKit
 import Testing
 import VFIOClient
 
@@ -64,6 +65,8 @@ struct RemoteMemoryTests {
         let connection = try Connection(
             socket: OwnedDescriptor(owning: numbers[1]), device: device, loop: loop, logger: .silent
         ) { _ in }
+        // The accesses of one test share this time; tests of the limit set it anew.
+        connection.memoryAccessTime = .seconds(100)
         let thread = ClientThread {
             try client(WireClient(socket: OwnedDescriptor(owning: number)), stop)
         }

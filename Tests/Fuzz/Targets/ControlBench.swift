@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import BackendKit
-import Glibc
 import Logging
 import Loopback
 import Platform
 import Service
+import TestKit
 import VFIOClient
 
 /// A control socket with devices behind it, and a client that counts lines and answers.
@@ -17,7 +17,8 @@ final class ControlBench {
     private let server: Server
     private let devices: DeviceTable
     private let control: ControlServer
-    private let path: String
+    private let folder: TemporaryFolder
+    private var path: String { folder.file("control") }
     private var client: WireClient
     /// Lines that must be answered.
     private var lines = 0
@@ -29,35 +30,27 @@ final class ControlBench {
     private var isClosed = false
     /// The client took too long, or sent no lines: then it need not be answered.
     private var isLate = false
-    private let pipeEnd: OwnedDescriptor
-    private var passed: OwnedDescriptor?
+    /// Copies of its write end are sent to the server.
+    private let pipe: TestPipe
 
     init() throws {
-        var numbers: [CInt] = [-1, -1]
-        _ = try systemCall { pipe(&numbers) }
-        pipeEnd = OwnedDescriptor(owning: numbers[0])
-        passed = OwnedDescriptor(owning: numbers[1])
-        let logger = Logger(label: "fuzz") { _ in SwiftLogNoOpLogHandler() }
-        path = "/tmp/usbvfiod-fuzz-\(getpid())-\(numbers[0])"
-        server = Server(loop: try EpollLoop(), logger: logger)
+        pipe = try TestPipe()
+        folder = try TemporaryFolder()
+        server = Server(loop: try EpollLoop(), logger: .silent)
         devices = DeviceTable(
             catalog: BackendCatalog(ControlBackend.self, LoopbackBackend.self), server: server,
-            loop: loop, logger: logger)
+            loop: loop, logger: .silent)
         control = try ControlServer(
-            listener: ListeningSocket(bindingTo: path), server: server, devices: devices,
-            loop: loop, logger: logger)
-        client = try WireClient(path: path)
+            listener: ListeningSocket(bindingTo: folder.file("control")), server: server,
+            devices: devices,
+            loop: loop, logger: .silent)
+        client = try WireClient(path: folder.file("control"))
     }
 
     // MARK: - The client
 
     func send(_ bytes: [UInt8], descriptors: Int = 0) throws {
-        let number: CInt
-        switch passed {
-        case .some(let descriptor): number = descriptor.rawValue
-        case .none: number = -1
-        }
-        var attached = [CInt](repeating: number, count: descriptors)
+        var attached = [CInt](repeating: pipe.writeNumber, count: descriptors)
         var rest = bytes[...]
         for _ in 0..<200 where !rest.isEmpty && !isClosed {
             if let sent = try? client.sendSome(Array(rest), descriptors: attached) {
@@ -176,9 +169,7 @@ final class ControlBench {
         leave()
         try settleLast()
         loop.forget()
-        passed = nil
-        let ready = try UnixSocket.wait(for: .readable, on: pipeEnd, timeout: .zero)
-        try require(ready.contains(.closed), "a descriptor of the client is kept")
+        try require(pipe.areCopiesClosed(), "a descriptor of the client is kept")
     }
 
     private func list() throws { try send(Array(#"{"request":"list"}"#.utf8) + [10]) }
@@ -197,7 +188,10 @@ final class ControlBench {
     }
 
     private func settleLast() throws {
-        for _ in 0..<100 where control.clientCount > 0 { _ = loop.turn() }
-        try require(control.clientCount == 0, "a client that has left is kept")
+        let hasLeft = holdsEventually {
+            _ = loop.turn()
+            return control.clientCount == 0
+        }
+        try require(hasLeft, "a client that has left is kept")
     }
 }

@@ -6,6 +6,7 @@ import GuestKit
 import Logging
 import Loopback
 import MassStorage
+import TestKit
 import USB
 import XHCI
 
@@ -200,7 +201,7 @@ final class ControllerBench {
     private var context: BackendContext {
         BackendContext(
             loop: machine.loop,
-            logger: Logger(label: "fuzz") { _ in SwiftLogNoOpLogHandler() })
+            logger: .silent)
     }
 
     /// Takes a backend's device, so that a watched one can be plugged in.

@@ -11,6 +11,7 @@ final class ScratchFile {
     init(size: Int) throws {
         var template = Array("/dev/shm/usbvfiod-fuzz-XXXXXX".utf8CString)
         let number = try systemCall { mkstemp(&template) }
+        _ = fcntl(number, F_SETFD, FD_CLOEXEC)
         descriptor = OwnedDescriptor(owning: number)
         path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
         try truncate(to: size)

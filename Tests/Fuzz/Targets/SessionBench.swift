@@ -5,6 +5,7 @@ import GuestKit
 import Logging
 import Platform
 import SystemPackage
+import TestKit
 import VFIOClient
 import VFIOUser
 
@@ -31,22 +32,17 @@ final class SessionBench {
     /// Requests without an answer, and how often.
     private var unanswered: [Request: Int] = [:]
     private var received: [UInt8] = []
-    /// One end goes to the server and is not kept here; the other tells when it is closed everywhere.
-    private let pipeEnd: OwnedDescriptor
-    private var passed: OwnedDescriptor?
+    /// Copies of its write end are sent to the server.
+    private let pipe: TestPipe
     private var mayAsk = false
 
     init() throws {
-        var numbers: [CInt] = [-1, -1]
-        _ = try systemCall { pipe(&numbers) }
-        pipeEnd = OwnedDescriptor(owning: numbers[0])
-        passed = OwnedDescriptor(owning: numbers[1])
+        pipe = try TestPipe()
         var server: OwnedDescriptor?
         client = try WireClient.connected { server = consume $0 }
         guard let server = server.take() else { throw Violation("no pair of sockets") }
         connection = try Connection(
-            socket: server, device: device, loop: loop,
-            logger: Logger(label: "fuzz") { _ in SwiftLogNoOpLogHandler() }
+            socket: server, device: device, loop: loop, logger: .silent
         ) { [unowned self] in ends.append($0) }
     }
 
@@ -62,13 +58,8 @@ final class SessionBench {
 
     /// Sends what is queued, or its beginning, and lets the server work.
     func send(atMost count: Int, descriptors: Int = 0) throws {
-        let number: CInt
-        switch passed {
-        case .some(let descriptor): number = descriptor.rawValue
-        case .none: number = -1
-        }
         var left = min(count, outgoing.count)
-        var attached = [CInt](repeating: number, count: descriptors)
+        var attached = [CInt](repeating: pipe.writeNumber, count: descriptors)
         for _ in 0..<1000 where left > 0 && ends.isEmpty {
             guard
                 let done = try? client.sendSome(
@@ -189,19 +180,16 @@ final class SessionBench {
         }
         let hadEnded = !ends.isEmpty
         client.close()
-        try settleEnd()
+        _ = holdsEventually {
+            _ = loop.turn()
+            return !ends.isEmpty
+        }
         try require(ends.count == 1, "the connection ends \(ends.count) times")
         try require(hadEnded || ends == [.clientLeft], "the connection ends with \(ends)")
         connection = nil
-        passed = nil
-        let ready = try UnixSocket.wait(for: .readable, on: pipeEnd, timeout: .zero)
-        try require(ready.contains(.closed), "a descriptor of the client is kept")
+        try require(pipe.areCopiesClosed(), "a descriptor of the client is kept")
         if let violation = device.violation {
             throw Violation("the device is asked for \(violation)")
         }
-    }
-
-    private func settleEnd() throws {
-        for _ in 0..<100 where ends.isEmpty { _ = loop.turn() }
     }
 }

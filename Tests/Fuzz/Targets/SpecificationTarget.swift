@@ -6,6 +6,7 @@ import HostUSB
 import Logging
 import Loopback
 import MassStorage
+import TestKit
 
 /// What an operator, or a script, writes behind `--device`.
 enum SpecificationTarget: FuzzTarget {
@@ -32,7 +33,7 @@ enum SpecificationTarget: FuzzTarget {
                 resolved,
                 context: BackendContext(
                     loop: SimulatedLoop(),
-                    logger: Logger(label: "fuzz") { _ in SwiftLogNoOpLogHandler() }))
+                    logger: .silent))
         } catch let error as BackendError {
             try require(
                 !error.reason.isEmpty, "a refusal without a reason: \(text.debugDescription)")

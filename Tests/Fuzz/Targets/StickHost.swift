@@ -5,6 +5,7 @@ import GuestKit
 import Logging
 import MassStorage
 import Platform
+import TestKit
 import USB
 
 /// A host without a controller and its only stick, which is watched: each transfer is answered at
@@ -31,7 +32,7 @@ final class StickHost: USBBus, USBPort {
         backend = try StorageBackend(
             DeviceSpecification(parsing: specification),
             context: BackendContext(
-                loop: loop, logger: Logger(label: "fuzz") { _ in SwiftLogNoOpLogHandler() }))
+                loop: loop, logger: .silent))
         try backend.start(on: self)
     }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 public import Platform
+internal import TestKit
 public import USB
 
 /// A device that misbehaves by the dice: the same seed gives the same device.

@@ -3,6 +3,7 @@
 public import DMA
 internal import Logging
 public import SystemPackage
+internal import TestKit
 public import USB
 public import XHCI
 
@@ -54,6 +55,10 @@ public final class SimulatedMachine: Machine {
     public private(set) var isSpinning = false
     /// The guest has written registers since the controller worked last.
     private var hasWritten = false
+    /// Whether a worker thread has work in hand. Time stands still until it is done.
+    ///
+    /// Where this is `nil`, only a wait of a second or more waits for descriptors in real time.
+    public var isWorkerBusy: (() -> Bool)?
     /// Called before each turn with its number, so that a test can do something at every moment.
     public var onTurn: ((Int) -> Void)?
 
@@ -83,7 +88,7 @@ public final class SimulatedMachine: Machine {
         }
         controller = Controller(
             memory: bus, interrupts: interrupts, capabilities: capabilities,
-            logger: Logger(label: "guest-kit") { _ in SwiftLogNoOpLogHandler() })
+            logger: .silent)
     }
 
     /// The virtual time.
@@ -128,14 +133,15 @@ public final class SimulatedMachine: Machine {
             if condition() { return true }
             // A message of the guest is a turn of the loop, too.
             let hasMore = hasWritten
-            if loop.turn() || hasMore {
+            if loop.turn() || hasMore || waitForWorker() {
                 turnsAtOneTime = 0
                 continue
             }
             guard let next = [wanted, loop.nextDeadline].compactMap({ $0 }).min(), next <= end
             else {
-                // A worker thread may be busy; only who waits long waits for it in real time.
-                if limit >= .seconds(1), loop.watchesDescriptors, loop.turn(wait: 5000) {
+                if isWorkerBusy == nil, limit >= .seconds(1), loop.watchesDescriptors,
+                    loop.turn(wait: 5000)
+                {
                     continue
                 }
                 loop.advance(to: end)
@@ -149,6 +155,18 @@ public final class SimulatedMachine: Machine {
             }
             loop.advance(to: next)
         }
+    }
+
+    /// Waits in real time for a busy worker.
+    ///
+    /// - Returns: whether something ran because of it.
+    private func waitForWorker() -> Bool {
+        guard let isWorkerBusy else { return false }
+        let deadline = ContinuousClock.now + .seconds(60)
+        while isWorkerBusy(), ContinuousClock.now < deadline {
+            if loop.turn(wait: 100) { return true }
+        }
+        return false
     }
 
     /// Plugs a device in.

@@ -47,13 +47,13 @@ public final class QEMUClient: VMMClient {
     /// Requests of the server that came while a reply was awaited.
     private var incoming: [WireMessage] = []
 
-    /// How long QEMU waits for a reply.
+    /// How long QEMU waits for a reply before it gives the device up. Tests wait longer, as their machine
+    /// may be busy.
     public static let timeout: Duration = .seconds(5)
 
     public init(wire: WireClient, memory: [Memory]) {
         self.memory = memory
         super.init(wire: wire)
-        wire.patience = Self.timeout
     }
 
     // MARK: - Start

@@ -15,8 +15,8 @@ public final class WireClient {
     /// What to do while there is nothing to read: a test that runs the server in the same thread turns
     /// its event loop here. Without it the client sleeps until something arrives.
     public var whileWaiting: (() throws -> Void)?
-    /// How long to wait for anything before the test has failed.
-    public var patience: Duration = .seconds(10)
+    /// How long to wait for the server before the test has failed.
+    public var timeout: Duration = .seconds(30)
 
     /// A class, so that it can be borrowed while other state changes.
     private final class OpenSocket {
@@ -68,7 +68,7 @@ public final class WireClient {
 
     /// Sends bytes as they are, with descriptors on the first of them.
     public func send(_ bytes: [UInt8], descriptors: [CInt] = []) throws {
-        let deadline = ContinuousClock.now + patience
+        let deadline = ContinuousClock.now + timeout
         var start = 0
         var descriptors = descriptors
         while start < bytes.count {
@@ -116,7 +116,7 @@ public final class WireClient {
 
     /// Waits for bytes and takes what one `recvmsg` gives.
     public func receiveOnce(upTo count: Int) throws -> [UInt8] {
-        let deadline = ContinuousClock.now + patience
+        let deadline = ContinuousClock.now + timeout
         while true {
             if let bytes = try receiveSome(count) { return bytes }
             guard ContinuousClock.now < deadline else {
@@ -137,7 +137,7 @@ public final class WireClient {
         return bytes
     }
 
-    /// Whether the server has closed the connection, as far as can be told after `patience`.
+    /// Whether the server has closed the connection, waiting for that for ``timeout``.
     public func isClosedByServer() throws -> Bool {
         while true {
             do {

@@ -71,7 +71,8 @@ public struct Bed: Sendable {
         guard FileManager.default.isExecutableFile(atPath: script) else {
             throw VMError("this machine has no \(script)")
         }
-        guard let path = try? outputLine(of: [script, "--check"]), !path.isEmpty else {
+        guard let path = try? CompletedProgram.firstLine(of: script, "--check"), !path.isEmpty
+        else {
             throw VMError("the test bed is not prepared; run scripts/bed/prepare")
         }
         let lock = Glibc.open("\(path)/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0o644)
@@ -100,20 +101,4 @@ public enum Kernel: String, CaseIterable, Sendable, CustomTestStringConvertible 
         else { return rawValue }
         return "Linux \(version.trimmingCharacters(in: .whitespacesAndNewlines))"
     }
-}
-
-/// Runs a short program to its end and returns the first line it printed.
-func outputLine(of arguments: [String]) throws -> String {
-    let process = Process()
-    let pipe = Pipe()
-    process.executableURL = URL(filePath: "/usr/bin/env")
-    process.arguments = arguments
-    process.standardOutput = pipe
-    try process.run()
-    let output = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-    process.waitUntilExit()
-    guard process.terminationStatus == 0 else {
-        throw VMError("\(arguments[0]) failed with \(process.terminationStatus)")
-    }
-    return output.split(separator: "\n").first.map(String.init) ?? ""
 }

@@ -15,14 +15,29 @@ public final class ChildProcess: @unchecked Sendable {
 
     private let life: Life
 
-    /// - Parameter output: the file that both of the program's output streams end up in.
-    public init(_ arguments: [String], environment: [String: String] = [:], output: String) throws {
+    /// Starts a program.
+    ///
+    /// - Parameters:
+    ///   - arguments: the program and its arguments.
+    ///   - environment: variables beside those of the test, without ``unwantedVariables``.
+    ///   - folder: the program's working directory; the test's own if `nil`.
+    ///   - descriptor: a descriptor that the program inherits as number 3. It inherits no other.
+    ///   - output: a file that gets a copy of ``output``.
+    ///   - errors: a file for the standard error stream, which otherwise joins the output.
+    public init(
+        _ arguments: [String], environment: [String: String] = [:], folder: String? = nil,
+        descriptor: CInt? = nil, output: String? = nil, errors: String? = nil
+    ) throws {
         name = arguments.first.map { ($0 as NSString).lastPathComponent } ?? "nothing"
-        let command = ["/usr/bin/env", "setpriv", "--pdeathsig", "KILL", "--"] + arguments
-        let variables = ProcessInfo.processInfo.environment
-            .merging(environment) { $1 }
-            .map { "\($0)=\($1)" }
-        let result = Keeper.shared.perform { spawn(command, variables) }
+        let inherited = ProcessInfo.processInfo.environment.filter {
+            !Self.unwantedVariables.contains($0.key)
+        }
+        let spawn = Spawn(
+            command: ["/usr/bin/env"] + (folder.map { ["--chdir", $0] } ?? [])
+                + ["setpriv", "--pdeathsig", "KILL", "--"] + arguments,
+            environment: inherited.merging(environment) { $1 }.map { "\($0)=\($1)" },
+            descriptor: descriptor, errors: errors)
+        let result = Keeper.shared.perform { spawn.start() }
         guard case .success(let (processID, readEnd)) = result else {
             throw VMError("could not start \(name)", detail: "\(result)")
         }
@@ -31,6 +46,12 @@ public final class ChildProcess: @unchecked Sendable {
     }
 
     deinit { kill() }
+
+    /// Variables of the test's environment that programs obey and tests do not expect: the width of the
+    /// terminal, and sockets that a service manager passed to the test runner.
+    private static let unwantedVariables: Set = [
+        "COLUMNS", "LINES", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET",
+    ]
 
     /// What the program wrote so far.
     public var output: String { life.output }
@@ -104,6 +125,24 @@ public final class ChildProcess: @unchecked Sendable {
     }
 }
 
+extension ChildProcess {
+    /// The processor time that it has used, in all its threads.
+    public var processorTime: Duration {
+        var clock: clockid_t = 0
+        var time = timespec()
+        guard clock_getcpuclockid(processID, &clock) == 0, clock_gettime(clock, &time) == 0
+        else { return .zero }
+        return .seconds(time.tv_sec) + .nanoseconds(time.tv_nsec)
+    }
+
+    /// A field of `/proc/PID/status` that counts KiB, such as `RssAnon`; 0 if it is absent.
+    public func memory(_ field: String) -> Int {
+        let status = try? String(contentsOfFile: "/proc/\(processID)/status", encoding: .utf8)
+        let line = status?.split(separator: "\n").first { $0.hasPrefix("\(field):") }
+        return line?.split(separator: " ").lazy.compactMap { Int($0) }.first ?? 0
+    }
+}
+
 /// What becomes of a child: two threads wait for what it writes and for its end.
 private final class Life: @unchecked Sendable {
     private let processID: pid_t
@@ -115,10 +154,10 @@ private final class Life: @unchecked Sendable {
     private var isAtEnd = false
     private var count = 0
 
-    init(_ processID: pid_t, output readEnd: Int32, copy path: String) {
+    init(_ processID: pid_t, output readEnd: Int32, copy path: String?) {
         self.processID = processID
         self.readEnd = readEnd
-        copy = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
+        copy = path.map { open($0, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644) } ?? -1
         _ = fcntl(readEnd, F_SETFL, O_NONBLOCK)
         Thread.detachNewThread { [self] in read() }
         Thread.detachNewThread { [self] in awaitExit() }
@@ -126,7 +165,7 @@ private final class Life: @unchecked Sendable {
 
     deinit {
         close(readEnd)
-        close(copy)
+        if copy >= 0 { close(copy) }
     }
 
     private func locked<Value>(_ body: () -> Value) -> Value {
@@ -181,7 +220,7 @@ private final class Life: @unchecked Sendable {
                 if size < 0 { return }
                 isAtEnd = size == 0
                 written += chunk[..<size]
-                _ = Glibc.write(copy, chunk, size)
+                if copy >= 0 { _ = Glibc.write(copy, chunk, size) }
             }
         }
     }
@@ -234,45 +273,73 @@ private final class Keeper: @unchecked Sendable {
     }
 }
 
-/// Starts a program with no signal blocked or ignored, no input, and one pipe for all it writes.
-private func spawn(
-    _ command: [String], _ environment: [String]
-) -> Result<(pid_t, readEnd: Int32), VMError> {
-    var ends: [Int32] = [-1, -1]
-    guard pipe(&ends) == 0 else { return .failure(VMError(String(cString: strerror(errno)))) }
-    let (readEnd, output) = (ends[0], ends[1])
-    // Children are started by one thread, so no other one inherits these.
-    for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
-    defer { close(output) }
+/// How a program is started: with no signal blocked or ignored, without input, and with one pipe for its
+/// output.
+private struct Spawn: Sendable {
+    let command: [String]
+    let environment: [String]
+    /// The descriptor that becomes number 3.
+    let descriptor: CInt?
+    /// The file for the standard error stream.
+    let errors: String?
 
-    var actions = posix_spawn_file_actions_t()
-    posix_spawn_file_actions_init(&actions)
-    defer { posix_spawn_file_actions_destroy(&actions) }
-    posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
-    posix_spawn_file_actions_adddup2(&actions, output, 1)
-    posix_spawn_file_actions_adddup2(&actions, output, 2)
+    func start() -> Result<(pid_t, readEnd: Int32), VMError> {
+        var ends: [Int32] = [-1, -1]
+        guard pipe(&ends) == 0 else { return .failure(VMError(String(cString: strerror(errno)))) }
+        let (readEnd, output) = (ends[0], ends[1])
+        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
+        defer { close(output) }
 
-    var attributes = posix_spawnattr_t()
-    posix_spawnattr_init(&attributes)
-    defer { posix_spawnattr_destroy(&attributes) }
-    var none = sigset_t()
-    var all = sigset_t()
-    sigemptyset(&none)
-    sigfillset(&all)
-    posix_spawnattr_setsigmask(&attributes, &none)
-    posix_spawnattr_setsigdefault(&attributes, &all)
-    posix_spawnattr_setflags(
-        &attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
+        var actions = posix_spawn_file_actions_t()
+        posix_spawn_file_actions_init(&actions)
+        defer { posix_spawn_file_actions_destroy(&actions) }
+        addActions(to: &actions, output: output)
 
-    var arguments = command.map { strdup($0) } + [nil]
-    var variables = environment.map { strdup($0) } + [nil]
-    defer { (arguments + variables).forEach { free($0) } }
-    var processID: pid_t = 0
-    let status = posix_spawnp(
-        &processID, command[0], &actions, &attributes, &arguments, &variables)
-    guard status == 0 else {
-        close(readEnd)
-        return .failure(VMError(String(cString: strerror(status))))
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        var none = sigset_t()
+        var all = sigset_t()
+        sigemptyset(&none)
+        sigfillset(&all)
+        posix_spawnattr_setsigmask(&attributes, &none)
+        posix_spawnattr_setsigdefault(&attributes, &all)
+        posix_spawnattr_setflags(
+            &attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
+
+        var arguments = command.map { strdup($0) } + [nil]
+        var variables = environment.map { strdup($0) } + [nil]
+        defer { (arguments + variables).forEach { free($0) } }
+        var processID: pid_t = 0
+        let status = posix_spawnp(
+            &processID, command[0], &actions, &attributes, &arguments, &variables)
+        guard status == 0 else {
+            close(readEnd)
+            return .failure(VMError(String(cString: strerror(status))))
+        }
+        return .success((processID, readEnd))
     }
-    return .success((processID, readEnd))
+
+    private func addActions(to actions: inout posix_spawn_file_actions_t, output: CInt) {
+        posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
+        posix_spawn_file_actions_adddup2(&actions, output, 1)
+        if let errors {
+            posix_spawn_file_actions_addopen(
+                &actions, 2, errors, O_WRONLY | O_CREAT | O_TRUNC, 0o644)
+        } else {
+            posix_spawn_file_actions_adddup2(&actions, output, 2)
+        }
+        if let descriptor { posix_spawn_file_actions_adddup2(&actions, descriptor, 3) }
+        // Closes what other tests have open, also descriptors that are not marked close-on-exec.
+        _ = Self.addCloseFrom?(&actions, descriptor == nil ? 3 : 4)
+    }
+
+    /// `posix_spawn_file_actions_addclosefrom_np`, which the module of the C library does not export;
+    /// `nil` before glibc 2.34.
+    private static let addCloseFrom = dlsym(nil, "posix_spawn_file_actions_addclosefrom_np").map {
+        unsafeBitCast(
+            $0,
+            to: (@convention(c) (UnsafeMutablePointer<posix_spawn_file_actions_t>, CInt) -> CInt)
+                .self)
+    }
 }

@@ -145,7 +145,7 @@ public final class GuestHost: Shell {
     private static var program: [String: String] {
         var folders = ["program": (Server.binary as NSString).deletingLastPathComponent]
         let find = "ldd '\(Server.binary)' | sed -n 's/.*libswiftCore.so => \\([^ ]*\\).*/\\1/p'"
-        if let library = try? outputLine(of: ["sh", "-c", find]), !library.isEmpty {
+        if let library = try? CompletedProgram.firstLine(of: "sh", "-c", find), !library.isEmpty {
             folders["runtime"] = (library as NSString).deletingLastPathComponent
         }
         return folders

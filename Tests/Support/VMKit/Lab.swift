@@ -33,7 +33,8 @@ public final class Lab {
     /// A new image with random contents, so that no block of it can be taken for another.
     public func image(mebibytes: Int) throws -> DiskImage {
         let path = folder.appending(path: "image-\(UInt32.random(in: 0 ... .max))").path
-        _ = try outputLine(of: ["sh", "-c", "head -c \(mebibytes)M /dev/urandom >'\(path)'"])
+        try CompletedProgram.firstLine(
+            of: "sh", "-c", "head -c \(mebibytes)M /dev/urandom >'\(path)'")
         return DiskImage(path: path)
     }
 
@@ -81,7 +82,8 @@ public struct DiskImage: Sendable {
     /// The SHA-256 of all of it, or of its first `mebibytes`.
     public func checksum(mebibytes: Int? = nil) throws -> String {
         let source = mebibytes.map { "head -c \($0)M '\(path)'" } ?? "cat '\(path)'"
-        return try outputLine(of: ["sh", "-c", "\(source) | sha256sum | cut -d' ' -f1"])
+        return try CompletedProgram.firstLine(
+            of: "sh", "-c", "\(source) | sha256sum | cut -d' ' -f1")
     }
 
     /// Its first `count` bytes.

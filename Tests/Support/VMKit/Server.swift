@@ -45,7 +45,12 @@ public final class Server {
 
     /// Asks it for something with a subcommand of its own, which must succeed.
     public func control(_ arguments: String...) throws {
-        _ = try outputLine(of: [Self.binary] + arguments + ["--control-path", controlSocket])
+        let program = try CompletedProgram(
+            [Self.binary] + arguments + ["--control-path", controlSocket])
+        guard program.status == 0 else {
+            throw VMError(
+                "\(arguments) ended with status \(program.status)", detail: program.errors)
+        }
     }
 
     /// Whether it still runs.

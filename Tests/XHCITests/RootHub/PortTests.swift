@@ -2,6 +2,7 @@
 
 import DMA
 import GuestKit
+import TestKit
 import Testing
 import USB
 import XHCI

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A small generator of numbers that are the same for the same seed, on every machine and in every
-/// run: what makes a failing simulation repeatable.
+/// A random number generator whose numbers follow from its seed, on every machine and in every run, so
+/// that a failing run can be repeated.
 public struct SplitMix64: RandomNumberGenerator {
     private var state: UInt64
 
@@ -15,7 +15,7 @@ public struct SplitMix64: RandomNumberGenerator {
         return mixed ^ (mixed >> 31)
     }
 
-    /// True once in `count` times.
+    /// True with a probability of 1 in `count`.
     public mutating func oneIn(_ count: Int) -> Bool {
         Int.random(in: 0..<count, using: &self) == 0
     }
@@ -30,7 +30,7 @@ public struct SplitMix64: RandomNumberGenerator {
         elements[Int.random(in: 0..<elements.count, using: &self)]
     }
 
-    /// `count` bytes.
+    /// `count` random bytes.
     public mutating func bytes(_ count: Int) -> [UInt8] {
         guard count > 0 else { return [] }
         return [UInt8](unsafeUninitializedCapacity: count) { bytes, initialized in
