@@ -54,7 +54,9 @@ final class RunningServer {
 
     /// The ranges of memory that it has mapped.
     func mappings() throws -> Int {
-        try String(contentsOfFile: "/proc/\(process.processID)/maps", encoding: .utf8)
-            .split(separator: "\n").count { $0.contains("memfd:") }
+        guard let maps = kernelFile("/proc/\(process.processID)/maps") else {
+            throw VMError("the server has ended")
+        }
+        return maps.split(separator: "\n").count { $0.contains("memfd:") }
     }
 }

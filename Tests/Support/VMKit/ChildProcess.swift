@@ -3,6 +3,7 @@
 import Foundation
 public import Glibc
 import Platform
+import TestKit
 
 /// A program started by a test, which never outlives it.
 ///
@@ -112,7 +113,7 @@ public final class ChildProcess: @unchecked Sendable {
         let deadline = Deadline(.seconds(10))
         var before: [Substring] = []
         while true {
-            let stat = try String(contentsOfFile: "/proc/\(processID)/stat", encoding: .utf8)
+            let stat = kernelFile("/proc/\(processID)/stat") ?? ""
             let fields = stat.split(separator: ")").last?.split(separator: " ") ?? []
             guard fields.count > 12 else { throw VMError("\(name) has no state: \(stat)") }
             // Its state, and its time in user and kernel mode, in hundredths of a second.
@@ -137,7 +138,7 @@ extension ChildProcess {
 
     /// A field of `/proc/PID/status` that counts KiB, such as `RssAnon`; 0 if it is absent.
     public func memory(_ field: String) -> Int {
-        let status = try? String(contentsOfFile: "/proc/\(processID)/status", encoding: .utf8)
+        let status = kernelFile("/proc/\(processID)/status")
         let line = status?.split(separator: "\n").first { $0.hasPrefix("\(field):") }
         return line?.split(separator: " ").lazy.compactMap { Int($0) }.first ?? 0
     }
