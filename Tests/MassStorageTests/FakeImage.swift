@@ -37,7 +37,8 @@ final class FakeImage: DiskImage {
         var largestMove = Int.max
         /// Operations that wait until the gate opens.
         var hangs: @Sendable (Operation) -> Bool = { _ in false }
-        /// Operations that wait at the gate.
+        var isGateShut = false
+        /// How many operations have come to the gate and not passed it.
         var hanging = 0
     }
 
@@ -58,15 +59,21 @@ final class FakeImage: DiskImage {
 
     /// Until ``openGate()``, operations that may wait hang: all of them, or those that are chosen.
     func shutGate(for operations: @escaping @Sendable (Operation) -> Bool = { _ in true }) {
-        state.withLock { $0.hangs = operations }
+        state.withLock {
+            $0.hangs = operations
+            $0.isGateShut = true
+        }
     }
 
     /// Whether an operation waits for ``openGate()``.
-    var isHanging: Bool { state.withLock { $0.hanging > 0 } }
+    var isHanging: Bool { state.withLock { $0.isGateShut && $0.hanging > 0 } }
 
     func openGate() {
         gate.lock()
-        state.withLock { $0.hangs = { _ in false } }
+        state.withLock {
+            $0.hangs = { _ in false }
+            $0.isGateShut = false
+        }
         gate.broadcast()
         gate.unlock()
     }
