@@ -31,26 +31,34 @@ struct AccessTests {
         #expect(try memory.load(UInt16.self, at: GuestAddress(0x1013)) == 0x0405)
     }
 
-    @Test("words of one mapped region are loaded and stored with and without ordering")
-    func mappedWords() throws {
-        let words = try #require(
-            memory.mappedWords(at: GuestAddress(0x1020), count: 16, writing: true))
-        words.store(0x0102_0304_0506_0708 as UInt64, at: 0)
-        words.store(0x090a_0b0c as UInt32, at: 8)
-        words.storeReleasing(0x0403_0201, at: 12)
-        try words.checkIntact()
+    /// Sixteen bytes with three parts.
+    private struct Record: BitwiseCopyable {
+        var first: UInt64
+        var second: UInt32
+        var third: UInt32
+    }
+
+    @Test(
+        "the parts of a value in one mapped region are loaded and stored with and without ordering")
+    func mappedValue() throws {
+        let record = try #require(
+            memory.mappedValue(Record.self, at: GuestAddress(0x1020), writing: true))
+        record.store(0x0102_0304_0506_0708 as UInt64, at: 0)
+        record.store(0x090a_0b0c as UInt32, at: 8)
+        record.storeReleasing(0x0403_0201, at: 12)
+        try record.checkIntact()
         #expect(
             try file.read(16, at: 0x20) == [8, 7, 6, 5, 4, 3, 2, 1, 12, 11, 10, 9, 1, 2, 3, 4])
         try file.write([5, 6, 7, 8], at: 0x2c)
-        #expect(words.loadAcquiring(at: 12) == 0x0807_0605)
-        #expect(words.load(UInt64.self, at: 0) == 0x0102_0304_0506_0708)
-        #expect(words.load(UInt32.self, at: 8) == 0x090a_0b0c)
+        #expect(record.loadAcquiring(at: 12) == 0x0807_0605)
+        #expect(record.load(UInt64.self, at: 0) == 0x0102_0304_0506_0708)
+        #expect(record.load(UInt32.self, at: 8) == 0x090a_0b0c)
     }
 
-    @Test("words that are not in one mapped region, or not aligned here, have no direct access")
-    func noMappedWords() throws {
+    @Test("a value that is not in one mapped region, or not aligned here, has no direct access")
+    func noMappedValue() throws {
         func isMapped(_ address: UInt64, writing: Bool = false) -> Bool {
-            memory.mappedWords(at: GuestAddress(address), count: 16, writing: writing) != nil
+            memory.mappedValue(Record.self, at: GuestAddress(address), writing: writing) != nil
         }
         #expect(isMapped(0x1000, writing: true) && isMapped(0x2ff0))
         #expect(!isMapped(0x2000, writing: true))  // read-only
@@ -191,11 +199,11 @@ struct AccessTests {
         #expect(throws: DMAError(.lost, at: GuestAddress(0x13000), count: 4)) {
             try memory.load(UInt32.self, at: GuestAddress(0x13000))
         }
-        let words = try #require(
-            memory.mappedWords(at: GuestAddress(0x13000), count: 16, writing: true))
-        _ = words.loadAcquiring(at: 12)
+        let record = try #require(
+            memory.mappedValue(Record.self, at: GuestAddress(0x13000), writing: true))
+        _ = record.loadAcquiring(at: 12)
         #expect(throws: DMAError(.lost, at: GuestAddress(0x13000), count: 16)) {
-            try words.checkIntact()
+            try record.checkIntact()
         }
         #expect(throws: DMAError.self) { try memory.bytes(8, at: 0x13000) }
         #expect(throws: DMAError.self) { try memory.write([1], at: 0x13000) }

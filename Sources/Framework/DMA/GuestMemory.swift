@@ -260,9 +260,10 @@ public final class GuestMemory {
 
     /// A range of a mapped region, as memory of this process.
     @safe
+    @usableFromInline
     struct MappedBytes {
-        let bytes: UnsafeMutableRawPointer
-        let integrity: Mapping.Integrity
+        @usableFromInline let bytes: UnsafeMutableRawPointer
+        @usableFromInline let integrity: Mapping.Integrity
 
         /// Throws if the file has lost pages. Call it after the access, which may itself be the first
         /// to touch a lost page.
@@ -275,6 +276,7 @@ public final class GuestMemory {
     /// access.
     ///
     /// For `nil` the caller takes the general path, which also determines the error.
+    @usableFromInline
     func mappedBytes(_ address: GuestAddress, count: Int, writing: Bool) -> MappedBytes? {
         if let mapped = windowBytes(address, count: count, writing: writing) { return mapped }
         guard let region = region(at: address.rawValue), let mapping = region.mapping,

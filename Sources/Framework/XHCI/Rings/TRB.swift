@@ -4,7 +4,7 @@
 ///
 /// ``TransferTRB``, ``LinkTRB`` and ``CommandTRB`` name the fields of TRBs that software writes;
 /// the functions in EventTRBs make those that the controller writes.
-struct TRB: Equatable {
+struct TRB: BitwiseCopyable, Equatable {
     var parameter: UInt64 = 0
     var status: UInt32 = 0
     /// The word with the cycle bit, which hands the TRB over: stored last and loaded first.

@@ -13,17 +13,17 @@ extension GuestMemory {
     /// - Throws: also for an address that is not a multiple of four; no ring has one.
     func loadTRB(at address: GuestAddress, cycle: Bool) throws(DMAError) -> TRB? {
         try requireWords(address)
-        guard let words = mappedWords(at: address, count: TRB.size, writing: false) else {
+        guard let mapped = mappedValue(TRB.self, at: address, writing: false) else {
             let control: UInt32 = try load(at: address + TRB.controlOffset)
             guard control[bit: 0] == cycle else { return nil }
             return TRB(
                 parameter: try load(at: address), status: try load(at: address + TRB.statusOffset),
                 control: control)
         }
-        let control = words.loadAcquiring(at: TRB.controlOffset)
-        let parameter = words.load(UInt64.self, at: 0)
-        let status = words.load(UInt32.self, at: TRB.statusOffset)
-        try words.checkIntact()
+        let control = mapped.loadAcquiring(at: TRB.controlOffset)
+        let parameter = mapped.load(UInt64.self, at: 0)
+        let status = mapped.load(UInt32.self, at: TRB.statusOffset)
+        try mapped.checkIntact()
         guard control[bit: 0] == cycle else { return nil }
         return TRB(parameter: parameter, status: status, control: control)
     }
@@ -32,16 +32,16 @@ extension GuestMemory {
     /// also sees the other words and everything stored before.
     func storeTRB(_ trb: TRB, at address: GuestAddress) throws(DMAError) {
         try requireWords(address)
-        guard let words = mappedWords(at: address, count: TRB.size, writing: true) else {
+        guard let mapped = mappedValue(TRB.self, at: address, writing: true) else {
             try store(trb.parameter, at: address)
             try store(trb.status, at: address + TRB.statusOffset)
             try store(trb.control, at: address + TRB.controlOffset)
             return
         }
-        words.store(trb.parameter, at: 0)
-        words.store(trb.status, at: TRB.statusOffset)
-        words.storeReleasing(trb.control, at: TRB.controlOffset)
-        try words.checkIntact()
+        mapped.store(trb.parameter, at: 0)
+        mapped.store(trb.status, at: TRB.statusOffset)
+        mapped.storeReleasing(trb.control, at: TRB.controlOffset)
+        try mapped.checkIntact()
     }
 
     private func requireWords(_ address: GuestAddress) throws(DMAError) {
