@@ -11,8 +11,8 @@ enum XHCILimits {
     static let trbsPerTD = 4096
     /// Data bytes of one TD.
     static let bytesPerTD = 64 << 20
-    /// Bytes of staging memory in all transfers: for guest memory that this process cannot access in
-    /// place, and for the Data Stage of control requests that the guest queues in pieces.
+    /// Bytes of staging memory in all transfers: for guest memory that this process cannot access
+    /// directly, and for the Data Stage of control requests that the guest queues in several TDs.
     static let stagingBytes = 256 << 20
     /// Leases that have ended and are kept for the next transfers.
     static let unusedLeases = 1024
@@ -76,10 +76,11 @@ enum XHCILimits {
 
     // MARK: - Timeouts
 
-    /// The time that Stop Endpoint waits until the device has completed the cancelled transfers, before
-    /// their memory is revoked. FreeBSD expects a command to complete in 100 ms.
+    /// The time that Stop Endpoint waits until the device has completed the cancelled transfers,
+    /// before their memory is revoked. FreeBSD expects a command to complete in 100 ms.
     static let cancelTimeout = Duration.milliseconds(40)
-    /// The time that a halt waits until devices have completed the cancelled transfers, before their
-    /// memory is revoked and HCH is set. The controller must halt in 16 ms (xHCI 5.4.1.1); Linux waits 32 ms.
+    /// The time that a halt waits until devices have completed the cancelled transfers, before
+    /// their memory is revoked and HCH is set. The controller must halt in 16 ms (xHCI 5.4.1.1);
+    /// Linux waits 32 ms.
     static let haltTimeout = Duration.milliseconds(16)
 }

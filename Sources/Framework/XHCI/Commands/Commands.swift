@@ -4,8 +4,8 @@
 ///
 /// A command updates the output contexts before its Command Completion Event is posted.
 extension Engine {
-    /// Executes a command and posts its Command Completion Event, or defers the event until a
-    /// device has released the guest memory of abandoned transfers.
+    /// Executes a command and posts its Command Completion Event. Stop Endpoint posts its event
+    /// later, when the endpoint's transfers have ended.
     ///
     /// - Parameter pointer: the address of the command TRB.
     mutating func execute(_ command: CommandTRB, at pointer: UInt64, now: Duration) {

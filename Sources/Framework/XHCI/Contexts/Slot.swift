@@ -33,7 +33,8 @@ struct Slot {
         endpoints = Array(repeating: nil, count: 32)
     }
 
-    /// Disables the slot (xHCI 4.6.4): its endpoints are dropped and their transfers are cancelled without events.
+    /// Disables the slot (xHCI 4.6.4): its endpoints are dropped and their transfers are cancelled
+    /// without events.
     mutating func disable(_ bus: SystemBus) {
         dropEndpoints(from: 1, bus)
         state = nil
@@ -43,8 +44,8 @@ struct Slot {
         endpoints = []
     }
 
-    /// Drops the endpoints from a DCI on and cancels their transfers without events. Their output contexts stay
-    /// as they are.
+    /// Drops the endpoints from a DCI on and cancels their transfers without events. Their output
+    /// contexts stay as they are.
     mutating func dropEndpoints(from first: Int, _ bus: SystemBus) {
         let owner = identity
         for index in endpoints.indices where index >= first {

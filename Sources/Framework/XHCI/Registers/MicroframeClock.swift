@@ -11,7 +11,7 @@ struct MicroframeClock {
 
     /// Microframes counted in earlier runs of the controller.
     private var countAtStart: Int64 = 0
-    /// When the controller last started to run; `nil` while it is halted.
+    /// The time at which the controller last started to run; `nil` while it is halted.
     private var startTime: Duration?
 
     /// The microframes counted until `now`.

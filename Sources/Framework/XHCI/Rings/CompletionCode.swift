@@ -2,8 +2,8 @@
 
 /// A Completion Code (xHCI 6.4.5), the result that an event reports.
 ///
-/// The controller alone produces these values, so the list is closed. It has only the codes that this
-/// controller reports.
+/// The controller alone produces these values, so the list is closed. It has only the codes that
+/// this controller reports.
 enum CompletionCode: UInt8 {
     case success = 1
     case dataBufferError = 2
