@@ -6,9 +6,9 @@ import USB
 
 @testable import Loopback
 
-/// What the device says of itself, and which shapes of it can be asked for.
+/// The descriptors of the test device, and the settings that it accepts.
 @Suite struct DescriptorTests {
-    @Test func `at high speed it looks like gadget zero`() throws {
+    @Test func `at high speed it has the descriptors of gadget zero`() throws {
         let host = try LoopbackHost()
         #expect(host.device.speed == .high)
         #expect(
@@ -39,7 +39,7 @@ import USB
         #expect(host.descriptor(0x0f00).isEmpty)
     }
 
-    @Test func `at full speed it has no other speed`() throws {
+    @Test func `at full speed it has no device qualifier and no BOS`() throws {
         let host = try LoopbackHost("loopback:speed=full")
         #expect(host.device.speed == .full)
         #expect(host.descriptor(0x0200)[22...23] == [64, 0])
@@ -66,7 +66,7 @@ import USB
             ])
     }
 
-    @Test func `shapes of endpoints go into the descriptors`() throws {
+    @Test func `settings of endpoints appear in the descriptors`() throws {
         let host = try LoopbackHost(
             "loopback:interrupt-packet=8,interrupt-interval=7,iso-packet=700,iso-mult=3,"
                 + "iso-interval=1,serial=ABC")
@@ -96,7 +96,7 @@ import USB
         "iso-mult=2,iso-packet=513", "iso-mult=3,iso-packet=683", "speed=super,bulk-burst=16",
         "speed=super,iso-burst=16,iso-mult=3", "speed=super,iso-packet=1", "bulk-burst=1",
     ])
-    func `what USB allows is accepted`(text: String) { #expect(reason(text) == "") }
+    func `settings that USB allows are accepted`(text: String) { #expect(reason(text) == "") }
 
     @Test(arguments: [
         ("speed=low", "must be one of: full, high, super"),
@@ -120,11 +120,13 @@ import USB
         ("iso-interval=0", "not possible at high speed: 1 to 16"),
         ("iso-packet=70000", "must be a number from 0 to 65535"),
     ])
-    func `what USB forbids is refused with what is allowed`(text: String, expected: String) {
+    func `settings that USB forbids are refused, with the allowed values`(
+        text: String, expected: String
+    ) {
         #expect(reason(text).contains(expected), "\(reason(text))")
     }
 
-    @Test func `a serial number has room in a descriptor`() {
+    @Test func `a serial number has at most the 126 characters of a descriptor`() {
         #expect(reason("serial=" + String(repeating: "x", count: 126)) == "")
         #expect(
             reason("serial=" + String(repeating: "x", count: 127)).contains("at most 126"))

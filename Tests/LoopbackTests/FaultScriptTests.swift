@@ -4,7 +4,7 @@ import Testing
 
 @testable import Loopback
 
-/// The language of faults.
+/// The parser of fault scripts.
 @Suite struct FaultScriptTests {
     private func rule(_ text: String) throws -> FaultRule {
         let rules = try FaultScript.parse(text)
@@ -21,15 +21,15 @@ import Testing
         }
     }
 
-    @Test func `each fault is understood`() throws {
+    @Test func `each fault is parsed`() throws {
         let expected: [(String, FaultRule.Target, FaultRule.Action)] = [
             ("bulk-in stall", .pipe(.bulkIn), .stall),
             ("0x81 stall", .pipe(.bulkIn), .stall),
             ("2 stall", .pipe(.interruptOut), .stall),
-            ("control nak", .pipe(.control), .hold(.forever)),
-            ("bulk-out nak ms=20", .pipe(.bulkOut), .hold(.time(.milliseconds(20)))),
-            ("bulk-out nak queued=3", .pipe(.bulkOut), .hold(.queued(3))),
-            ("interrupt-in slow ms=7", .pipe(.interruptIn), .hold(.time(.milliseconds(7)))),
+            ("control nak", .pipe(.control), .nak(until: .never)),
+            ("bulk-out nak ms=20", .pipe(.bulkOut), .nak(until: .after(.milliseconds(20)))),
+            ("bulk-out nak queued=3", .pipe(.bulkOut), .nak(until: .queued(3))),
+            ("interrupt-in slow ms=7", .pipe(.interruptIn), .nak(until: .after(.milliseconds(7)))),
             ("iso-in short bytes=0x10", .pipe(.isoIn), .short(16)),
             ("control babble", .pipe(.control), .babble),
             ("iso-out error", .pipe(.isoOut), .error),
@@ -54,7 +54,7 @@ import Testing
         }
     }
 
-    @Test func `when and how often are understood`() throws {
+    @Test func `conditions are parsed`() throws {
         let plain = try rule("bulk-in stall")
         #expect(plain.times == 1 && plain.after == 0 && plain.probability == 1)
         let full = try rule("bulk-in stall p=0.25 seed=0x10 after=7 after-bytes=4096 times=3")
@@ -68,10 +68,11 @@ import Testing
         #expect(try rule("control stall request=9").request == 9)
     }
 
-    @Test func `rules stand on lines or between semicolons, with comments`() throws {
+    @Test func `rules are separated by line breaks or semicolons, and comments are skipped`() throws
+    {
         let rules = try FaultScript.parse(
             """
-            # what a bad cable does
+            # a bad cable
 
               bulk-in   error p=0.01  # now and then; often enough
             \tbulk-out error; control stall;
@@ -82,24 +83,27 @@ import Testing
     }
 
     @Test(arguments: [
-        ("bulk stall", "1: 'bulk' is no place for a fault; there are: control, bulk-in"),
-        ("0x84 stall", "1: '0x84' is no place"),
-        ("\nbulk-in", "2: 'bulk-in' does not say what happens: stall, nak"),
-        ("bulk-in explode", "1: 'explode' is no fault; there are: stall, nak, slow"),
-        ("device-descriptor stall", "1: 'stall' cannot happen to a descriptor; there are: trunc"),
-        ("bulk-in truncated", "1: 'truncated' is no fault"),
+        (
+            "bulk stall",
+            "1: 'bulk' is not an endpoint or a descriptor; use one of: control, bulk-in"
+        ),
+        ("0x84 stall", "1: '0x84' is not an endpoint"),
+        ("\nbulk-in", "2: 'bulk-in' has no fault; use one of: stall, nak"),
+        ("bulk-in explode", "1: 'explode' is not a fault; use one of: stall, nak, slow"),
+        ("device-descriptor stall", "1: 'stall' is not a fault of a descriptor; use one of: trunc"),
+        ("bulk-in truncated", "1: 'truncated' is not a fault"),
         ("bulk-in stall now", "1: 'now' in 'bulk-in stall now' must be KEY=VALUE"),
-        ("bulk-in stall after=1 after=2", "gives 'after' twice"),
-        ("bulk-in stall ms=3", "'ms' means nothing to 'bulk-in stall'"),
-        ("bulk-in stall request=3", "'request' means nothing"),
-        ("iso-in stall", "have no handshake, so 'stall' cannot be"),
-        ("iso-out nak", "so 'nak' cannot be"),
-        ("iso-out slow ms=1", "so 'slow' cannot be"),
-        ("bulk-out short bytes=3", "only data that goes IN can be 'short'"),
-        ("interrupt-out babble", "only data that goes IN can be 'babble'"),
-        ("bulk-in short", "'bulk-in short' needs bytes=…"),
-        ("bulk-in slow", "'bulk-in slow' needs ms=…"),
-        ("bulk-in nak ms=1 queued=1", "either 'ms' or 'queued'"),
+        ("bulk-in stall after=1 after=2", "has 'after' twice"),
+        ("bulk-in stall ms=3", "'bulk-in stall' takes no 'ms'"),
+        ("bulk-in stall request=3", "'bulk-in stall' takes no 'request'"),
+        ("iso-in stall", "have no handshake, so 'stall' is not possible"),
+        ("iso-out nak", "so 'nak' is not possible"),
+        ("iso-out slow ms=1", "so 'slow' is not possible"),
+        ("bulk-out short bytes=3", "'short' is possible for IN data only"),
+        ("interrupt-out babble", "'babble' is possible for IN data only"),
+        ("bulk-in short", "'bulk-in short' needs bytes=N"),
+        ("bulk-in slow", "'bulk-in slow' needs ms=N"),
+        ("bulk-in nak ms=1 queued=1", "has both 'ms' and 'queued'"),
         ("bulk-in nak queued=32", "'queued=32' must be a number from 1 to 31"),
         ("bulk-in nak ms=3600001", "must be a number from 0 to 3600000"),
         ("bulk-in stall after=-1", "'after=-1' must be a number from 0"),
@@ -111,11 +115,11 @@ import Testing
         ("bulk-in stall seed=99999999999999999999", "must be a number from 0"),
         ("control stall request=256", "must be a number from 0 to 255"),
     ])
-    func `a mistake is named with its line and what is allowed`(text: String, expected: String) {
+    func `an error names the line and the allowed values`(text: String, expected: String) {
         #expect(reason(text).contains(expected), "\(reason(text))")
     }
 
-    @Test func `scripts are bounded`() {
+    @Test func `a script has a maximum size and number of rules`() {
         let rules = String(repeating: "bulk-in stall\n", count: LoopbackLimits.faultRules)
         #expect(reason(rules) == "")
         #expect(reason(rules + "bulk-in stall").contains("257: there are at most 256 rules"))
@@ -124,7 +128,7 @@ import Testing
         #expect(reason(comment + "x").contains("at most 65536 bytes"))
     }
 
-    @Test func `no text makes the reader fail`() {
+    @Test func `no text makes the parser trap`() {
         var generator = SplitMix64(seed: 1)
         let words = [
             "bulk-in", "control", "stall", "nak", "=", "p=", "after=1", ";", "#", "\n", "é", "0x",

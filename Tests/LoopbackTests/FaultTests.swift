@@ -6,7 +6,7 @@ import USB
 
 @testable import Loopback
 
-/// What each fault does to a transfer, and when.
+/// The effect of each fault on a transfer, and the conditions of rules.
 @Suite struct FaultTests {
     private func statuses(
         _ host: LoopbackHost, _ count: Int, clearing pipe: Pipe? = nil
@@ -19,28 +19,28 @@ import USB
         }
     }
 
-    // MARK: - When
+    // MARK: - Conditions
 
-    @Test func `a fault happens once, after what was to pass`() throws {
+    @Test func `a fault happens once, after the given number of transfers`() throws {
         let host = try LoopbackHost(faults: "bulk-in error after=2")
         #expect(
             statuses(host, 5) == [.completed, .completed, .failed, .completed, .completed])
     }
 
-    @Test func `a fault happens as often as was said`() throws {
+    @Test func `a fault happens the given number of times`() throws {
         let twice = try LoopbackHost(faults: "bulk-in error times=2")
         #expect(statuses(twice, 3) == [.failed, .failed, .completed])
         let always = try LoopbackHost(faults: "bulk-in error times=always")
         #expect(statuses(always, 3) == [.failed, .failed, .failed])
     }
 
-    @Test func `bytes are counted at the endpoint`() throws {
+    @Test func `after-bytes counts the bytes of the rule's endpoint`() throws {
         let host = try LoopbackHost(faults: "bulk-in error after-bytes=128")
         host.send(zeroes(4096))
         #expect(statuses(host, 4) == [.completed, .completed, .failed, .completed])
     }
 
-    @Test func `chance depends on the seed alone`() throws {
+    @Test func `random faults depend on the seed only`() throws {
         func run(_ rule: String) throws -> [Transfer.Status?] {
             statuses(try LoopbackHost(faults: rule), 200)
         }
@@ -50,7 +50,9 @@ import USB
         #expect((30...90).contains(one.count { $0 == .failed }))
     }
 
-    @Test func `of several rules the first that is due takes effect, and all count`() throws {
+    @Test func `the first of several due rules takes effect, and all of them count the transfer`()
+        throws
+    {
         let host = try LoopbackHost(
             faults: "bulk-in error after=1; bulk-in stall after=1; bulk-out stall")
         #expect(
@@ -58,7 +60,7 @@ import USB
         #expect(host.status(host.send(zeroes(1))) == .stalled)
     }
 
-    @Test func `counts go on over a reset`() throws {
+    @Test func `counters continue over a reset`() throws {
         let host = try LoopbackHost(faults: "bulk-in stall after=1")
         #expect(statuses(host, 1) == [.completed])
         host.device.reset()
@@ -69,7 +71,7 @@ import USB
         #expect(statuses(host, 2) == [.completed, .completed])
     }
 
-    // MARK: - What
+    // MARK: - Faults
 
     @Test func `a stall halts the endpoint`() throws {
         let host = try LoopbackHost(faults: "interrupt-in stall")
@@ -80,7 +82,7 @@ import USB
         #expect(host.status(host.receive(.interruptIn, 8)) == .completed)
     }
 
-    @Test func `a control request can be refused, by its number`() throws {
+    @Test func `a control request is stalled by its bRequest`() throws {
         let host = try LoopbackHost(faults: "control stall request=0x5c after=1")
         host.control(0x40, 0x5b, data: [1, 2])
         #expect(host.end(host.control(0xc0, 0x5c, length: 2))?.bytes == [1, 2])
@@ -89,20 +91,20 @@ import USB
         #expect(host.end(host.control(0xc0, 0x5c, length: 2))?.bytes == [1, 2])
     }
 
-    @Test func `a refused request has no effect`() throws {
+    @Test func `a request that fails has no effect`() throws {
         let host = try LoopbackHost(faults: "control error request=9")
         #expect(host.status(host.control(0, 9, value: 2)) == .failed)
         #expect(host.end(host.control(0x80, 8, length: 1))?.bytes == [3])
     }
 
-    @Test func `an endpoint that is silent answers in order when its time is over`() throws {
+    @Test func `an endpoint that NAKs for a time completes transfers in order afterwards`() throws {
         let host = try LoopbackHost(faults: "bulk-in nak ms=50")
         let first = host.receive(8)
         let second = host.receive(8)
         host.pass(49)
         #expect(host.status(first) == nil)
         #expect(host.status(second) == nil)
-        // Others are not concerned.
+        // Other endpoints are not affected.
         #expect(host.status(host.send(zeroes(8))) == .completed)
         host.pass(1)
         #expect(host.status(first) == .completed)
@@ -110,7 +112,7 @@ import USB
         #expect(Array(host.port.order.suffix(2)) == [first, second])
     }
 
-    @Test func `a slow endpoint is slow each time`() throws {
+    @Test func `a slow endpoint delays each transfer`() throws {
         let host = try LoopbackHost(faults: "bulk-in slow ms=10")
         let ids = [host.receive(8), host.receive(8)]
         host.pass(10)
@@ -121,7 +123,7 @@ import USB
         #expect(host.status(ids[1]) == .completed)
     }
 
-    @Test func `silence can last until more transfers wait`() throws {
+    @Test func `an endpoint can NAK until more transfers wait`() throws {
         let host = try LoopbackHost(faults: "bulk-out nak queued=2")
         let ids = (0..<3).map { index in
             let id = host.send(zeroes(4))
@@ -131,7 +133,7 @@ import USB
         #expect(ids.allSatisfy { host.status($0) == .completed })
     }
 
-    @Test func `silence without end is ended by the host`() throws {
+    @Test func `an endpoint can NAK until the host cancels the transfer`() throws {
         let host = try LoopbackHost(faults: "bulk-in nak; control nak request=0x5c")
         let first = host.receive(8)
         let second = host.receive(8)
@@ -147,7 +149,11 @@ import USB
         #expect(host.descriptor(0x0100).count == 18)
     }
 
-    @Test func `a reset and an unplug end what is held, and no timer answers it later`() throws {
+    @Test
+    func
+        `a reset and a disconnect end transfers that are NAKed, and no timer completes them later`()
+        throws
+    {
         let host = try LoopbackHost(faults: "bulk-in nak ms=10 times=2")
         let first = host.receive(8)
         host.device.reset()
@@ -160,7 +166,7 @@ import USB
         #expect(!host.port.hasDoubles)
     }
 
-    @Test func `data can be short`() throws {
+    @Test func `an IN transfer can be short`() throws {
         let host = try LoopbackHost(
             faults: "bulk-in short bytes=5; iso-in short bytes=0; control short bytes=9")
         #expect(host.end(host.receive(64)) == .init(.completed, zeroes(5)))
@@ -169,23 +175,23 @@ import USB
         #expect(host.descriptor(0x0100).count == 18)
     }
 
-    @Test func `looped data that is short is not lost`() throws {
+    @Test func `the rest of looped data that was cut short is not lost`() throws {
         let host = try LoopbackHost(faults: "bulk-in short bytes=5", configuration: 2)
         host.send([1, 2, 3, 4, 5, 6, 7])
         #expect(host.end(host.receive(64))?.bytes == [1, 2, 3, 4, 5])
         #expect(host.end(host.receive(64))?.bytes == [6, 7])
     }
 
-    @Test func `more can come than was asked for`() throws {
+    @Test func `an IN transfer can babble`() throws {
         let host = try LoopbackHost(faults: "bulk-in babble; control babble; iso-in babble")
         #expect(host.status(host.receive(64)) == .babbled)
         #expect(host.status(host.receive(.isoIn, 64)) == .babbled)
-        // A request without data has nothing that could be too much.
+        // A request without a data stage cannot babble.
         #expect(host.status(host.control(1, 11, value: 1)) == .completed)
         #expect(host.status(host.control(0x80, 6, value: 0x0100, length: 18)) == .babbled)
     }
 
-    @Test func `behind an error the host has the time to take back what it submitted`() throws {
+    @Test func `after an error the host can cancel the transfers behind it`() throws {
         let host = try LoopbackHost(faults: "bulk-out error after=1", configuration: 2)
         host.send([1])
         let failed = host.send([2])
@@ -200,7 +206,7 @@ import USB
         #expect(got == [[1], [2], [3]])
     }
 
-    @Test func `a byte can arrive inverted`() throws {
+    @Test func `a byte of an IN transfer can be inverted`() throws {
         let host = try LoopbackHost(
             faults: "bulk-in corrupt byte=7; control corrupt request=0x5c byte=1")
         var expected = zeroes(64)
@@ -211,7 +217,7 @@ import USB
         #expect(host.end(host.control(0xc0, 0x5c, length: 3))?.bytes == [1, 2, 3])
     }
 
-    @Test func `a byte that arrives inverted at the sink halts it`() throws {
+    @Test func `an inverted byte of an OUT transfer halts the sink`() throws {
         let host = try LoopbackHost(faults: "bulk-out corrupt byte=600")
         let id = host.send(zeroes(2048))
         #expect(host.status(id) == .stalled)
@@ -219,7 +225,7 @@ import USB
         #expect(host.isHalted(.bulkOut))
     }
 
-    @Test func `looped data can be wrong either way, and the guest's memory stays as it is`()
+    @Test func `looped data can be corrupted in both directions, the guest's OUT data stays`()
         throws
     {
         let host = try LoopbackHost(
@@ -231,21 +237,21 @@ import USB
         #expect(host.end(host.receive(8))?.bytes == [1, 2, 0xfc, 4])
     }
 
-    @Test func `the device can unplug itself`() throws {
+    @Test func `the device can disconnect`() throws {
         let host = try LoopbackHost(faults: "bulk-in disconnect reconnect=30 after=1")
-        var asked: [Duration?] = []
-        host.device.onDisconnect = { asked.append($0) }
+        var reconnections: [Duration?] = []
+        host.device.onDisconnect = { reconnections.append($0) }
         #expect(host.status(host.receive(8)) == .completed)
         let id = host.receive(8)
         #expect(host.port.disconnects == 1)
-        #expect(asked == [.milliseconds(30)])
+        #expect(reconnections == [.milliseconds(30)])
         host.device.detached()
         #expect(host.status(id) == nil)
     }
 
     // MARK: - Descriptors
 
-    @Test func `a device descriptor can be wrong`() throws {
+    @Test func `each fault of a device descriptor`() throws {
         let right = try LoopbackHost().descriptor(0x0100)
         func wrong(_ fault: String) throws -> [UInt8] {
             try LoopbackHost(faults: "device-descriptor \(fault)").descriptor(0x0100)
@@ -256,7 +262,7 @@ import USB
         #expect(contradictory[7] == 7 && contradictory[17] == 255)
     }
 
-    @Test func `a configuration descriptor can be wrong, always or sometimes`() throws {
+    @Test func `each fault of a configuration descriptor, which can be limited`() throws {
         let right = try LoopbackHost().descriptor(0x0200)
         func wrong(_ fault: String) throws -> [UInt8] {
             try LoopbackHost(faults: "configuration-descriptor \(fault)").descriptor(0x0200)
@@ -275,9 +281,9 @@ import USB
         #expect(host.descriptor(0x0100).count == 18)
     }
 
-    // MARK: - The operator
+    // MARK: - Log
 
-    @Test func `each effect is told of, with what the host sees, but not without end`() throws {
+    @Test func `faults are logged with their effect, up to a limit`() throws {
         let host = try LoopbackHost(faults: "bulk-in error after=1 times=always")
         host.receive(8)
         #expect(host.log.all.isEmpty)
@@ -285,8 +291,8 @@ import USB
         #expect(
             host.log.all == [
                 "notice: loopback test device, high speed: fault "
-                    + "'bulk-in error after=1 times=always' at number 2: the host sees "
-                    + "a transaction error (Linux: -EPROTO, for bulk after 4 tries more)"
+                    + "'bulk-in error after=1 times=always' on transfer 2: the host sees "
+                    + "a transaction error (Linux: -EPROTO, on bulk endpoints after 4 retries)"
             ])
         for _ in 0..<2 * LoopbackLimits.faultsLogged {
             host.pass(1)
@@ -295,23 +301,23 @@ import USB
         #expect(host.log.all.count == LoopbackLimits.faultsLogged)
     }
 
-    @Test func `wrong bytes are told of, but not without end`() throws {
+    @Test func `wrong bytes are logged, up to a limit`() throws {
         let host = try LoopbackHost()
         for _ in 0..<2 * LoopbackLimits.wrongBytesLogged { host.send(.isoOut, [0, 3]) }
         #expect(host.log.all.count == LoopbackLimits.wrongBytesLogged)
         #expect(
-            host.log.all.first?.contains("byte 1 of a transfer to 0x03 is 3, which is not the")
+            host.log.all.first?.contains(
+                "at endpoint 0x03: byte 1 of the transfer is 3, which is not in the")
                 == true)
     }
 
-    // MARK: - While it runs
+    // MARK: - Replacing rules
 
-    @Test func `new rules take the place of the old ones, and what those held is answered`() throws
-    {
+    @Test func `new rules replace the old ones, whose NAKs end`() throws {
         let host = try LoopbackHost(faults: "bulk-in nak; bulk-out slow ms=60000")
         let ids = [host.receive(8), host.receive(8), host.send(zeroes(8)), host.send(zeroes(8))]
         #expect(ids.allSatisfy { host.status($0) == nil })
-        // The first is answered as it was judged; the second is judged now.
+        // The old rules were evaluated for the first transfer, the new ones are for the second.
         host.device.setFaults(try FaultScript.parse("bulk-in error"))
         host.pass(1)
         #expect(ids.map { host.status($0) } == [.completed, .failed, .completed, .completed])

@@ -9,7 +9,7 @@ import USB
 
 @testable import Loopback
 
-/// A port without a controller: it keeps what the device says.
+/// A port without a controller, which records the calls of the device.
 final class FakePort: USBPort {
     private(set) var completions: [Transfer.ID: Transfer.Completion] = [:]
     private(set) var order: [Transfer.ID] = []
@@ -23,11 +23,11 @@ final class FakePort: USBPort {
     func disconnect() { disconnects += 1 }
     func wake() {}
 
-    /// Whether a transfer was answered more than once.
+    /// Whether a transfer was completed more than once.
     var hasDoubles: Bool { Set(order).count != order.count }
 }
 
-/// A USB host without a controller, on a clock that is a number.
+/// A USB host without a controller, on a simulated clock.
 final class LoopbackHost {
     let loop = SimulatedLoop()
     let port = FakePort()
@@ -89,7 +89,7 @@ final class LoopbackHost {
         submit(pipe.address, kind(pipe), count: bytes.count, bytes: bytes)
     }
 
-    /// How a transfer ended, if it has, with the bytes that it moved.
+    /// The status of a completed transfer, with the bytes that it moved.
     func end(_ id: Transfer.ID) -> End? {
         guard let completion = port.completions[id], let guest = memory[id] else { return nil }
         return End(completion.status, guest.buffer.bytes(count: completion.transferred))
@@ -107,7 +107,7 @@ final class LoopbackHost {
     func status(_ id: Transfer.ID) -> Transfer.Status? { port.completions[id]?.status }
     func count(_ id: Transfer.ID) -> Int? { port.completions[id]?.transferred }
 
-    /// All of a transfer's memory, whatever was moved.
+    /// All bytes of a transfer's memory.
     func allBytes(_ id: Transfer.ID) -> [UInt8] { memory[id]?.buffer.bytes() ?? [] }
 
     @discardableResult
@@ -134,7 +134,7 @@ final class LoopbackHost {
     func clearHalt(_ pipe: Pipe) { control(2, 1, index: UInt16(pipe.address.rawValue)) }
     func setHalt(_ pipe: Pipe) { control(2, 3, index: UInt16(pipe.address.rawValue)) }
 
-    /// Lets time pass.
+    /// Advances the clock, and runs the timers.
     func pass(_ milliseconds: Int) {
         let end = loop.now + .milliseconds(milliseconds)
         while let next = loop.nextDeadline, next <= end {
@@ -145,12 +145,12 @@ final class LoopbackHost {
     }
 }
 
-/// What usbtest calls mod63, worked out byte by byte.
+/// The pattern mod63, computed byte by byte.
 func mod63(_ count: Int, packet: Int) -> [UInt8] { (0..<count).map { UInt8($0 % packet % 63) } }
 
 func zeroes(_ count: Int) -> [UInt8] { Array(repeating: 0, count: count) }
 
-/// Bytes that are easily told apart.
+/// Bytes in which each position differs from its neighbours.
 func ramp(_ count: Int, from start: Int = 0) -> [UInt8] {
     (0..<count).map { UInt8(truncatingIfNeeded: ($0 + start) &* 7 &+ ($0 + start) >> 8) }
 }

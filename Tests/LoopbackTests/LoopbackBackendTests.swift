@@ -11,7 +11,7 @@ import USB
 
 @testable import Loopback
 
-/// The specification on the command line, and the life of the backend, behind the real controller.
+/// The backend at the real controller: its specification, transfers, faults, and start and stop.
 @Suite struct LoopbackBackendTests {
     let guest: Guest
 
@@ -41,7 +41,7 @@ import USB
 
     private static let packets = ["full": 64, "high": 512, "super": 1024]
 
-    /// Bulk endpoints, and interrupt ones if the setting has them.
+    /// The bulk endpoints, and in configuration 3 the interrupt endpoints.
     private func configure(
         _ slot: GuestSlot, speed: String = "high", configuration: UInt16 = 3
     ) throws -> [GuestEndpoint] {
@@ -93,7 +93,7 @@ import USB
     }
 
     @Test(arguments: ["full", "high", "super"])
-    func `a guest gets back what it writes`(speed: String) throws {
+    func `a guest reads back what it wrote`(speed: String) throws {
         let backend = try start("loopback:speed=\(speed)")
         let endpoints = try configure(
             guest.driver.addressNewDevice(), speed: speed, configuration: 2)
@@ -104,8 +104,7 @@ import USB
         backend.stop()
     }
 
-    @Test func `a guest reads and writes isochronously, and sees a fault in its own packet`() throws
-    {
+    @Test func `a guest reads and writes isochronously, and a fault affects one packet`() throws {
         let backend = try start(
             "loopback:pattern=mod63,iso-packet=200,fault=iso-in short bytes=7 after=1")
         let slot = try guest.driver.addressNewDevice()
@@ -137,7 +136,7 @@ import USB
         backend.stop()
     }
 
-    @Test func `a guest takes back a read that nothing answers`() throws {
+    @Test func `a guest cancels a read that the device does not complete`() throws {
         let backend = try start("loopback")
         let endpoints = try configure(guest.driver.addressNewDevice(), configuration: 2)
         endpoints[0].submit(endpoints[0].trbs(guest.memory.allocate(64), 64))
@@ -150,7 +149,7 @@ import USB
 
     // MARK: - Faults
 
-    @Test func `a guest sees each fault as what it is`() throws {
+    @Test func `each fault has its completion code`() throws {
         let backend = try start(
             "loopback:fault=bulk-in stall; bulk-in babble; bulk-in error; bulk-in short bytes=3")
         let slot = try guest.driver.addressNewDevice()
@@ -167,7 +166,7 @@ import USB
         backend.stop()
     }
 
-    @Test func `transfers behind an error happen once, when the guest submits them again`() throws {
+    @Test func `transfers behind an error run once, when the guest submits them again`() throws {
         let backend = try start("loopback:fault=bulk-out error after=1")
         let slot = try guest.driver.addressNewDevice()
         let endpoints = try configure(slot, configuration: 2)
@@ -185,7 +184,7 @@ import USB
         backend.stop()
     }
 
-    @Test func `a device that unplugs itself comes back when it was told to`() throws {
+    @Test func `a device that disconnects is attached again after its time`() throws {
         let backend = try start("loopback:fault=bulk-in disconnect reconnect=500")
         let slot = try guest.driver.addressNewDevice()
         let endpoint = try configure(slot)[0]
@@ -202,7 +201,7 @@ import USB
         #expect(!guest.driver.port(again.port).contains(.connected))
     }
 
-    @Test func `a stopped backend does not come back`() throws {
+    @Test func `a stopped backend does not attach its device again`() throws {
         let backend = try start("loopback:fault=bulk-in disconnect reconnect=500")
         let slot = try guest.driver.addressNewDevice()
         let endpoint = try configure(slot)[0]
@@ -213,7 +212,7 @@ import USB
         #expect(!guest.driver.port(slot.port).contains(.connected))
     }
 
-    @Test func `rules can be replaced while the device is used`() throws {
+    @Test func `rules can be replaced while the device is in use`() throws {
         let backend = try start("loopback")
         let slot = try guest.driver.addressNewDevice()
         let endpoint = try configure(slot)[0]
@@ -227,7 +226,7 @@ import USB
         backend.stop()
     }
 
-    @Test func `rules come from a file, and mistakes in it are found there`() throws {
+    @Test func `rules are read from a file, and errors name its lines`() throws {
         let path = NSTemporaryDirectory() + "faults-\(UUID().uuidString)"
         defer { try? FileManager.default.removeItem(atPath: path) }
         func write(_ text: String) throws {
@@ -240,17 +239,17 @@ import USB
         backend.stop()
 
         try write("\n\nbulk-in explode")
-        #expect(reason("loopback:faults=\(path)").contains("\(path):3: 'explode' is no fault"))
+        #expect(reason("loopback:faults=\(path)").contains("\(path):3: 'explode' is not a fault"))
         try write(String(repeating: "#", count: LoopbackLimits.faultScript + 1))
         #expect(reason("loopback:faults=\(path)").contains("more than 65536 bytes"))
         try Data([0xff, 0xfe]).write(to: URL(filePath: path))
         #expect(reason("loopback:faults=\(path)").contains("not a text in UTF-8"))
         #expect(reason("loopback:faults=/nowhere/x").contains("cannot read the faults"))
         #expect(reason("loopback:faults=/dev/null").contains("cannot read the faults"))
-        #expect(reason("loopback:fault=bulk-in").contains("fault=:1: 'bulk-in' does not say"))
+        #expect(reason("loopback:fault=bulk-in").contains("fault=:1: 'bulk-in' has no fault"))
     }
 
-    @Test func `a bus without a free port is an error in words`() throws {
+    @Test func `a bus without a free port is an error that says what to do`() throws {
         let backends = try (0..<9).map { _ in try make("loopback") }
         for backend in backends.prefix(8) { try backend.start(on: guest.machine.controller) }
         #expect(throws: BackendError.self) { try backends[8].start(on: guest.machine.controller) }

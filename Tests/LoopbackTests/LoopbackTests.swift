@@ -5,28 +5,28 @@ import USB
 
 @testable import Loopback
 
-/// Configuration 2: what comes OUT goes back IN.
+/// Configuration 2: data that goes OUT comes back IN.
 @Suite struct LoopbackTests {
     let host: LoopbackHost
 
     init() throws { host = try LoopbackHost(configuration: 2) }
 
     @Test(arguments: [1, 2, 5], [1, 511, 512, 513, 5000, 262_144])
-    func `what was written is read`(pieces: Int, count: Int) {
+    func `data that was written is read`(pieces: Int, count: Int) {
         host.pieces = pieces
         let bytes = ramp(count)
         #expect(host.status(host.send(bytes)) == .completed)
         #expect(host.end(host.receive(count)) == .init(.completed, bytes))
     }
 
-    @Test func `a reader waits for the writer`() {
+    @Test func `an IN transfer waits for data`() {
         let read = host.receive(1024)
         #expect(host.status(read) == nil)
         #expect(host.status(host.send(ramp(100))) == .completed)
         #expect(host.end(read) == .init(.completed, ramp(100)))
     }
 
-    @Test func `full packets follow each other, a short one ends a transfer`() {
+    @Test func `a short packet ends an IN transfer, packets of full size do not`() {
         host.send(ramp(1024))
         let read = host.receive(4096)
         #expect(host.status(read) == nil)
@@ -38,7 +38,8 @@ import USB
         #expect(host.end(host.receive(4096))?.bytes == [4])
     }
 
-    @Test func `an empty packet ends a transfer too, and is one of its own behind a full one`() {
+    @Test func `a zero-length packet ends a transfer, or is one by itself behind a full transfer`()
+    {
         host.send(ramp(512))
         host.send([])
         #expect(host.end(host.receive(512)) == .init(.completed, ramp(512)))
@@ -49,7 +50,7 @@ import USB
         #expect(host.status(host.receive(512)) == nil)
     }
 
-    @Test func `a writer waits while nobody reads, and goes on when somebody does`() {
+    @Test func `an OUT transfer waits for room in the queue`() {
         let first = host.send(ramp(LoopbackLimits.loopedBytes))
         let second = host.send(ramp(1000, from: 5))
         let third = host.send([9])
@@ -68,7 +69,7 @@ import USB
         #expect(!host.port.hasDoubles)
     }
 
-    @Test func `a transfer larger than all buffers goes through`() {
+    @Test func `a transfer larger than the queue completes`() {
         let bytes = ramp(LoopbackLimits.loopedBytes * 3 + 7)
         let write = host.send(bytes)
         #expect(host.status(write) == nil)
@@ -76,7 +77,7 @@ import USB
         #expect(host.status(write) == .completed)
     }
 
-    @Test func `short packets are bounded too`() {
+    @Test func `an OUT transfer waits when the queue has too many short packets`() {
         for _ in 0..<LoopbackLimits.loopedShortPackets { host.send([7]) }
         let over = host.send([8])
         #expect(host.status(over) == nil)
@@ -84,7 +85,7 @@ import USB
         #expect(host.status(over) == .completed)
     }
 
-    @Test func `a transfer taken back tells how far it came`() {
+    @Test func `a cancelled transfer reports the bytes that have moved`() {
         let read = host.receive(2048)
         host.send(ramp(1024))
         host.device.cancel(read)
@@ -94,12 +95,12 @@ import USB
         host.device.cancel(write)
         #expect(host.status(write) == .cancelled)
         #expect(host.count(write) == LoopbackLimits.loopedBytes)
-        // The one behind it has its turn.
+        // The next transfer proceeds.
         #expect(host.status(next) == .completed)
         host.device.cancel(Transfer.ID(rawValue: 9999))
     }
 
-    @Test func `a reset, a configuration and an unplug forget what was looped`() {
+    @Test func `a reset, a configuration and a disconnect empty the queue`() {
         host.send([1])
         let waiting = host.receive(.bulkIn, 64)
         #expect(host.status(waiting) == .completed)
@@ -124,7 +125,7 @@ import USB
         #expect(!host.port.hasDoubles)
     }
 
-    @Test func `a halt ends what waits`() {
+    @Test func `a halt stalls the transfers that wait`() {
         let read = host.receive(64)
         host.setHalt(.bulkIn)
         #expect(host.status(read) == .stalled)

@@ -5,13 +5,13 @@ import USB
 
 @testable import Loopback
 
-/// Configuration 3: data of a pattern comes IN and is expected OUT.
+/// Configuration 3: sources and sinks of a pattern.
 @Suite struct SourceSinkTests {
     static let speeds = ["full", "high", "super"]
     static let packets = ["full": 64, "high": 512, "super": 1024]
 
     @Test(arguments: speeds, [1, 3])
-    func `bulk IN is filled with the pattern, packet by packet`(
+    func `bulk IN transfers have the pattern, packet by packet`(
         speed: String, pieces: Int
     ) throws {
         let packet = Self.packets[speed] ?? 0
@@ -23,14 +23,14 @@ import USB
         }
     }
 
-    @Test func `the pattern is zeroes unless something else is asked for`() throws {
+    @Test func `the default pattern is zeroes`() throws {
         let host = try LoopbackHost()
         host.pieces = 2
         #expect(host.end(host.receive(5000)) == .init(.completed, zeroes(5000)))
         #expect(host.end(host.send(zeroes(5000)))?.status == .completed)
     }
 
-    @Test func `without a pattern memory stays as it is and anything is taken`() throws {
+    @Test func `without a pattern memory is not written, and any data is accepted`() throws {
         let host = try LoopbackHost("loopback:pattern=none")
         let id = host.receive(5000)
         #expect(host.end(id) == .init(.completed, Array(repeating: 0xa5, count: 5000)))
@@ -38,7 +38,7 @@ import USB
         #expect(host.end(host.send(ramp(5000)))?.status == .completed)
     }
 
-    @Test func `each kind of endpoint has the pattern of its own packet size`() throws {
+    @Test func `the pattern of an endpoint follows its packet size`() throws {
         let host = try LoopbackHost(
             "loopback:pattern=mod63,interrupt-packet=70,iso-packet=100")
         let interrupt = host.receive(.interruptIn, 200)
@@ -54,7 +54,7 @@ import USB
         ("loopback:speed=full,iso-packet=1023", 1023),
         ("loopback:speed=super,iso-burst=4,iso-mult=2", 8192),
     ])
-    func `an isochronous transfer has what an interval holds`(
+    func `an isochronous transfer has at most the bytes of an interval`(
         specification: String, count: Int
     ) throws {
         let host = try LoopbackHost(specification)
@@ -64,7 +64,7 @@ import USB
         #expect(host.count(host.send(.isoOut, zeroes(count))) == count)
     }
 
-    @Test func `a wrong byte in the last packet is met by the next transfer`() throws {
+    @Test func `a wrong byte in the last packet stalls the next transfer`() throws {
         let host = try LoopbackHost()
         var bytes = zeroes(1024)
         bytes[1023] = 1
@@ -75,7 +75,7 @@ import USB
         #expect(host.status(host.send(zeroes(8))) == .completed)
     }
 
-    @Test func `a wrong byte before the last packet ends the transfer behind its packet`() throws {
+    @Test func `a wrong byte in another packet stalls the transfer behind that packet`() throws {
         let host = try LoopbackHost("loopback:pattern=mod63")
         host.pieces = 3
         var bytes = mod63(20_000, packet: 512)
@@ -87,7 +87,7 @@ import USB
         #expect(!host.isHalted(.bulkIn))
     }
 
-    @Test func `isochronous data that is wrong halts nothing`() throws {
+    @Test func `wrong isochronous data does not halt the endpoint`() throws {
         let host = try LoopbackHost()
         #expect(host.count(host.send(.isoOut, [1, 2, 3])) == 3)
         #expect(host.count(host.send(.isoOut, [0])) == 1)
@@ -95,7 +95,7 @@ import USB
     }
 
     @Test(arguments: [Pipe.bulkIn, .bulkOut, .interruptIn, .interruptOut])
-    func `a halt set by the host holds until it is cleared`(pipe: Pipe) throws {
+    func `a halt that the host has set stays until it is cleared`(pipe: Pipe) throws {
         let host = try LoopbackHost()
         func status() -> Transfer.Status? {
             host.status(pipe.isIn ? host.receive(pipe, 64) : host.send(pipe, zeroes(64)))
@@ -110,7 +110,7 @@ import USB
         #expect(status() == .completed)
     }
 
-    @Test func `endpoints exist in their configuration and setting only`() throws {
+    @Test func `endpoints exist in their configuration and alternate setting only`() throws {
         let plain = try LoopbackHost(setting: 0)
         #expect(plain.status(plain.receive(8)) == .completed)
         #expect(plain.status(plain.receive(.interruptIn, 8)) == .failed)
@@ -125,7 +125,7 @@ import USB
     }
 
     @Test(arguments: [1, 64, 1024, 65535])
-    func `request 0x5c gives what 0x5b took`(count: Int) throws {
+    func `request 0x5c returns the data of request 0x5b`(count: Int) throws {
         let host = try LoopbackHost()
         let bytes = ramp(count)
         #expect(host.count(host.control(0x40, 0x5b, data: bytes)) == count)
@@ -136,7 +136,7 @@ import USB
         #expect(host.end(host.control(0xc0, 0x5c, length: 8)) == .init(.completed))
     }
 
-    @Test func `other requests of a vendor or a class are refused`() throws {
+    @Test func `other vendor and class requests are stalled`() throws {
         let host = try LoopbackHost()
         #expect(host.status(host.control(0x40, 0x5c)) == .stalled)
         #expect(host.status(host.control(0xc0, 0x5b, length: 1)) == .stalled)

@@ -4,7 +4,7 @@ import Testing
 import USB
 
 @Suite struct DefaultControlPipeTests {
-    /// The pipe and what a host would see of it.
+    /// A control pipe with a host that sends requests to it.
     struct Fixture {
         var pipe: DefaultControlPipe
         var change: DefaultControlPipe.Change?
@@ -60,7 +60,7 @@ import USB
 
     // MARK: - Descriptors
 
-    @Test func `a descriptor is cut to the length that the host asks for`() {
+    @Test func `a descriptor is cut to wLength`() {
         var host = Fixture()
         #expect(
             host.ask(0x80, 6, value: 0x0100, length: 8) == .data([18, 1, 0x10, 2, 0xef, 2, 1, 64]))
@@ -72,25 +72,25 @@ import USB
         #expect(all.count == 18)
     }
 
-    @Test func `a buffer smaller than the length takes what fits`() {
+    @Test func `a descriptor is cut to the size of the buffer`() {
         var host = Fixture()
         #expect(host.ask(0x80, 6, value: 0x0100, length: 18, room: 4) == .data([18, 1, 0x10, 2]))
     }
 
     @Test(
-        "every kind of descriptor is found",
+        "each type of descriptor is returned",
         arguments: [0x0100, 0x0200, 0x0300, 0x0301, 0x0600, 0x0700, 0x0f00] as [UInt16])
     func everyKind(value: UInt16) {
         var host = Fixture()
         guard case .data(let bytes) = host.ask(0x80, 6, value: value, length: 255) else {
-            Issue.record("descriptor \(value) is refused")
+            Issue.record("descriptor \(value) is stalled")
             return
         }
         #expect(bytes[1] == UInt8(value >> 8))
     }
 
     @Test(
-        "what there is not is refused",
+        "a descriptor that does not exist is stalled",
         arguments: [0x0101, 0x0201, 0x0309, 0x03ee, 0x0400, 0x0500, 0x0601, 0x0800, 0xff00]
             as [UInt16])
     func missingDescriptor(value: UInt16) {
@@ -98,20 +98,20 @@ import USB
         #expect(host.ask(0x80, 6, value: value, length: 255) == .stalled)
     }
 
-    @Test func `descriptors of an interface are the device's to give`() {
+    @Test func `GET_DESCRIPTOR of an interface is left to the device`() {
         var host = Fixture()
         #expect(host.ask(0x81, 6, value: 0x2200, length: 63) == .forDevice)
         #expect(host.ask(0x82, 6, value: 0x2200, length: 63) == .stalled)
     }
 
-    @Test func `descriptors cannot be set`() {
+    @Test func `SET_DESCRIPTOR is stalled`() {
         var host = Fixture()
         #expect(host.ask(0x00, 7, value: 0x0100, length: 18) == .stalled)
     }
 
     // MARK: - Configuration and interfaces
 
-    @Test func `a configuration is set, told and taken back`() {
+    @Test func `a configuration is selected, returned and deselected`() {
         var host = Fixture(configured: false)
         #expect(host.ask(0x80, 8, length: 1) == .data([0]))
         #expect(host.ask(0x00, 9, value: 3) == .accepted)
@@ -123,7 +123,7 @@ import USB
     }
 
     @Test(
-        "a configuration that does not exist is refused and changes nothing",
+        "a configuration that does not exist is stalled and changes nothing",
         arguments: [1, 2, 4, 0x0103] as [UInt16])
     func wrongConfiguration(value: UInt16) {
         var host = Fixture()
@@ -132,7 +132,7 @@ import USB
         #expect(host.pipe.configuration == 3)
     }
 
-    @Test func `setting the configuration again makes everything afresh`() {
+    @Test func `SET_CONFIGURATION with the present value resets settings and halts`() {
         var host = Fixture()
         #expect(host.ask(0x01, 11, value: 1, index: 1) == .accepted)
         host.pipe.halt(EndpointAddress(1, .in))
@@ -141,7 +141,7 @@ import USB
         #expect(!host.pipe.isHalted(EndpointAddress(1, .in)))
     }
 
-    @Test func `an alternate setting is set and told`() {
+    @Test func `an alternate setting is selected and returned`() {
         var host = Fixture()
         #expect(host.ask(0x81, 10, index: 1, length: 1) == .data([0]))
         #expect(host.ask(0x01, 11, value: 1, index: 1) == .accepted)
@@ -151,7 +151,7 @@ import USB
     }
 
     @Test(
-        "settings and interfaces that do not exist are refused",
+        "settings and interfaces that do not exist are stalled",
         arguments: [(2, 1), (1, 0), (0, 2), (0, 0x0100), (0x0100, 0)] as [(UInt16, UInt16)])
     func wrongSetting(setting: UInt16, interface: UInt16) {
         var host = Fixture()
@@ -159,7 +159,7 @@ import USB
         #expect(host.change == nil)
     }
 
-    @Test func `before a configuration there are no interfaces`() {
+    @Test func `requests to interfaces are stalled if no configuration is selected`() {
         var host = Fixture(configured: false)
         #expect(host.ask(0x81, 10, index: 0, length: 1) == .stalled)
         #expect(host.ask(0x01, 11, value: 0, index: 0) == .stalled)
@@ -168,7 +168,7 @@ import USB
 
     // MARK: - Halts
 
-    @Test func `a halt is told, set and cleared`() {
+    @Test func `a halt is set, returned and cleared`() {
         var host = Fixture()
         let endpoint = EndpointAddress(1, .in)
         #expect(host.ask(0x82, 0, index: 0x81, length: 2) == .data([0, 0]))
@@ -182,7 +182,7 @@ import USB
     }
 
     @Test(
-        "endpoints that are not there now have no halt",
+        "endpoints outside of configuration and settings are stalled",
         arguments: [0x01, 0x83, 0x84, 0x91, 0x0181] as [UInt16])
     func wrongEndpoint(index: UInt16) {
         var host = Fixture()
@@ -191,7 +191,7 @@ import USB
         #expect(host.ask(0x02, 3, value: 0, index: index) == .stalled)
     }
 
-    @Test func `endpoint 3 exists only in its alternate setting`() {
+    @Test func `an endpoint exists in its alternate setting only`() {
         var host = Fixture()
         #expect(host.ask(0x82, 0, index: 0x83, length: 2) == .stalled)
         #expect(host.ask(0x01, 11, value: 1, index: 1) == .accepted)
@@ -199,20 +199,20 @@ import USB
         #expect(host.ask(0x82, 0, index: 0x02, length: 2) == .stalled)
     }
 
-    @Test func `endpoint 0 always exists and never halts`() {
+    @Test func `endpoint 0 exists in every state and does not halt`() {
         var host = Fixture(configured: false)
         #expect(host.ask(0x02, 3, value: 0, index: 0) == .accepted)
         #expect(host.ask(0x82, 0, index: 0x80, length: 2) == .data([0, 0]))
     }
 
-    @Test func `an endpoint has no other feature`() {
+    @Test func `an endpoint has the feature ENDPOINT_HALT only`() {
         var host = Fixture()
         #expect(host.ask(0x02, 3, value: 1, index: 0x81) == .stalled)
     }
 
     // MARK: - Features
 
-    @Test func `remote wake-up is enabled, told and disabled`() {
+    @Test func `remote wakeup is enabled, returned and disabled`() {
         var host = Fixture()
         #expect(host.ask(0x80, 0, length: 2) == .data([1, 0]))
         #expect(host.ask(0x00, 3, value: 1) == .accepted)
@@ -222,14 +222,14 @@ import USB
         #expect(!host.pipe.isRemoteWakeupEnabled)
     }
 
-    @Test func `a device that cannot wake refuses to`() {
+    @Test func `remote wakeup is stalled if the device does not support it`() {
         var host = Fixture(remoteWakeup: false)
         #expect(host.ask(0x00, 3, value: 1) == .stalled)
         var fast = Fixture(.superSpeed, remoteWakeup: false)
         #expect(fast.ask(0x01, 3, value: 0, index: 0x0200) == .stalled)
     }
 
-    @Test func `at SuperSpeed functions wake, not the device`() {
+    @Test func `at SuperSpeed remote wakeup is a feature of functions`() {
         var host = Fixture(.superSpeed)
         #expect(host.ask(0x00, 3, value: 1) == .stalled)
         #expect(host.ask(0x81, 0, index: 1, length: 2) == .data([1, 0]))
@@ -261,16 +261,16 @@ import USB
         #expect(slow.ask(0x00, 3, value: 48) == .stalled)
     }
 
-    @Test func `test modes and unknown features are refused`() {
+    @Test func `test modes and unknown features are stalled`() {
         var host = Fixture()
         #expect(host.ask(0x00, 3, value: 2, index: 0x0100) == .stalled)
         #expect(host.ask(0x00, 3, value: 77) == .stalled)
         #expect(host.ask(0x03, 3, value: 0) == .stalled)
     }
 
-    // MARK: - The rest
+    // MARK: - Other requests
 
-    @Test func `latencies and delays are taken at SuperSpeed alone`() {
+    @Test func `SET_SEL and SET_ISOCH_DELAY are accepted at SuperSpeed only`() {
         var host = Fixture(.superSpeed)
         #expect(host.ask(0x00, 48, length: 6) == .accepted)
         #expect(host.ask(0x00, 48, length: 5) == .stalled)
@@ -280,32 +280,32 @@ import USB
         #expect(slow.ask(0x00, 49, value: 40) == .stalled)
     }
 
-    @Test func `an address is taken although the controller assigns it`() {
+    @Test func `SET_ADDRESS is accepted`() {
         var host = Fixture()
         #expect(host.ask(0x00, 5, value: 7) == .accepted)
     }
 
-    @Test func `frames are not synchronised, and status of other kinds is unknown`() {
+    @Test func `SYNCH_FRAME and other types of status are stalled`() {
         var host = Fixture()
         #expect(host.ask(0x82, 12, index: 0x81, length: 2) == .stalled)
         #expect(host.ask(0x80, 0, value: 1, length: 4) == .stalled)
     }
 
-    @Test func `a request in the wrong direction is an unknown one`() {
+    @Test func `a request in the wrong direction is stalled`() {
         var host = Fixture()
         #expect(host.ask(0x00, 6, value: 0x0100, length: 18) == .stalled)
         #expect(host.ask(0x80, 9, value: 3) == .stalled)
         #expect(host.ask(0x80, 99, length: 1) == .stalled)
     }
 
-    @Test func `requests of classes and vendors go to the device`() {
+    @Test func `class and vendor requests are left to the device`() {
         var host = Fixture()
         #expect(host.ask(0xa1, 0xfe, length: 1) == .forDevice)
         #expect(host.ask(0xc0, 1, length: 4) == .forDevice)
         #expect(host.ask(0x21, 10) == .forDevice)
     }
 
-    @Test func `a bus reset forgets everything`() {
+    @Test func `a bus reset returns to the default state`() {
         var host = Fixture()
         _ = host.ask(0x00, 3, value: 1)
         host.pipe.halt(EndpointAddress(1, .in))
@@ -315,7 +315,7 @@ import USB
         #expect(!host.pipe.isHalted(EndpointAddress(1, .in)))
     }
 
-    @Test("no request, whatever it is, is left without an answer")
+    @Test("no request traps")
     func everyRequest() {
         for speed in [USBSpeed.high, .superSpeed] {
             var host = Fixture(speed)

@@ -73,7 +73,10 @@ import USB
             ConfigurationDescriptor.all(in: bytes, superSpeed: speed.isSuperSpeed) == expected)
     }
 
-    @Test func `the settings of an interface are apart, its number is there once`() {
+    @Test
+    func
+        `each alternate setting is an interface descriptor, interfaceNumbers has each number once`()
+    {
         let found = ConfigurationDescriptor.all(
             in: Self.device + Self.configuration(1) + Self.interface(0) + Self.endpoint
                 + Self.interface(0, 1) + Self.interface(1) + Self.configuration(2)
@@ -88,7 +91,7 @@ import USB
         #expect(ConfigurationDescriptor.all(in: Self.configuration(0)).map(\.value) == [0])
     }
 
-    @Test func `an endpoint has the first companion behind it`() {
+    @Test func `the first companion behind an endpoint counts`() {
         let bytes =
             Self.configuration(1) + Self.interface(0) + Self.companion(streams: 9) + Self.endpoint
             + [4, 0x24, 3, 0] + Self.companion(streams: 31) + Self.companion(streams: 1)

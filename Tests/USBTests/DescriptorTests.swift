@@ -3,7 +3,7 @@
 import Testing
 import USB
 
-/// A device with two settings of an interface, as the tests of this target use it.
+/// A device with two alternate settings of an interface.
 func exampleDescription(speed: USBSpeed, remoteWakeup: Bool = true) -> DeviceDescription {
     let configuration = ConfigurationDescriptor(
         value: 3, string: 4, isSelfPowered: true, supportsRemoteWakeup: remoteWakeup,
@@ -68,7 +68,7 @@ func exampleDescription(speed: USBSpeed, remoteWakeup: Bool = true) -> DeviceDes
         #expect(superSpeed.descriptor(.device, index: 0)?[7] == 9)
     }
 
-    @Test func `a configuration holds its interfaces, class descriptors and endpoints`() {
+    @Test func `a configuration includes its interfaces, class descriptors and endpoints`() {
         #expect(
             high.descriptor(.configuration, index: 0) == [
                 9, 2, 66, 0, 2, 3, 4, 0xe0, 50,
@@ -99,7 +99,7 @@ func exampleDescription(speed: USBSpeed, remoteWakeup: Bool = true) -> DeviceDes
             ])
     }
 
-    @Test func `the object store counts its capabilities`() {
+    @Test func `the BOS includes its capabilities`() {
         #expect(
             superSpeed.descriptor(.binaryObjectStore, index: 0) == [
                 5, 15, 28, 0, 3,
@@ -109,7 +109,8 @@ func exampleDescription(speed: USBSpeed, remoteWakeup: Bool = true) -> DeviceDes
             ])
     }
 
-    @Test func `a device of two speeds has a qualifier and the other configuration`() {
+    @Test func `a device with two speeds has a device qualifier and an other-speed configuration`()
+    {
         #expect(
             high.descriptor(.deviceQualifier, index: 0) == [
                 10, 6, 0x10, 0x02, 0xef, 2, 1, 64, 1, 0,
@@ -121,7 +122,7 @@ func exampleDescription(speed: USBSpeed, remoteWakeup: Bool = true) -> DeviceDes
         #expect(superSpeed.descriptor(.otherSpeedConfiguration, index: 0) == nil)
     }
 
-    @Test func `strings are UTF-16 behind a table of languages`() {
+    @Test func `string 0 is the list of languages, others are UTF-16`() {
         #expect(high.descriptor(.string, index: 0) == [4, 3, 0x09, 0x04])
         #expect(
             high.descriptor(.string, index: 2) == [
@@ -142,7 +143,7 @@ func exampleDescription(speed: USBSpeed, remoteWakeup: Bool = true) -> DeviceDes
         #expect(description.descriptor(.string, index: 3)?.count == 252)
     }
 
-    @Test func `a device without strings or capabilities has no tables of them`() {
+    @Test func `a device without strings and capabilities has no string 0 and no BOS`() {
         var description = high
         description.strings = []
         description.capabilities = []

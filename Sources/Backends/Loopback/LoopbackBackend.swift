@@ -5,38 +5,39 @@ internal import Logging
 internal import Platform
 public import USB
 
-/// `loopback:…`: a test device for those who write drivers, known to Linux as gadget zero.
+/// The `loopback:` backend: a test device for driver developers, which is gadget zero to Linux.
 public final class LoopbackBackend: DeviceBackend {
     public static let scheme = "loopback"
-    public static let summary = "a test device for writers of drivers (Linux: usbtest, gadget zero)"
+    public static let summary =
+        "a test device for driver developers (gadget zero of Linux, for usbtest)"
     public static let example = "loopback:speed=super"
     public static let parameters = [
         Parameter("speed", value: "full|high|super", summary: "default high"),
         Parameter(
             "pattern", value: "zero|mod63|none",
-            summary: "the data that is sent and expected; default zero"),
+            summary: "data that is sent, and expected from the host; default zero"),
         Parameter("serial", value: "TEXT", summary: "serial number"),
         Parameter(
             "bulk-packet", value: "N", summary: "bytes; full speed 8, 16, 32 or 64 (default)"),
         Parameter("bulk-burst", value: "N", summary: "packets, 1 to 16 (default) at super speed"),
-        Parameter("interrupt-packet", value: "N", summary: "bytes; default the most possible"),
+        Parameter("interrupt-packet", value: "N", summary: "bytes; default the maximum"),
         Parameter("interrupt-interval", value: "N", summary: "bInterval; default 1 ms"),
         Parameter(
             "iso-packet", value: "N", summary: "bytes; default 512 at full speed, else 1024"),
         Parameter("iso-interval", value: "N", summary: "bInterval, 1 to 16; default 1 ms"),
         Parameter("iso-mult", value: "N", summary: "1 to 3 packets (bursts) in an interval"),
         Parameter("iso-burst", value: "N", summary: "packets, 1 to 16 at super speed; default 1"),
-        Parameter("faults", value: "FILE", summary: "what goes wrong, one rule a line"),
+        Parameter("faults", value: "FILE", summary: "a file with fault rules, one a line"),
         Parameter(
             "fault", value: "RULE;…",
-            summary: "what goes wrong, such as 'bulk-in stall after=9' (see docs/loopback.md)"),
+            summary: "fault rules, such as 'bulk-in stall after=9' (see docs/loopback.md)"),
     ]
 
     private let device: LoopbackDevice
     private let loop: any EventLoop
     private let logger: Logger
     private weak var bus: (any USBBus)?
-    /// Plugs the device in again after a fault has unplugged it.
+    /// The timer that attaches the device again after a disconnect fault.
     private var reconnection: Watch?
 
     public init(
@@ -68,8 +69,10 @@ public final class LoopbackBackend: DeviceBackend {
         }
     }
 
-    /// Replaces all fault rules, while the device is in use; what an old one holds back is answered.
-    /// An empty text makes a device without faults. If a rule is wrong, nothing changes.
+    /// Replaces all fault rules while the device is in use. NAK faults of the old rules end.
+    ///
+    /// - Parameter text: a fault script; an empty one removes all rules.
+    /// - Throws: an error that names the line and the reason. The old rules then stay.
     public func replaceFaults(_ text: String) throws(BackendError) {
         device.setFaults(try Self.rules(text, from: "faults"))
     }
@@ -82,14 +85,14 @@ public final class LoopbackBackend: DeviceBackend {
 
     private func reconnect(after time: Duration?) {
         guard let time else { return }
-        reconnection = loop.schedule(at: loop.now + time) { [weak self] in self?.plugInAgain() }
+        reconnection = loop.schedule(at: loop.now + time) { [weak self] in self?.reattach() }
     }
 
-    private func plugInAgain() {
+    private func reattach() {
         do throws(AttachError) {
             try bus?.attach(device)
         } catch {
-            logger.error("cannot plug in '\(device.summary)' again: \(error)")
+            logger.error("cannot attach '\(device.summary)' again: \(error)")
         }
     }
 

@@ -3,8 +3,10 @@
 internal import BackendKit
 internal import USB
 
-/// What the operator chose: speed, data, and the shape of each endpoint, checked against what USB
-/// allows at the speed (USB 2.0, 5.5.3, 5.6.3, 5.7.3, 5.8.3 and 9.6.6; USB 3.2, 8.12 and 9.6.7).
+/// The settings in a `loopback:` specification: speed, data, and the shape of each endpoint.
+///
+/// They are checked against the rules of each speed (USB 2.0, 5.5.3, 5.6.3, 5.7.3, 5.8.3 and 9.6.6;
+/// USB 3.2, 8.12 and 9.6.7).
 struct LoopbackSettings {
     enum Speed: String, CaseIterable {
         case full
@@ -23,22 +25,23 @@ struct LoopbackSettings {
     var speed: Speed
     var pattern = PatternKind.zero
     var serial = "usbvfiod-loopback"
+    // Packet sizes are in bytes, intervals are `bInterval`, bursts are in packets.
     var bulkPacket: Int
-    /// Packets in a burst, at SuperSpeed.
+    /// 1 below SuperSpeed.
     var bulkBurst: Int
     var interruptPacket: Int
-    /// `bInterval`.
     var interruptInterval: Int
     var isoPacket: Int
-    /// `bInterval`.
     var isoInterval: Int
-    /// Packets, or at SuperSpeed bursts, in a service interval.
+    /// Packets in a service interval; at SuperSpeed bursts in a service interval.
     var isoMult = 1
-    /// Packets in a burst, at SuperSpeed.
+    /// 1 below SuperSpeed.
     var isoBurst = 1
 
-    /// What each speed has unless something else is asked for: periodic endpoints have their turn
-    /// once a millisecond. The two isochronous endpoints of full speed fit into one frame together.
+    /// The default settings of a speed.
+    ///
+    /// Periodic endpoints have a service interval of 1 ms. At full speed both isochronous endpoints
+    /// fit into one frame.
     init(_ speed: Speed) {
         self.speed = speed
         switch speed {
@@ -55,9 +58,10 @@ struct LoopbackSettings {
         bulkBurst = speed == .super ? 16 : 1
     }
 
-    /// The bytes that an isochronous endpoint moves in a service interval.
+    /// Bytes that an isochronous endpoint moves in a service interval.
     var isoBytesPerInterval: Int { isoPacket * isoBurst * isoMult }
 
+    /// The settings of a specification.
     init(_ specification: DeviceSpecification) throws(BackendError) {
         self.init(try specification.choice("speed", of: Speed.self) ?? .high)
         if let pattern = try specification.choice("pattern", of: PatternKind.self) {
@@ -69,30 +73,29 @@ struct LoopbackSettings {
             }
             self.serial = serial
         }
-        let isSuper = speed == .super
-        let bulk: [Int] =
+        let isFull = speed == .full
+        let bursts = 1...(speed == .super ? 16 : 1)
+        let bulk: [ClosedRange<Int>] =
             switch speed {
-            case .full: [8, 16, 32, 64]
-            case .high: [512]
-            case .super: [1024]
+            case .full: [8...8, 16...16, 32...32, 64...64]
+            case .high: [512...512]
+            case .super: [1024...1024]
             }
-        try read(specification, "bulk-packet", into: \.bulkPacket, allowed: bulk)
-        try read(specification, "bulk-burst", into: \.bulkBurst, 1...(isSuper ? 16 : 1))
+        try read(specification, "bulk-packet", into: \.bulkPacket, bulk)
+        try read(specification, "bulk-burst", into: \.bulkBurst, [bursts])
         try read(
-            specification, "interrupt-packet", into: \.interruptPacket,
-            1...(speed == .full ? 64 : 1024))
+            specification, "interrupt-packet", into: \.interruptPacket, [1...(isFull ? 64 : 1024)])
         try read(
             specification, "interrupt-interval", into: \.interruptInterval,
-            1...(speed == .full ? 255 : 16))
-        try read(specification, "iso-interval", into: \.isoInterval, 1...16)
-        try read(specification, "iso-mult", into: \.isoMult, 1...(speed == .full ? 1 : 3))
-        try read(specification, "iso-burst", into: \.isoBurst, 1...(isSuper ? 16 : 1))
-        try read(
-            specification, "iso-packet", into: \.isoPacket, 1...(speed == .full ? 1023 : 1024))
+            [1...(isFull ? 255 : 16)])
+        try read(specification, "iso-interval", into: \.isoInterval, [1...16])
+        try read(specification, "iso-mult", into: \.isoMult, [1...(isFull ? 1 : 3)])
+        try read(specification, "iso-burst", into: \.isoBurst, [bursts])
+        try read(specification, "iso-packet", into: \.isoPacket, [1...(isFull ? 1023 : 1024)])
         try checkIsochronous()
     }
 
-    /// Several packets in an interval are for those whom fewer do not suffice.
+    /// Checks that an isochronous endpoint with several packets in an interval needs them.
     private func checkIsochronous() throws(BackendError) {
         switch speed {
         case .full: return
@@ -116,34 +119,22 @@ struct LoopbackSettings {
         }
     }
 
+    /// Reads a number that must be in one of the ranges.
     private mutating func read(
         _ specification: DeviceSpecification, _ name: String,
-        into field: WritableKeyPath<Self, Int>, _ range: ClosedRange<Int>
+        into field: WritableKeyPath<Self, Int>, _ allowed: [ClosedRange<Int>]
     ) throws(BackendError) {
         guard let value: Int = try specification.number(name, in: 0...Int(UInt16.max)) else {
             return
         }
-        guard range.contains(value) else {
-            let allowed =
+        guard allowed.contains(where: { $0.contains(value) }) else {
+            let ranges = allowed.map { range in
                 range.count == 1
-                ? "\(range.lowerBound)" : "\(range.lowerBound) to \(range.upperBound)"
+                    ? "\(range.lowerBound)" : "\(range.lowerBound) to \(range.upperBound)"
+            }
             throw BackendError(
-                "'\(name)=\(value)' is not possible at \(speed.rawValue) speed: \(allowed)")
-        }
-        self[keyPath: field] = value
-    }
-
-    private mutating func read(
-        _ specification: DeviceSpecification, _ name: String,
-        into field: WritableKeyPath<Self, Int>, allowed: [Int]
-    ) throws(BackendError) {
-        guard let value: Int = try specification.number(name, in: 0...Int(UInt16.max)) else {
-            return
-        }
-        guard allowed.contains(value) else {
-            let words = allowed.map { "\($0)" }.joined(separator: ", ")
-            throw BackendError(
-                "'\(name)=\(value)' is not possible at \(speed.rawValue) speed: \(words)")
+                "'\(name)=\(value)' is not possible at \(speed.rawValue) speed: "
+                    + ranges.joined(separator: ", "))
         }
         self[keyPath: field] = value
     }

@@ -4,13 +4,14 @@ internal import BackendKit
 internal import Platform
 internal import SystemPackage
 
-/// A fault script in a file.
+/// A file with a fault script.
 enum FaultFile {
+    /// The text of the file at `path`.
     static func text(_ path: String) throws(BackendError) -> String {
         let bytes: [UInt8]
         do throws(Errno) {
             let file = try RandomAccessFile(opening: path, [])
-            // One byte more than may be, so that too much is seen.
+            // One byte more than the limit shows that a file is too large.
             bytes = try file.contents(atMost: LoopbackLimits.faultScript + 1)
         } catch {
             throw BackendError("cannot read the faults in '\(path)': \(error)")

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import Platform
 internal import USB
 
-/// The endpoints of the device. Bulk endpoints have the same addresses in both configurations.
+/// The endpoints of the test device. Bulk endpoints have the same address in both configurations.
 enum Pipe: Int, CaseIterable {
     case control
     case bulkIn
@@ -41,33 +40,7 @@ enum Pipe: Int, CaseIterable {
     var isBulk: Bool { self == .bulkIn || self == .bulkOut }
     var isIsochronous: Bool { self == .isoIn || self == .isoOut }
     var isIn: Bool { self != .control && address.direction == .in }
-}
 
-/// A transfer that the device has.
-struct PendingTransfer {
-    let transfer: Transfer
-    /// Bytes moved until now.
-    var moved = 0
-    /// Whether the fault rules were asked about it.
-    var isJudged = false
-    /// What is to go wrong with it.
-    var fault: FaultRule.Action?
-    /// Until when it is not answered.
-    var hold: Hold?
-
-    enum Hold {
-        case forever
-        case until(Duration)
-        case queued(Int)
-    }
-}
-
-/// The transfers that wait at one endpoint, in the order in which they came.
-struct PipeState {
-    var waiting: [PendingTransfer] = []
-    /// Goes off when the first of them, or all, have waited long enough.
-    var timer: Watch?
-    /// The last transfer failed so that the host halts the endpoint, and it will take back what it has
-    /// submitted behind that. Nothing is done for those until it had the time.
-    var isPaused = false
+    /// Whether the endpoint has a Halt feature: bulk and interrupt endpoints (USB 2.0, 9.4.5).
+    var canHalt: Bool { self != .control && !isIsochronous }
 }

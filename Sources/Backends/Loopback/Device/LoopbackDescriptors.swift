@@ -2,14 +2,16 @@
 
 internal import USB
 
-/// What the device says of itself: the numbers of Linux's gadget zero, by which test drivers know it,
-/// and its two configurations.
+/// The descriptors of the test device: the IDs of Linux's gadget zero, which test drivers bind to, and
+/// its two configurations.
 enum LoopbackDescriptors {
     static let vendor: UInt16 = 0x0525
     static let product: UInt16 = 0xa4a0
 
-    /// `bConfigurationValue`s. The first in the list is what hosts choose.
+    /// `bConfigurationValue` of the configuration with sources and sinks, which is the first one, so
+    /// that hosts choose it.
     static let sourceSink: UInt8 = 3
+    /// `bConfigurationValue` of the configuration that loops data back.
     static let loopback: UInt8 = 2
 
     static func description(_ settings: LoopbackSettings) -> DeviceDescription {
@@ -28,7 +30,7 @@ enum LoopbackDescriptors {
                 ? .init(device: device, configurations: configurations(slower)) : nil)
     }
 
-    /// Full speed, high speed and SuperSpeed; full function from full speed on.
+    /// The device supports full speed, high speed and SuperSpeed, and has full function at each.
     private static let capabilities: [DeviceCapability] = [
         .usb2Extension(linkPowerManagement: false),
         .superSpeed(speeds: 0x000e, fullFunctionSpeed: 1, u1ExitLatency: 0, u2ExitLatency: 0),
@@ -82,9 +84,10 @@ enum LoopbackDescriptors {
         }
     }
 
-    /// `wMaxPacketSize`: at high speed with the additional transactions of a microframe.
+    /// `wMaxPacketSize`, which at high speed has the additional transactions of a microframe in bits
+    /// 12:11.
     private static func isoPacketField(_ settings: LoopbackSettings) -> UInt16 {
-        let more = settings.speed == .high ? settings.isoMult - 1 : 0
-        return UInt16(settings.isoPacket) | UInt16(more) << 11
+        let additional = settings.speed == .high ? settings.isoMult - 1 : 0
+        return UInt16(settings.isoPacket) | UInt16(additional) << 11
     }
 }

@@ -2,20 +2,20 @@
 
 internal import USB
 
-/// What the source sends and the sink wants to see.
+/// The patterns of the kernel's `usbtest` driver.
 enum PatternKind: String, CaseIterable {
-    /// Zeroes, which are never out of step.
+    /// Zeroes (usbtest's pattern 0).
     case zero
-    /// Each packet counts from 0 to 62 again and again.
+    /// Each packet counts from 0 to 62 over and over (usbtest's pattern 1).
     case mod63
-    /// Data is neither written nor looked at: what a guest reads is what was in its memory.
+    /// No pattern: data is neither written nor checked, so a guest reads what its memory had before.
     case none
 }
 
-/// A pattern for the packet size of one endpoint, made once.
+/// A pattern for the packet size of one endpoint.
 struct DataPattern {
     private let kind: PatternKind
-    /// As many whole packets as make it long.
+    /// The pattern of a number of whole packets.
     private let block: [UInt8]
 
     init(_ kind: PatternKind, maxPacketSize: Int) {
@@ -29,7 +29,7 @@ struct DataPattern {
         }
     }
 
-    /// Writes the pattern into the first `count` bytes.
+    /// Writes the pattern to the first `count` bytes.
     func fill(_ buffer: TransferBuffer, count: Int) {
         switch kind {
         case .zero: buffer.fill(count, with: 0)
@@ -38,11 +38,11 @@ struct DataPattern {
         }
     }
 
-    /// The first byte that does not follow the pattern.
+    /// The first byte that differs from the pattern.
     func firstDifference(in buffer: TransferBuffer) -> (offset: Int, byte: UInt8)? {
         kind == .none ? nil : buffer.firstDifference(from: block.span)
     }
 
-    /// Whether a wrong byte is one.
+    /// Whether data is compared with the pattern.
     var isChecked: Bool { kind != .none }
 }
