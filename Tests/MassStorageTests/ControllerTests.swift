@@ -16,11 +16,11 @@ import USB
     private func stick(
         _ image: any DiskImage, on guest: Guest, speed: USBSpeed = .superSpeed,
         offersUAS: Bool = false
-    ) throws -> StorageDevice {
-        let device = StorageDevice(
+    ) throws -> MassStorageDevice {
+        let device = MassStorageDevice(
             image: image,
             unit: LogicalUnit(
-                identity: .init(serialNumber: "0123456789AB"),
+                identity: InquiryIdentity(serialNumber: "0123456789AB"),
                 blockCount: image.byteCount / 512, isReadOnly: image.isReadOnly, writeCache: true),
             speed: speed, offersUAS: offersUAS, summary: "test",
             worker: try Worker(name: "t", loop: guest.machine.loop), logger: .silent)
@@ -51,11 +51,11 @@ import USB
 
     @Test(
         "a medium that is never quick is read and written",
-        arguments: [FakeImage.Impatience.wouldBlock, .notSupported, .servedUpTo(777)])
-    func slowMedium(impatience: FakeImage.Impatience) throws {
+        arguments: [FakeImage.NonblockingAccess.wouldBlock, .notSupported, .servedUpTo(777)])
+    func slowMedium(nonblocking: FakeImage.NonblockingAccess) throws {
         let guest = try Guest()
         let image = FakeImage(byteCount: 1 << 20)
-        image.set { $0.impatience = impatience }
+        image.set { $0.nonblocking = nonblocking }
         try guest.machine.attach(stick(image, on: guest))
         let driver = try GuestStick(guest.driver)
         let data = (0..<65536).map { UInt8(truncatingIfNeeded: $0 &* 7) }
@@ -108,7 +108,7 @@ import USB
         let device = try stick(image, on: guest)
         try guest.machine.attach(device)
         let driver = try GuestStick(guest.driver)
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         #expect(throws: (any Error).self) {
             guest.machine.onTurn = { turn in
@@ -131,16 +131,16 @@ import USB
         let image = FakeImage(byteCount: 1 << 20)
         let data = (0..<4096).map { UInt8(truncatingIfNeeded: $0 / 7) }
         image.fill(at: 0, data)
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         let device = try stick(image, on: guest, offersUAS: true)
         let slot = try guest.plug(device)
         var pipe = GuestEndpointConfiguration.bulkOut(4)
         pipe.maxPacketSize = 1024
         let command = try slot.configure(pipe)[0]
         let status = try GuestStreams(
-            slot, StorageDescriptors.statusEndpoint, maxPrimaryStreams: 2)
-        let stream = try GuestStreams(slot, StorageDescriptors.inEndpoint, maxPrimaryStreams: 2)
-        let setting = UInt16(StorageDescriptors.uasSetting)
+            slot, MassStorageDescriptors.statusEndpoint, maxPrimaryStreams: 2)
+        let stream = try GuestStreams(slot, MassStorageDescriptors.inEndpoint, maxPrimaryStreams: 2)
+        let setting = UInt16(MassStorageDescriptors.uasSetting)
         for (type, request, value) in [(0, 9, 1), (1, 11, setting)] as [(UInt8, UInt8, UInt16)] {
             try slot.control(
                 SetupPacket(

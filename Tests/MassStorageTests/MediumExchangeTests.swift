@@ -15,12 +15,12 @@ import USB
 @Suite struct MediumExchangeTests {
     private let first = FakeImage(byteCount: 64 * 512)
     private let second = FakeImage(byteCount: 32 * 512)
-    private let host: StickHost
+    private let host: BulkOnlyHost
 
     init() throws {
         first.fill(at: 0, Array(repeating: 1, count: 64 * 512))
         second.fill(at: 0, Array(repeating: 2, count: 32 * 512))
-        host = try StickHost(first)
+        host = try BulkOnlyHost(first)
     }
 
     /// Asks for another medium, or none; the answer comes later.
@@ -28,7 +28,7 @@ import USB
         private(set) var isDone = false
         private(set) var error: Errno?
 
-        init(_ device: StorageDevice, to image: FakeImage?, force: Bool = false) {
+        init(_ device: MassStorageDevice, to image: FakeImage?, force: Bool = false) {
             device.changeMedium(to: image, force: force) { [self] error in
                 isDone = true
                 self.error = error
@@ -38,15 +38,15 @@ import USB
 
     private func change(to image: FakeImage?) -> Change {
         let change = Change(host.device, to: image)
-        host.settle()
+        host.waitUntilIdle()
         return change
     }
 
-    private func read(_ block: UInt8 = 0, count: UInt8 = 1) -> StickHost.Result {
+    private func read(_ block: UInt8 = 0, count: UInt8 = 1) -> BulkOnlyHost.Result {
         host.run([0x28, 0, 0, 0, 0, block, 0, 0, count, 0], in: Int(count) * 512)
     }
 
-    private func write(_ byte: UInt8) -> StickHost.Result {
+    private func write(_ byte: UInt8) -> BulkOnlyHost.Result {
         host.run(
             [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0], out: Array(repeating: byte, count: 512))
     }
@@ -126,7 +126,7 @@ import USB
         _ = change(to: second)
         let late = host.submitOut(Array(repeating: 9, count: 1024))
         #expect(host.wait(late)?.status == .stalled)
-        host.clearHalt(StorageDescriptors.outEndpoint)
+        host.clearHalt(MassStorageDescriptors.outEndpoint)
         let status = host.submitIn(13)
         #expect(host.wait(status)?.status == .completed)
         #expect(host.bytes(status)[12] == 1)
@@ -137,7 +137,7 @@ import USB
     }
 
     @Test func `work of the worker is not cut off, and what follows fails`() {
-        first.set { $0.impatience = .wouldBlock }
+        first.set { $0.nonblocking = .wouldBlock }
         first.shutGate()
         let command = host.submitOut(
             host.wrapper(
@@ -147,13 +147,13 @@ import USB
         let change = Change(host.device, to: second)
         #expect(!change.isDone && !host.isDone(data))
         first.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(change.isDone)
         #expect(host.port.completions[data]?.status == .completed)
         #expect(host.bytes(data) == Array(repeating: 1, count: 1024))
         let rest = host.submitIn(1024)
         #expect(host.wait(rest)?.status == .stalled)
-        host.clearHalt(StorageDescriptors.inEndpoint)
+        host.clearHalt(MassStorageDescriptors.inEndpoint)
         let status = host.submitIn(13)
         #expect(host.wait(status)?.status == .completed)
         #expect(host.bytes(status)[12] == 1)
@@ -172,7 +172,7 @@ import USB
         #expect(host.run(flush).status == 0)
         first.set { $0.fault = { $0 == .flush ? .ioError : nil } }
         let forced = Change(host.device, to: second, force: true)
-        host.settle()
+        host.waitUntilIdle()
         #expect(forced.isDone && forced.error == .ioError)
         _ = testUnitReady
         #expect(read().data.first == 2)
@@ -183,7 +183,7 @@ import USB
         let change = Change(host.device, to: second)
         host.device.detached()
         first.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(change.isDone)
         #expect(first.flushCount == 1)
     }

@@ -6,7 +6,7 @@ internal import Platform
 internal import SystemPackage
 public import USB
 
-/// `storage:file=PATH…`: an image file or a block device of the host as a USB stick.
+/// The backend `storage:file=PATH…`: an image file or a block device of the host as a USB stick.
 public final class StorageBackend: DeviceBackend {
     public static let scheme = "storage"
     public static let summary = "an image file or a block device as a USB stick"
@@ -37,7 +37,7 @@ public final class StorageBackend: DeviceBackend {
     }
 
     private let worker: Worker
-    private let device: StorageDevice
+    private let device: MassStorageDevice
     private let logger: Logger
     private let cache: FileImage.CacheMode
     private weak var bus: (any USBBus)?
@@ -52,7 +52,7 @@ public final class StorageBackend: DeviceBackend {
         cache = try specification.choice("cache", of: FileImage.CacheMode.self) ?? .writeback
         let speed: USBSpeed =
             try specification.choice("speed", of: Speed.self) == .high ? .high : .superSpeed
-        var identity = LogicalUnit.Identity(serialNumber: "")
+        var identity = InquiryIdentity(serialNumber: "")
         if let vendor = try specification.text("vendor", atMost: 8) { identity.vendor = vendor }
         if let product = try specification.text("product", atMost: 16) {
             identity.product = product
@@ -74,13 +74,13 @@ public final class StorageBackend: DeviceBackend {
         let unit = LogicalUnit(
             identity: identity, blockCount: image.byteCount / UInt64(blockSize),
             isReadOnly: readOnly, writeCache: cache != .writethrough)
-        device = StorageDevice(
+        device = MassStorageDevice(
             image: image, unit: unit, speed: speed,
             offersUAS: try specification.flag("uas") ?? false, summary: Self.summary(path),
             worker: worker, logger: logger)
     }
 
-    /// Opens the image that a specification names, or takes it as it was opened by somebody else.
+    /// Opens the image of a specification, or adopts the descriptor that came with the request.
     private static func image(
         _ specification: DeviceSpecification, _ descriptor: ReceivedDescriptor?,
         cache: FileImage.CacheMode, logger: Logger
@@ -99,12 +99,11 @@ public final class StorageBackend: DeviceBackend {
         } catch {
             throw BackendError(error.reason)
         }
-        if let problem = image.directProblem {
+        if let error = image.directError {
             let cause =
-                problem == .invalidArgument
-                ? "lies on a file system without direct access"
-                : "may not be opened anew for direct access (\(problem))"
-            logger.warning("'\(path)' \(cause): the page cache is used")
+                error == .invalidArgument
+                ? "its file system does not support direct I/O" : "cannot reopen it: \(error)"
+            logger.warning("no direct I/O for '\(path)', cache=none uses the page cache: \(cause)")
         }
         return image
     }
@@ -140,33 +139,33 @@ public final class StorageBackend: DeviceBackend {
         }
     }
 
-    /// Whether the stick's worker has nothing to do.
+    /// Whether the worker has no job of the device.
     package var isIdle: Bool { device.isIdle }
 
-    /// Waits for the writes that are under way and writes what is cached.
+    /// Detaches the device and flushes the image; blocks the event loop.
     public func stop() throws(BackendError) {
-        unplug()
-        do throws(Errno) { try device.flushNow() } catch { throw notWritten(error) }
+        detach()
+        do throws(Errno) { try device.flushNow() } catch { throw flushFailed(error) }
     }
 
-    /// The same on the worker.
+    /// Detaches the device and flushes the image on the worker.
     public func stop(completion: @escaping (BackendError?) -> Void) {
-        unplug()
-        device.flush { [self] error in completion(error.map { notWritten($0) }) }
+        detach()
+        device.flush { [self] error in completion(error.map { flushFailed($0) }) }
     }
 
-    private func unplug() {
+    private func detach() {
         bus?.detach(device)
         bus = nil
     }
 
-    private func notWritten(_ error: Errno) -> BackendError {
-        BackendError("'\(device.summary)' could not be written: \(error)")
+    private func flushFailed(_ error: Errno) -> BackendError {
+        BackendError("the cached data of '\(device.summary)' could not be written: \(error)")
     }
 }
 
 extension StorageBackend: OperableBackend {
-    /// The parameters of a medium; the others belong to the stick.
+    /// The parameters of a medium; all others are parameters of the stick.
     private static let mediumParameters = ["file", "readonly"]
 
     private static let force = BackendOperation.Argument(
@@ -200,58 +199,59 @@ extension StorageBackend: OperableBackend {
     public func execute(_ call: OperationCall, completion: @escaping (BackendError?) -> Void) {
         let force = call.flag("force")
         do throws(BackendError) {
-            try checkExchange(force: force)
+            try checkMediumChange(force: force)
             // Only `insert` has a specification.
             guard let specification = call.specification("spec") else {
-                return exchange(nil, nil, force: force, completion)
+                return changeMedium(nil, nil, force: force, completion)
             }
             for (name, _) in specification.parameters
             where !Self.mediumParameters.contains(name) {
                 throw BackendError(
-                    "'\(name)' belongs to the stick and not to a medium; there are: "
+                    "'\(name)' is a parameter of the stick, not of a medium; there are: "
                         + Self.mediumParameters.joined(separator: ", "))
             }
             let image = try Self.image(
                 specification, call.descriptor, cache: cache, logger: logger)
-            exchange(image, try specification.value(of: "file"), force: force, completion)
+            changeMedium(image, try specification.value(of: "file"), force: force, completion)
         } catch {
             completion(error)
         }
     }
 
-    private func checkExchange(force: Bool) throws(BackendError) {
+    private func checkMediumChange(force: Bool) throws(BackendError) {
         guard device.isRemovable else {
             throw BackendError(
-                "the stick was made with 'removable=off', so its medium stays: detach the stick")
+                "the medium of this stick is not removable (removable=off): detach the stick")
         }
         guard !device.isChangingMedium else {
-            throw BackendError("the medium is being exchanged already: try again")
+            throw BackendError("a medium change is in progress: try again")
         }
         guard force || !device.isRemovalLocked else {
             throw BackendError(
-                "the guest has locked the medium, perhaps it is mounted: unmount it there, or use "
-                    + "force, as if the medium were pulled out")
+                "the guest has locked the medium, perhaps it is mounted: unmount it in the guest, or "
+                    + "use force, which is like pulling the medium out")
         }
     }
 
-    private func exchange(
+    private func changeMedium(
         _ image: FileImage?, _ path: String?, force: Bool,
         _ completion: @escaping (BackendError?) -> Void
     ) {
         device.changeMedium(to: image, force: force) { [self] error in
-            let problem = error.map { notWritten($0) }
-            if let problem, !force { return completion(problem) }
+            let error = error.map { flushFailed($0) }
+            if let error, !force { return completion(error) }
             device.summary = Self.summary(path)
             completion(
-                problem.map {
-                    BackendError("the medium is another one now, but \($0)", tookEffect: true)
+                error.map {
+                    BackendError(
+                        "the medium has been changed, but data are lost: \($0)", tookEffect: true)
                 })
         }
     }
 }
 
 extension DeviceSpecification {
-    /// A parameter that goes into SCSI's fields: printable ASCII.
+    /// A parameter for a field of INQUIRY data, which contains printable ASCII characters.
     fileprivate func text(_ name: String, atMost count: Int) throws(BackendError) -> String? {
         guard let value = try value(of: name) else { return nil }
         guard value.utf8.count <= count, value.utf8.allSatisfy({ (0x20...0x7e).contains($0) })
@@ -260,16 +260,5 @@ extension DeviceSpecification {
                 "'\(name)=\(value)' must be at most \(count) printable ASCII characters")
         }
         return value
-    }
-}
-
-enum SerialNumber {
-    /// 16 hexadecimal digits (4.1.1 asks for at least 12) that stay the same for the same path, so
-    /// that a guest finds its stick again. FNV-1a.
-    static func derived(from text: String) -> String {
-        var hash: UInt64 = 0xcbf2_9ce4_8422_2325
-        for byte in text.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }
-        let digits = String(hash, radix: 16, uppercase: true)
-        return String(repeating: "0", count: 16 - digits.count) + digits
     }
 }

@@ -3,47 +3,55 @@
 internal import Platform
 internal import SystemPackage
 
-/// The medium of a stick: bytes at offsets.
+/// The contents of the medium: bytes at offsets.
 ///
-/// Calls come from the event loop, which does not want to wait, and from a worker thread; never from
-/// both for overlapping ranges at a time.
+/// The event loop calls it without waiting, a worker thread with waiting. Both never access overlapping
+/// ranges at the same time.
 protocol DiskImage: AnyObject, Sendable {
-    /// Fixed while it is open, a multiple of ``blockSize``.
+    /// The size, a multiple of ``blockSize`` that does not change while the image is open.
     var byteCount: UInt64 { get }
     var isReadOnly: Bool { get }
 
-    /// Fills the pieces, or their beginning.
+    /// Reads into memory segments.
     ///
-    /// - Throws: without `waiting` also `EAGAIN` (it would have to wait) and `EOPNOTSUPP` (it cannot
-    ///   tell, now or later).
-    func read(into pieces: IOVectors, at offset: UInt64, waiting: Bool) throws(Errno) -> Int
+    /// - Parameter waiting: whether to wait for a disk.
+    /// - Returns: the bytes read, possibly fewer than the segments have.
+    /// - Throws: without waiting also `EAGAIN` if the read would wait, and `EOPNOTSUPP` if the file system
+    ///   does not support reads without waiting.
+    func read(into segments: IOVectors, at offset: UInt64, waiting: Bool) throws(Errno) -> Int
 
-    /// Writes the pieces, or their beginning; see ``read(into:at:waiting:)``.
+    /// Writes memory segments; see ``read(into:at:waiting:)``.
+    ///
+    /// - Parameter durably: whether the data must be on the disk when this returns.
     func write(
-        _ pieces: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
+        _ segments: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int
 
-    /// Returns when all that was written will survive the loss of power.
+    /// Waits until all data written before survive a loss of power.
     func flush() throws(Errno)
 
-    /// Gives a range back; it reads as zeroes afterwards. `EOPNOTSUPP` where that cannot be had.
+    /// Deallocates a range, which reads as zeroes afterwards.
+    ///
+    /// - Throws: `EOPNOTSUPP` if the file system cannot deallocate.
     func punchHole(at offset: UInt64, count: UInt64) throws(Errno)
 
-    /// Zeroes a range and keeps its place. `EOPNOTSUPP` where that is no faster than writing.
+    /// Zeroes a range and keeps it allocated.
+    ///
+    /// - Throws: `EOPNOTSUPP` if the file system has no faster way than writing zeroes.
     func zeroRange(at offset: UInt64, count: UInt64) throws(Errno)
 }
 
-/// The medium that is not there. No command comes so far as to read or write it.
+/// The image of an absent medium. No command accesses it, as the logical unit reports MEDIUM NOT PRESENT.
 final class NoImage: DiskImage {
     let byteCount: UInt64 = 0
     let isReadOnly = true
 
-    func read(into pieces: IOVectors, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
+    func read(into segments: IOVectors, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
         throw .ioError
     }
 
     func write(
-        _ pieces: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
+        _ segments: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int { throw .ioError }
 
     func flush() throws(Errno) {}
@@ -51,41 +59,37 @@ final class NoImage: DiskImage {
     func zeroRange(at offset: UInt64, count: UInt64) throws(Errno) { throw .ioError }
 }
 
-/// The only size of logical blocks: what every guest and firmware takes.
-let blockSize = 512
-
-/// How far a movement of bytes came, and what stopped it.
+/// The result of a read or write of several system calls.
 struct IOResult: Sendable, Equatable {
+    /// Bytes moved before the error.
     var count: Int
     var error: Errno?
 }
 
 extension DiskImage {
-    /// Reads until the pieces are full, from byte `done` of them on.
-    func readAll(_ pieces: IOVectors, at offset: UInt64, done: Int = 0) -> IOResult {
-        move(pieces, at: offset, done: done) { (rest, offset) throws(Errno) in
+    /// Reads until the segments are full.
+    func readAll(_ segments: IOVectors, at offset: UInt64) -> IOResult {
+        repeatedly(segments, at: offset) { (rest, offset) throws(Errno) in
             try read(into: rest, at: offset, waiting: true)
         }
     }
 
-    /// Writes all pieces, from byte `done` of them on.
-    func writeAll(
-        _ pieces: IOVectors, at offset: UInt64, durably: Bool, done: Int = 0
-    ) -> IOResult {
-        move(pieces, at: offset, done: done) { (rest, offset) throws(Errno) in
+    /// Writes all segments.
+    func writeAll(_ segments: IOVectors, at offset: UInt64, durably: Bool) -> IOResult {
+        repeatedly(segments, at: offset) { (rest, offset) throws(Errno) in
             try write(rest, at: offset, durably: durably, waiting: true)
         }
     }
 
-    private func move(
-        _ pieces: IOVectors, at offset: UInt64, done: Int,
+    private func repeatedly(
+        _ segments: IOVectors, at offset: UInt64,
         _ step: (IOVectors, UInt64) throws(Errno) -> Int
     ) -> IOResult {
-        var done = done
-        while done < pieces.count {
+        var done = 0
+        while done < segments.count {
             do throws(Errno) {
-                let count = try step(pieces.slice(from: done), offset + UInt64(done))
-                // A file that someone has made shorter ends before the medium does.
+                let count = try step(segments.slice(from: done), offset + UInt64(done))
+                // End of file: another process has truncated it.
                 guard count > 0 else { return IOResult(count: done, error: .ioError) }
                 done += count
             } catch {

@@ -3,11 +3,11 @@
 internal import Platform
 internal import USB
 
-/// Memory through which the worker moves data between an image and a transfer, since only the event
+/// The memory through which the worker moves data between an image and a transfer, as only the event
 /// loop may access the transfer's buffer.
 ///
-/// It is page-aligned, as direct access asks, and never cleared: only bytes that were copied or read
-/// into it leave it. The event loop and the worker take turns, one job at a time, so there is no lock.
+/// It is page-aligned for direct I/O, and not zeroed: callers copy out only bytes that they have copied or
+/// read in. It needs no lock, because the event loop accesses it only while no job of the worker does.
 @safe
 final class StagingBuffer: @unchecked Sendable {
     private let bytes: UnsafeMutableRawBufferPointer
@@ -20,7 +20,7 @@ final class StagingBuffer: @unchecked Sendable {
 
     var capacity: Int { unsafe bytes.count }
 
-    /// The first `count` bytes, valid for as long as the staging buffer is held.
+    /// The first `count` bytes, valid for the lifetime of the staging buffer.
     func vectors(count: Int) -> IOVectors {
         var vectors = IOVectors()
         unsafe vectors.append(UnsafeMutableRawBufferPointer(rebasing: bytes[..<count]))
@@ -29,15 +29,14 @@ final class StagingBuffer: @unchecked Sendable {
 
     /// Copies `count` bytes of a transfer's buffer, from `offset` on, to the beginning.
     ///
-    /// - Returns: the bytes copied, fewer if the buffer does not have them.
+    /// - Returns: the number of bytes copied, which is smaller if the buffer is shorter or revoked.
     func fill(from buffer: TransferBuffer, at offset: Int, count: Int) -> Int {
-        var span = unsafe bytes.bindMemory(to: UInt8.self).mutableSpan
-        return buffer.copy(to: &span, 0..<count, from: offset)
+        unsafe buffer.copy(
+            into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<count]), at: offset)
     }
 
     /// Copies the first `count` bytes into a transfer's buffer, from `offset` on.
     func drain(into buffer: TransferBuffer, at offset: Int, count: Int) {
-        let span = unsafe UnsafeBufferPointer(bytes.bindMemory(to: UInt8.self)).span
-        buffer.copy(from: span.extracting(first: count), at: offset)
+        unsafe buffer.copy(from: UnsafeRawBufferPointer(rebasing: bytes[..<count]), at: offset)
     }
 }

@@ -2,13 +2,13 @@
 
 internal import Platform
 
-/// The commands that concern the blocks of the medium (SBC-3, 5).
+/// The commands that access the blocks of the medium or report on them (SBC-3, 5).
 extension LogicalUnit {
     // MARK: - Capacity
 
-    /// READ CAPACITY (10). A medium too large for it says so with all ones.
-    func readCapacity10(_ block: CommandBlock) throws(SenseData) -> Action {
-        guard block.isSet(8, bit: 0) || block[2..<6] == 0 else {
+    /// READ CAPACITY (10). For a medium that is too large for it the address is FFFFFFFFh.
+    func readCapacity10(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        guard cdb.isSet(8, bit: 0) || cdb[2..<6] == 0 else {
             throw .invalidField(inCommand: 2)
         }
         try requireMedium()
@@ -18,9 +18,9 @@ extension LogicalUnit {
         return .reply(bytes)
     }
 
-    /// READ CAPACITY (16), with the physical block size and provisioning.
-    func readCapacity16(_ block: CommandBlock) throws(SenseData) -> Action {
-        guard block.isSet(14, bit: 0) || block[2..<10] == 0 else {
+    /// READ CAPACITY (16), with the physical block size and logical block provisioning.
+    func readCapacity16(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        guard cdb.isSet(14, bit: 0) || cdb[2..<10] == 0 else {
             throw .invalidField(inCommand: 2)
         }
         try requireMedium()
@@ -30,80 +30,81 @@ extension LogicalUnit {
         bytes[13] = UInt8(granularity.trailingZeroBitCount)
         // LBPME and LBPRZ.
         if !isReadOnly { bytes[14] = 0xc0 }
-        return .reply(bytes.cut(to: Int(block[10..<14])))
+        return .reply(bytes.truncated(to: Int(cdb[10..<14])))
     }
 
-    /// READ FORMAT CAPACITIES, which Windows asks of removable media (USB UFI, 4.10).
-    func readFormatCapacities(_ block: CommandBlock) -> Action {
+    /// READ FORMAT CAPACITIES (USB UFI, 4.10), which Windows sends to removable media.
+    func readFormatCapacities(_ cdb: CommandDescriptorBlock) -> Action {
         var bytes: [UInt8] = [0, 0, 0, 8]
         bytes.append(bigEndian: UInt32(clamping: blockCount))
         bytes.append(bigEndian: UInt32(blockSize))
-        // Formatted medium, or the largest there could be.
+        // Descriptor code: formatted media, or no media present.
         bytes[8] = isMediumPresent ? 2 : 3
-        return .reply(bytes.cut(to: Int(block[7..<9])))
+        return .reply(bytes.truncated(to: Int(cdb[7..<9])))
     }
 
     // MARK: - Reading and writing
 
-    /// READ (6), (10), (12), (16). DPO and FUA change nothing: the host's cache holds what is on
-    /// the disk or will be.
-    func read(_ block: CommandBlock) throws(SenseData) -> Action {
-        try requireNoProtection(block)
+    /// READ (6), (10), (12), (16). DPO and FUA have no effect: the page cache is never older than the
+    /// disk.
+    func read(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        try requireNoProtection(cdb)
         try requireMedium()
-        let extent = try extent(block)
+        let extent = try extent(cdb)
         return extent.count == 0 ? .good : .read(extent)
     }
 
     /// WRITE (6), (10), (12), (16).
-    func write(_ block: CommandBlock) throws(SenseData) -> Action {
-        try requireNoProtection(block)
+    func write(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        try requireNoProtection(cdb)
         try requireWritable()
-        let extent = try extent(block)
-        let forcesUnitAccess = block.operationCode >= 0x20 && block.isSet(1, bit: 3)
+        let extent = try extent(cdb)
+        let forcesUnitAccess = cdb.operationCode >= 0x20 && cdb.isSet(1, bit: 3)
         return extent.count == 0
             ? .good : .write(extent, durably: forcesUnitAccess || !isWriteCacheEnabled)
     }
 
-    /// WRITE AND VERIFY: what is on the disk was taken by it.
-    func writeAndVerify(_ block: CommandBlock) throws(SenseData) -> Action {
-        try requireNoProtection(block)
-        try block.requireZero(1, mask: 0x04)
+    /// WRITE AND VERIFY (10), (12), (16). A durable write counts as verified.
+    func writeAndVerify(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        try requireNoProtection(cdb)
+        try cdb.requireZero(1, mask: 0x04)
         try requireWritable()
-        let extent = try extent(block)
+        let extent = try extent(cdb)
         return extent.count == 0 ? .good : .write(extent, durably: true)
     }
 
-    /// VERIFY with BYTCHK 0 (the medium can be read) or 1 (it holds these data).
-    func verify(_ block: CommandBlock) throws(SenseData) -> Action {
-        try requireNoProtection(block)
-        try block.requireZero(1, mask: 0x04)
+    /// VERIFY (10), (12), (16), with BYTCHK 0 (the medium is readable) or 1 (it holds the Data-Out bytes).
+    func verify(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        try requireNoProtection(cdb)
+        try cdb.requireZero(1, mask: 0x04)
         try requireMedium()
-        let extent = try extent(block)
+        let extent = try extent(cdb)
         guard extent.count > 0 else { return .good }
-        return block.isSet(1, bit: 1) ? .compare(extent) : .perform(.verify(extent))
+        return cdb.isSet(1, bit: 1) ? .compare(extent) : .operation(.verify(extent))
     }
 
-    /// SYNCHRONIZE CACHE (10), (16). The whole file is written, whatever the range.
-    func synchronizeCache(_ block: CommandBlock) throws(SenseData) -> Action {
+    /// SYNCHRONIZE CACHE (10), (16). The whole image is flushed, not only the range of the command.
+    func synchronizeCache(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
         try requireMedium()
-        _ = try extent(block)
+        _ = try extent(cdb)
         guard !isReadOnly else { return .good }
-        return .perform(block.isSet(1, bit: 1) ? .flushInBackground : .flush)
+        return .operation(cdb.isSet(1, bit: 1) ? .flushInBackground : .flush)
     }
 
     // MARK: - Provisioning
 
-    /// UNMAP (SBC-3, 5.28).
-    func prepareUnmap(_ block: CommandBlock) throws(SenseData) -> Action {
-        try block.requireZero(1, mask: 0x01)
+    /// Executes UNMAP (SBC-3, 5.28) up to its parameter list.
+    func prepareUnmap(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        try cdb.requireZero(1, mask: 0x01)
         try requireWritable()
-        let length = Int(block[7..<9])
+        let length = Int(cdb[7..<9])
         return length == 0 ? .good : .receiveParameters(length)
     }
 
+    /// Executes UNMAP with its parameter list.
     func unmap(_ list: [UInt8]) throws(SenseData) -> Action {
         guard list.count >= 8 else { throw .parameterListLengthError }
-        // Descriptors that are cut off are ignored, as are the bytes behind them.
+        // Incomplete descriptors and the bytes behind the last descriptor are ignored.
         let count = min(Int(list.bigEndian(UInt16.self, at: 2)), list.count - 8) / 16
         guard count <= MassStorageLimits.unmapDescriptors else {
             throw .invalidField(inParameters: 2)
@@ -121,56 +122,57 @@ extension LogicalUnit {
             }
             if extent.count > 0 { extents.append(extent) }
         }
-        return extents.isEmpty ? .good : .perform(.unmap(extents))
+        return extents.isEmpty ? .good : .operation(.unmap(extents))
     }
 
-    /// WRITE SAME (10), (16) (SBC-3, 5.43 and 5.44).
-    func prepareWriteSame(_ block: CommandBlock) throws(SenseData) -> Action {
-        try requireNoProtection(block)
-        // ANCHOR, and the obsolete bits that put addresses into the pattern.
-        try block.requireZero(1, mask: 0x16)
-        let isLong = block.operationCode == 0x93
-        if !isLong { try block.requireZero(1, mask: 0x01) }
+    /// Executes WRITE SAME (10), (16) (SBC-3, 5.43 and 5.44) up to its block.
+    func prepareWriteSame(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        try requireNoProtection(cdb)
+        // ANCHOR, and the obsolete PBDATA and LBDATA.
+        try cdb.requireZero(1, mask: 0x16)
+        let isLong = cdb.operationCode == 0x93
+        if !isLong { try cdb.requireZero(1, mask: 0x01) }
         try requireWritable()
-        let extent = try extent(block)
+        let extent = try extent(cdb)
         guard (1...MassStorageLimits.writeSameBlocks).contains(extent.count) else {
             throw .invalidField(inCommand: isLong ? 10 : 7)
         }
-        // NDOB: the block is not sent, it is zeroes.
-        if isLong && block.isSet(1, bit: 0) {
-            return .perform(writeSame(block, extent, pattern: nil))
+        // NDOB: the host sends no block; zeroes are written.
+        if isLong && cdb.isSet(1, bit: 0) {
+            return .operation(writeSame(cdb, extent, pattern: nil))
         }
         return .receiveParameters(blockSize)
     }
 
-    func writeSame(_ block: CommandBlock, pattern: [UInt8]) throws(SenseData) -> Action {
+    /// Executes WRITE SAME with the block of its data stage.
+    func writeSame(_ cdb: CommandDescriptorBlock, pattern: [UInt8]) throws(SenseData) -> Action {
         let isZero = pattern.allSatisfy { $0 == 0 }
-        return .perform(writeSame(block, try extent(block), pattern: isZero ? nil : pattern))
+        return .operation(writeSame(cdb, try extent(cdb), pattern: isZero ? nil : pattern))
     }
 
     private func writeSame(
-        _ block: CommandBlock, _ extent: Extent, pattern: [UInt8]?
-    ) -> MediumJob {
-        .fill(extent, block: pattern, mayUnmap: block.isSet(1, bit: 3))
+        _ cdb: CommandDescriptorBlock, _ extent: Extent, pattern: [UInt8]?
+    ) -> MediumOperation {
+        .fill(extent, block: pattern, mayUnmap: cdb.isSet(1, bit: 3))
     }
 
     // MARK: - Ranges
 
-    /// RDPROTECT, WRPROTECT, VRPROTECT: there is no protection information. The 6-byte commands have
-    /// the address there.
-    private func requireNoProtection(_ block: CommandBlock) throws(SenseData) {
-        if block.operationCode >= 0x20 { try block.requireZero(1, mask: 0xe0) }
+    /// Refuses RDPROTECT, WRPROTECT and VRPROTECT: there is no protection information. In the 6-byte
+    /// commands these bits belong to the address.
+    private func requireNoProtection(_ cdb: CommandDescriptorBlock) throws(SenseData) {
+        if cdb.operationCode >= 0x20 { try cdb.requireZero(1, mask: 0xe0) }
     }
 
-    /// The blocks that a command names: the group of its operation code says where.
-    private func extent(_ block: CommandBlock) throws(SenseData) -> Extent {
-        switch block.operationCode >> 5 {
+    /// The blocks of a command. The group of its operation code determines the offsets of the fields.
+    private func extent(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Extent {
+        switch cdb.operationCode >> 5 {
         case 0:
-            let count = block[4] == 0 ? 256 : UInt64(block[4])
-            return try extent(block[1..<4] & 0x1f_ffff, count)
-        case 4: return try extent(block[2..<10], block[10..<14])
-        case 5: return try extent(block[2..<6], block[6..<10])
-        default: return try extent(block[2..<6], block[7..<9])
+            let count = cdb[4] == 0 ? 256 : UInt64(cdb[4])
+            return try extent(cdb[1..<4] & 0x1f_ffff, count)
+        case 4: return try extent(cdb[2..<10], cdb[10..<14])
+        case 5: return try extent(cdb[2..<6], cdb[6..<10])
+        default: return try extent(cdb[2..<6], cdb[7..<9])
         }
     }
 

@@ -4,40 +4,42 @@ internal import Platform
 
 /// INQUIRY and its vital product data (SPC-4, 6.6 and 7.8; SBC-3, 6.5).
 extension LogicalUnit {
-    func inquiry(_ block: CommandBlock) throws(SenseData) -> Action {
-        // CMDDT, which REPORT SUPPORTED OPERATION CODES has replaced.
-        try block.requireZero(1, mask: 0x02)
-        let allocation = Int(block[3..<5])
-        guard block.isSet(1, bit: 0) else {
-            try block.requireZero(2)
-            return .reply(standardInquiry.cut(to: allocation))
+    /// INQUIRY (SPC-4, 6.6).
+    func inquiry(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        // CMDDT is obsolete; REPORT SUPPORTED OPERATION CODES has replaced it.
+        try cdb.requireZero(1, mask: 0x02)
+        let allocation = Int(cdb[3..<5])
+        guard cdb.isSet(1, bit: 0) else {
+            try cdb.requireZero(2)
+            return .reply(standardInquiry.truncated(to: allocation))
         }
-        guard let page = vitalProductData(block[2]) else { throw .invalidField(inCommand: 2) }
-        return .reply(page.cut(to: allocation))
+        guard let page = vitalProductData(cdb[2]) else { throw .invalidField(inCommand: 2) }
+        return .reply(page.truncated(to: allocation))
     }
 
-    /// SPC-4, 6.6.2.
+    /// Standard INQUIRY data (SPC-4, 6.6.2).
     var standardInquiry: [UInt8] {
         var bytes: [UInt8] = [
-            0x00,  // direct access
+            0x00,  // direct access block device
             identity.isRemovable ? 0x80 : 0x00,
-            0x06,  // SPC-4
+            0x06,  // VERSION: SPC-4
             0x02,  // response data format
             0, 0, 0,
-            takesManyCommands ? 0x02 : 0x00,  // CMDQUE
+            supportsCommandQueuing ? 0x02 : 0x00,  // CMDQUE
         ]
         bytes += Self.padded(identity.vendor, to: 8)
         bytes += Self.padded(identity.product, to: 16)
         bytes += Self.padded(identity.revision, to: 4)
         bytes += [UInt8](repeating: 0, count: 22)
-        // SPC-4, SBC-3, and UAS or Bulk-Only Transport.
-        for standard: UInt16 in [0x0460, 0x04c0, takesManyCommands ? 0x1740 : 0x1730] {
+        // Version descriptors: SPC-4, SBC-3, and UAS or Bulk-Only Transport.
+        for standard: UInt16 in [0x0460, 0x04c0, supportsCommandQueuing ? 0x1740 : 0x1730] {
             bytes.append(bigEndian: standard)
         }
         bytes[4] = UInt8(clamping: bytes.count - 5)
         return bytes
     }
 
+    /// A page of vital product data; `nil` if the page is not supported.
     private func vitalProductData(_ code: UInt8) -> [UInt8]? {
         switch code {
         case 0x00: Self.page(code, [0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2])
@@ -50,7 +52,7 @@ extension LogicalUnit {
         }
     }
 
-    /// A designator of the T10 form: vendor, product and serial number make it the only one.
+    /// A T10 vendor ID designator (SPC-4, 7.8.6.4), unique by vendor, product and serial number.
     private var designators: [UInt8] {
         let name =
             Self.padded(identity.vendor, to: 8) + Self.padded(identity.product, to: 16)
@@ -61,41 +63,43 @@ extension LogicalUnit {
     /// Block limits (SBC-3, 6.5.3).
     private var blockLimits: [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 60)
-        bytes[0] = 1  // WSNZ: WRITE SAME of no blocks does not mean all
+        bytes[0] = 1  // WSNZ: WRITE SAME of zero blocks is an error
         bytes.store(bigEndian: UInt16(granularity), at: 2)
-        // One transfer of the largest ring, and a good size for the page cache.
+        // OPTIMAL TRANSFER LENGTH: 1 MiB.
         bytes.store(bigEndian: UInt32(2048), at: 8)
         if !isReadOnly {
             bytes.store(bigEndian: UInt32(MassStorageLimits.unmapBlocks), at: 16)
             bytes.store(bigEndian: UInt32(MassStorageLimits.unmapDescriptors), at: 20)
             bytes.store(bigEndian: UInt32(granularity), at: 24)
-            bytes.store(bigEndian: UInt32(0x8000_0000), at: 28)  // aligned to block 0
+            bytes.store(bigEndian: UInt32(0x8000_0000), at: 28)  // UGAVALID, alignment 0
             bytes.store(bigEndian: MassStorageLimits.writeSameBlocks, at: 32)
         }
         return bytes
     }
 
-    /// Block device characteristics (SBC-3, 6.5.2): not rotating, so that hosts do not sort.
+    /// Block device characteristics (SBC-3, 6.5.2): a non-rotating medium.
     private var characteristics: [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 60)
         bytes.store(bigEndian: UInt16(1), at: 0)
         return bytes
     }
 
-    /// Logical block provisioning (SBC-3, 6.5.4): thin; blocks given back read as zeroes.
+    /// Logical block provisioning (SBC-3, 6.5.4): thin; unmapped blocks read as zeroes.
     private var provisioning: [UInt8] {
         isReadOnly ? [0, 0, 0, 0] : [0, 0xe0 | 0x04, 0x02, 0]
     }
 
-    /// Blocks that are best kept together: those of a page, if the medium is made of pages.
+    /// Optimal granularity in blocks: a page of the host, if the medium consists of whole pages.
     var granularity: UInt64 { blockCount % 8 == 0 ? 8 : 1 }
 
+    /// A page of vital product data with its header.
     private static func page(_ code: UInt8, _ data: [UInt8]) -> [UInt8] {
         var bytes: [UInt8] = [0x00, code]
         bytes.append(bigEndian: UInt16(clamping: data.count))
         return bytes + data
     }
 
+    /// ASCII text, truncated or padded with spaces to a field of `count` bytes.
     private static func padded(_ text: String, to count: Int) -> [UInt8] {
         let bytes = Array(text.utf8.prefix(count))
         return bytes + [UInt8](repeating: 0x20, count: count - bytes.count)

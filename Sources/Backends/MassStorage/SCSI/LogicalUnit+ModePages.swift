@@ -4,7 +4,7 @@ internal import Platform
 
 /// MODE SENSE and MODE SELECT (SPC-4, 6.11 to 6.14 and 7.5).
 extension LogicalUnit {
-    /// A mode page: its bytes with code and length, and which bits of them the host may change.
+    /// A mode page, with its header: current, default and changeable values.
     private struct ModePage {
         let current: [UInt8]
         let defaults: [UInt8]
@@ -12,7 +12,7 @@ extension LogicalUnit {
 
         var code: UInt8 { current[0] }
 
-        /// A page of `count` bytes that are zero but for `values`.
+        /// A page of `count` bytes. Bytes that a dictionary does not name are zero.
         init(
             _ code: UInt8, count: Int, values: [Int: UInt8] = [:], defaults: [Int: UInt8]? = nil,
             changeable: [Int: UInt8] = [:]
@@ -34,7 +34,7 @@ extension LogicalUnit {
     private static let cachingPage: UInt8 = 0x08
     private static let writeCacheEnable: UInt8 = 0x04
 
-    /// In ascending order.
+    /// The supported mode pages, in ascending order of page codes.
     private var modePages: [ModePage] {
         let on = [2: Self.writeCacheEnable]
         return [
@@ -42,24 +42,25 @@ extension LogicalUnit {
             ModePage(
                 Self.cachingPage, count: 20, values: isWriteCacheEnabled ? on : [:],
                 defaults: defaultWriteCache ? on : [:], changeable: isReadOnly ? [:] : on),
-            // Control: no busy timeout is known.
+            // Control: BUSY TIMEOUT PERIOD is undefined.
             ModePage(0x0a, count: 12, values: [8: 0xff, 9: 0xff]),
-            // Informational exceptions: none are reported (DEXCPT).
+            // Informational exceptions: DEXCPT, none are reported.
             ModePage(0x1c, count: 12, values: [2: 0x08]),
         ]
     }
 
-    func modeSense(_ block: CommandBlock, isShort: Bool) throws(SenseData) -> Action {
-        let pageCode = block[2] & 0x3f
-        let subpage = block[3]
-        let control = block[2] >> 6
+    /// MODE SENSE (6), (10).
+    func modeSense(_ cdb: CommandDescriptorBlock, isShort: Bool) throws(SenseData) -> Action {
+        let pageCode = cdb[2] & 0x3f
+        let subpage = cdb[3]
+        let control = cdb[2] >> 6
         guard control != 3 else { throw .savingNotSupported }
         guard subpage == 0 || subpage == 0xff else { throw .invalidField(inCommand: 3) }
         let pages = modePages.filter { pageCode == Self.allPages || $0.code == pageCode }
         guard !pages.isEmpty else { throw .invalidField(inCommand: 2, bit: 5) }
 
-        let isLong = !isShort && block.isSet(1, bit: 4)
-        let descriptor = block.isSet(1, bit: 3) ? [] : blockDescriptor(isLong: isLong)
+        let isLong = !isShort && cdb.isSet(1, bit: 4)
+        let descriptor = cdb.isSet(1, bit: 3) ? [] : blockDescriptor(isLong: isLong)
         var data: [UInt8] = []
         for page in pages {
             switch control {
@@ -68,7 +69,7 @@ extension LogicalUnit {
             default: data += page.current
             }
         }
-        // Write protect, and DPOFUA: the bits of READ and WRITE are understood.
+        // WP, and DPOFUA: READ and WRITE accept DPO and FUA.
         let deviceSpecific: UInt8 = (isReadOnly ? 0x80 : 0) | 0x10
         var header: [UInt8]
         if isShort {
@@ -80,11 +81,11 @@ extension LogicalUnit {
             header = [0, 0, 0, deviceSpecific, isLong ? 1 : 0, 0, 0, UInt8(descriptor.count)]
             header.store(bigEndian: UInt16(clamping: 6 + descriptor.count + data.count), at: 0)
         }
-        let allocation = isShort ? Int(block[4]) : Int(block[7..<9])
-        return .reply((header + descriptor + data).cut(to: allocation))
+        let allocation = isShort ? Int(cdb[4]) : Int(cdb[7..<9])
+        return .reply((header + descriptor + data).truncated(to: allocation))
     }
 
-    /// Number and size of the blocks (SBC-3, 6.4.2).
+    /// Mode parameter block descriptor: number and size of the blocks (SBC-3, 6.4.2).
     private func blockDescriptor(isLong: Bool) -> [UInt8] {
         let count = isMediumPresent ? blockCount : 0
         var bytes: [UInt8] = []
@@ -98,16 +99,18 @@ extension LogicalUnit {
         return bytes
     }
 
-    func prepareModeSelect(_ block: CommandBlock, length: Int) throws(SenseData) -> Action {
-        // SP: nothing is saved over a reset.
-        try block.requireZero(1, mask: 0x01)
-        // PF: the pages must be of the standard's form.
-        guard block.isSet(1, bit: 4) else { throw .invalidField(inCommand: 1, bit: 4) }
+    /// Executes MODE SELECT (6), (10) up to its parameter list.
+    func prepareModeSelect(_ cdb: CommandDescriptorBlock, length: Int) throws(SenseData) -> Action {
+        // SP: saving pages is not supported.
+        try cdb.requireZero(1, mask: 0x01)
+        // PF: the pages must have the format of the standard.
+        guard cdb.isSet(1, bit: 4) else { throw .invalidField(inCommand: 1, bit: 4) }
         return length == 0 ? .good : .receiveParameters(length)
     }
 
+    /// Executes MODE SELECT with its parameter list.
     mutating func modeSelect(
-        _ block: CommandBlock, _ list: [UInt8], isShort: Bool
+        _ cdb: CommandDescriptorBlock, _ list: [UInt8], isShort: Bool
     ) throws(SenseData) -> Action {
         let headerCount = isShort ? 4 : 8
         guard list.count >= headerCount else { throw .parameterListLengthError }
@@ -145,12 +148,12 @@ extension LogicalUnit {
             }
             position += page.current.count
         }
-        if isWriteCacheEnabled && !writeCache { return .perform(.disableWriteCache) }
+        if isWriteCacheEnabled && !writeCache { return .operation(.disableWriteCache) }
         isWriteCacheEnabled = writeCache
         return .good
     }
 
-    /// A descriptor may repeat what is so anyway.
+    /// Checks a block descriptor, which may only repeat the present values.
     private func checkBlockDescriptor(
         _ list: [UInt8], at start: Int, count: Int, isLong: Bool, countField: Int
     ) throws(SenseData) {
@@ -158,7 +161,7 @@ extension LogicalUnit {
         let numberBytes = isLong ? 8 : 4
         let number = list.bigEndian(start..<start + numberBytes)
         let present = isLong ? blockCount : UInt64(UInt32(clamping: blockCount))
-        // 0 leaves the number as it is.
+        // 0 leaves the number of blocks unchanged.
         guard number == 0 || number == present else {
             throw .invalidField(inParameters: start)
         }

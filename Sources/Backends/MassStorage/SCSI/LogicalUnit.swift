@@ -2,96 +2,57 @@
 
 internal import Platform
 
-/// The logical unit of a stick: a SCSI direct-access block device (SPC-4, SBC-3), without input or
-/// output.
+/// The logical unit: a SCSI direct-access block device (SPC-4, SBC-3), without input or output.
 ///
-/// ``execute(_:at:)`` decides what a command means; the device then moves the data. State that
-/// depends on the success of that work is changed by ``mediumJobEnded(_:)``.
+/// ``execute(_:at:)`` validates a command and returns the ``Action`` that the device carries out.
+/// ``mediumOperationCompleted(_:)`` changes the state that depends on the success of a medium operation.
 ///
-/// A port reset is not reported as a unit attention (29h): the host made it itself, and its log
+/// A port reset establishes no unit attention condition (29h): the host requested it, and its log
 /// would show a fault where there is none.
 struct LogicalUnit {
-    /// What INQUIRY tells of the stick.
-    struct Identity: Sendable {
-        /// At most 8 printable ASCII characters.
-        var vendor = "usbvfiod"
-        /// At most 16.
-        var product = "Storage"
-        /// At most 4.
-        var revision = "1.0"
-        var serialNumber: String
-        var isRemovable = true
-    }
-
-    /// What a command wants done.
+    /// The result of a command's validation: its status, or the data transfer or medium operation
+    /// that it needs.
     enum Action: Equatable {
-        /// It is done.
+        /// GOOD status, without a data stage.
         case good
-        /// It has data for the host, cut to the allocation length.
+        /// Data-In bytes, truncated to the allocation length.
         case reply([UInt8])
         case read(Extent)
+        /// - Parameter durably: the data must be on the disk before the status is sent.
         case write(Extent, durably: Bool)
-        /// Data of the host are to be compared with the medium.
+        /// VERIFY with BYTCHK: Data-Out bytes are compared with the medium.
         case compare(Extent)
-        /// It needs a parameter list of so many bytes; then ``execute(_:parameters:)``.
+        /// A parameter list of this many bytes; ``execute(_:parameters:)`` continues with it.
         case receiveParameters(Int)
-        /// It needs the medium, without data for the host or from it.
-        case perform(MediumJob)
-        /// It cannot be done.
-        case check(SenseData)
+        /// A medium operation, without a data stage.
+        case operation(MediumOperation)
+        case checkCondition(SenseData)
     }
 
-    /// Work on the medium that may take a while.
-    enum MediumJob: Equatable, Sendable {
-        case flush
-        /// The host does not wait; an error is reported with a later command.
-        case flushInBackground
-        /// Flushes, then takes the medium out.
-        case eject
-        /// Flushes, then turns the write cache off.
-        case disableWriteCache
-        /// Reads without telling what.
-        case verify(Extent)
-        /// Gives ranges back.
-        case unmap([Extent])
-        /// Writes a block over and over; `nil` is zeroes.
-        case fill(Extent, block: [UInt8]?, mayUnmap: Bool)
-
-        /// For the operator.
-        var words: String {
-            switch self {
-            case .flush, .flushInBackground, .eject, .disableWriteCache: "flushing"
-            case .verify: "verifying"
-            case .unmap: "giving blocks back"
-            case .fill: "filling blocks"
-            }
-        }
-    }
-
-    let identity: Identity
-    /// The transport has commands wait here, as UAS does.
-    var takesManyCommands = false
-    /// Of the medium, or of the last one if there is none.
+    let identity: InquiryIdentity
+    /// CMDQUE: the transport queues commands, as UAS does.
+    var supportsCommandQueuing = false
+    /// Blocks of the medium, or of the previous one if there is no medium.
     private(set) var blockCount: UInt64
     private(set) var isReadOnly: Bool
-    /// What the cache is set to at first.
+    /// WCE at power-on.
     let defaultWriteCache: Bool
 
-    /// WCE: a write may be answered before it is on the disk.
+    /// WCE: the status of a write may be sent before the data are on the disk.
     var isWriteCacheEnabled: Bool
-    /// There is a medium, and the host has not taken it out.
+    /// The medium is inserted and loaded; commands can access it.
     private(set) var isMediumPresent = true
-    /// There is a medium, which the host can take out and put in again.
-    private var isMediumThere = true
-    /// The host has asked that the medium be left where it is.
+    /// The operator has inserted a medium. The host can eject and load it.
+    private var isMediumInserted = true
+    /// PREVENT: the host has locked the medium.
     private(set) var isRemovalPrevented = false
-    /// Of the last command, until it is fetched or another command comes.
+    /// Sense data of the last command, until REQUEST SENSE or the next command clears them.
     private var sense = SenseData.none
-    /// Of a command that was answered before.
+    /// The deferred error of a command whose status was sent before (SPC-4, 4.5.7).
     private var deferredError: SenseData?
     private var unitAttention: SenseData?
 
-    init(identity: Identity, blockCount: UInt64, isReadOnly: Bool, writeCache: Bool) {
+    init(identity: InquiryIdentity, blockCount: UInt64, isReadOnly: Bool, writeCache: Bool) {
         precondition(blockCount > 0, "a medium has at least one block")
         self.identity = identity
         self.blockCount = blockCount
@@ -100,11 +61,11 @@ struct LogicalUnit {
         isWriteCacheEnabled = writeCache
     }
 
-    /// A reset of the port: as when plugged in. A medium that the guest has taken out is back, as after
-    /// the guest's restart nobody could put it in.
+    /// Resets the unit to its power-on state, as a port reset does. A medium that the guest has ejected is
+    /// loaded again, since a restarted guest has no other way to reach it.
     ///
-    /// A write cache that the guest has turned off stays off: since no unit attention tells of the
-    /// reset, it would go on without flushing.
+    /// A write cache that the guest has disabled stays disabled: no unit attention reports the reset, so
+    /// the guest would go on without flushing.
     mutating func reset() {
         loadMedium()
         isRemovalPrevented = false
@@ -112,44 +73,44 @@ struct LogicalUnit {
         sense = .none
     }
 
-    /// A reset of the logical unit alone, by a request of UAS: the host hears of it, as others might.
+    /// LOGICAL UNIT RESET, a task management function of UAS. It establishes a unit attention condition.
     mutating func resetUnit() {
         isRemovalPrevented = false
         sense = .none
-        unitAttention = .wasReset
+        unitAttention = .resetOccurred
     }
 
     // MARK: - Commands
 
-    /// Begins a command.
-    mutating func execute(_ block: CommandBlock, at logicalUnit: UInt8 = 0) -> Action {
+    /// Executes a command up to its data stage.
+    mutating func execute(_ cdb: CommandDescriptorBlock, at logicalUnit: UInt8 = 0) -> Action {
         catchSense { (unit: inout Self) throws(SenseData) in
-            try unit.dispatch(block, at: logicalUnit)
+            try unit.dispatch(cdb, at: logicalUnit)
         }
     }
 
-    /// Goes on with a command whose parameter list has come.
-    mutating func execute(_ block: CommandBlock, parameters: [UInt8]) -> Action {
+    /// Executes a command whose parameter list has arrived.
+    mutating func execute(_ cdb: CommandDescriptorBlock, parameters: [UInt8]) -> Action {
         catchSense { (unit: inout Self) throws(SenseData) in
-            switch SCSICommand.named(by: block)?.name {
-            case .modeSelect6: return try unit.modeSelect(block, parameters, isShort: true)
-            case .modeSelect10: return try unit.modeSelect(block, parameters, isShort: false)
+            switch SCSICommand.named(by: cdb)?.name {
+            case .modeSelect6: return try unit.modeSelect(cdb, parameters, isShort: true)
+            case .modeSelect10: return try unit.modeSelect(cdb, parameters, isShort: false)
             case .unmap: return try unit.unmap(parameters)
-            case .writeSame10, .writeSame16: return try unit.writeSame(block, pattern: parameters)
+            case .writeSame10, .writeSame16: return try unit.writeSame(cdb, pattern: parameters)
             default: throw .invalidCommand
             }
         }
     }
 
-    /// The command at work failed after all.
-    mutating func fail(_ error: SenseData) { sense = error }
+    /// Keeps the sense data of a command that failed during its data stage or medium operation.
+    mutating func setSense(_ error: SenseData) { sense = error }
 
-    /// The host has the sense data of the last command.
-    mutating func senseWasSent() { sense = .none }
+    /// Clears the sense data after they have been sent to the host.
+    mutating func clearSense() { sense = .none }
 
-    /// A job has ended well.
-    mutating func mediumJobEnded(_ job: MediumJob) {
-        switch job {
+    /// Applies the effect of a medium operation that has succeeded.
+    mutating func mediumOperationCompleted(_ operation: MediumOperation) {
+        switch operation {
         case .eject: isMediumPresent = false
         case .disableWriteCache: isWriteCacheEnabled = false
         default: break
@@ -158,31 +119,31 @@ struct LogicalUnit {
 
     // MARK: - Medium
 
-    /// The operator takes the medium: commands find none from now on.
+    /// Removes the medium on the operator's request; later commands find none.
     mutating func removeMedium() {
-        isMediumThere = false
+        isMediumInserted = false
         isMediumPresent = false
     }
 
-    /// The operator has put in a medium, another one or the same; the host learns of it with its
-    /// next command.
+    /// Inserts a medium on the operator's request. The unit attention that reports it comes with the
+    /// host's next command.
     mutating func insertMedium(blockCount: UInt64, isReadOnly: Bool) {
         precondition(blockCount > 0, "a medium has at least one block")
         self.blockCount = blockCount
         self.isReadOnly = isReadOnly
-        isMediumThere = true
+        isMediumInserted = true
         isMediumPresent = false
         loadMedium()
     }
 
     private mutating func loadMedium() {
-        guard isMediumThere, !isMediumPresent else { return }
+        guard isMediumInserted, !isMediumPresent else { return }
         isMediumPresent = true
         unitAttention = .mediumMayHaveChanged
     }
 
-    /// A job that nobody waits for has failed.
-    mutating func backgroundJobFailed(_ error: SenseData) {
+    /// Keeps the error of a background flush; the next command reports it as a deferred error.
+    mutating func backgroundFlushFailed(_ error: SenseData) {
         deferredError = error
         deferredError?.isDeferred = true
     }
@@ -194,15 +155,15 @@ struct LogicalUnit {
             return try body(&self)
         } catch {
             sense = error
-            return .check(error)
+            return .checkCondition(error)
         }
     }
 
     private mutating func dispatch(
-        _ block: CommandBlock, at logicalUnit: UInt8
+        _ cdb: CommandDescriptorBlock, at logicalUnit: UInt8
     ) throws(SenseData) -> Action {
-        let command = SCSICommand.named(by: block)
-        guard logicalUnit == 0 else { return try answerForMissingUnit(command, block) }
+        let command = SCSICommand.named(by: cdb)
+        guard logicalUnit == 0 else { return try executeAtMissingUnit(command, cdb) }
         switch command?.name {
         case .inquiry, .reportLogicalUnits: sense = .none
         case .requestSense: break
@@ -218,61 +179,62 @@ struct LogicalUnit {
             }
         }
         guard let command else {
-            // The code is known, only the service action is not.
-            let isKnown = SCSICommand.all.contains { $0.operationCode == block.operationCode }
+            // Only the service action is unknown.
+            let isKnown = SCSICommand.all.contains { $0.operationCode == cdb.operationCode }
             throw isKnown ? .invalidField(inCommand: 1, bit: 4) : .invalidCommand
         }
-        guard block.count >= command.usage.count else {
-            throw .invalidField(inCommand: block.count)
+        guard cdb.count >= command.usage.count else {
+            throw .invalidField(inCommand: cdb.count)
         }
-        return try carryOut(command.name, block)
+        return try execute(command.name, cdb)
     }
 
-    private mutating func carryOut(
-        _ command: SCSICommand.Name, _ block: CommandBlock
+    private mutating func execute(
+        _ command: SCSICommand.Name, _ cdb: CommandDescriptorBlock
     ) throws(SenseData) -> Action {
         switch command {
         case .testUnitReady:
             try requireMedium()
             return .good
-        case .requestSense: return requestSense(block)
-        case .inquiry: return try inquiry(block)
-        case .readFormatCapacities: return readFormatCapacities(block)
-        case .modeSense6: return try modeSense(block, isShort: true)
-        case .modeSense10: return try modeSense(block, isShort: false)
-        case .modeSelect6: return try prepareModeSelect(block, length: Int(block[4]))
-        case .modeSelect10: return try prepareModeSelect(block, length: Int(block[7..<9]))
-        case .startStopUnit: return try startStopUnit(block)
-        case .sendDiagnostic: return try sendDiagnostic(block)
-        case .preventAllowMediumRemoval: return try preventAllowMediumRemoval(block)
-        case .reportLogicalUnits: return try reportLogicalUnits(block)
-        case .reportSupportedOperationCodes: return try reportSupportedOperationCodes(block)
-        case .readCapacity10: return try readCapacity10(block)
-        case .readCapacity16: return try readCapacity16(block)
-        case .read6, .read10, .read12, .read16: return try read(block)
-        case .write6, .write10, .write12, .write16: return try write(block)
+        case .requestSense: return requestSense(cdb)
+        case .inquiry: return try inquiry(cdb)
+        case .readFormatCapacities: return readFormatCapacities(cdb)
+        case .modeSense6: return try modeSense(cdb, isShort: true)
+        case .modeSense10: return try modeSense(cdb, isShort: false)
+        case .modeSelect6: return try prepareModeSelect(cdb, length: Int(cdb[4]))
+        case .modeSelect10: return try prepareModeSelect(cdb, length: Int(cdb[7..<9]))
+        case .startStopUnit: return try startStopUnit(cdb)
+        case .sendDiagnostic: return try sendDiagnostic(cdb)
+        case .preventAllowMediumRemoval: return try preventAllowMediumRemoval(cdb)
+        case .reportLogicalUnits: return try reportLogicalUnits(cdb)
+        case .reportSupportedOperationCodes: return try reportSupportedOperationCodes(cdb)
+        case .readCapacity10: return try readCapacity10(cdb)
+        case .readCapacity16: return try readCapacity16(cdb)
+        case .read6, .read10, .read12, .read16: return try read(cdb)
+        case .write6, .write10, .write12, .write16: return try write(cdb)
         case .writeAndVerify10, .writeAndVerify12, .writeAndVerify16:
-            return try writeAndVerify(block)
-        case .verify10, .verify12, .verify16: return try verify(block)
-        case .synchronizeCache10, .synchronizeCache16: return try synchronizeCache(block)
-        case .unmap: return try prepareUnmap(block)
-        case .writeSame10, .writeSame16: return try prepareWriteSame(block)
+            return try writeAndVerify(cdb)
+        case .verify10, .verify12, .verify16: return try verify(cdb)
+        case .synchronizeCache10, .synchronizeCache16: return try synchronizeCache(cdb)
+        case .unmap: return try prepareUnmap(cdb)
+        case .writeSame10, .writeSame16: return try prepareWriteSame(cdb)
         }
     }
 
-    /// Logical units 1...15 (SPC-4, 5.11): there is none, which some commands tell in data.
-    private mutating func answerForMissingUnit(
-        _ command: SCSICommand?, _ block: CommandBlock
+    /// Executes a command for an incorrect logical unit number (SPC-4, 5.11): a few commands report in
+    /// their data that there is no such unit.
+    private mutating func executeAtMissingUnit(
+        _ command: SCSICommand?, _ cdb: CommandDescriptorBlock
     ) throws(SenseData) -> Action {
         switch command?.name {
         case .inquiry:
             var bytes = standardInquiry
             bytes[0] = 0x7f
-            return .reply(bytes.cut(to: Int(block[3..<5])))
+            return .reply(bytes.truncated(to: Int(cdb[3..<5])))
         case .requestSense:
             return .reply(
-                SenseData.logicalUnitNotSupported.fixedFormat.cut(to: Int(block[4])))
-        case .reportLogicalUnits: return try reportLogicalUnits(block)
+                SenseData.logicalUnitNotSupported.fixedFormat.truncated(to: Int(cdb[4])))
+        case .reportLogicalUnits: return try reportLogicalUnits(cdb)
         default: throw .logicalUnitNotSupported
         }
     }
@@ -290,32 +252,31 @@ struct LogicalUnit {
 
     // MARK: - Small commands
 
-    /// REQUEST SENSE (SPC-4, 6.39). What is told is forgotten.
-    private mutating func requestSense(_ block: CommandBlock) -> Action {
-        var told = sense
-        if told == .none, let deferredError {
-            told = deferredError
+    /// REQUEST SENSE (SPC-4, 6.39). The condition that it reports is cleared.
+    private mutating func requestSense(_ cdb: CommandDescriptorBlock) -> Action {
+        var reported = sense
+        if reported == .none, let deferredError {
+            reported = deferredError
             self.deferredError = nil
-        } else if told == .none, let unitAttention {
-            told = unitAttention
+        } else if reported == .none, let unitAttention {
+            reported = unitAttention
             self.unitAttention = nil
-        } else if told == .none, !isMediumPresent {
-            told = .mediumNotPresent
+        } else if reported == .none, !isMediumPresent {
+            reported = .mediumNotPresent
         }
         sense = .none
-        let bytes = block.isSet(1, bit: 0) ? told.descriptorFormat : told.fixedFormat
-        return .reply(bytes.cut(to: Int(block[4])))
+        let bytes = cdb.isSet(1, bit: 0) ? reported.descriptorFormat : reported.fixedFormat
+        return .reply(bytes.truncated(to: Int(cdb[4])))
     }
 
-    /// START STOP UNIT (SBC-3, 5.25). A file has nothing to spin down, but stopping is the moment to
-    /// write what is cached.
-    private mutating func startStopUnit(_ block: CommandBlock) throws(SenseData) -> Action {
-        let powerCondition = block[4] >> 4
-        let loadsOrEjects = block.isSet(4, bit: 1)
-        let starts = block.isSet(4, bit: 0)
-        guard powerCondition == 0 else { return isMediumPresent ? .perform(.flush) : .good }
+    /// START STOP UNIT (SBC-3, 5.25). There is nothing to spin down, but stopping flushes the cache.
+    private mutating func startStopUnit(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        let powerCondition = cdb[4] >> 4
+        let loadsOrEjects = cdb.isSet(4, bit: 1)
+        let starts = cdb.isSet(4, bit: 0)
+        guard powerCondition == 0 else { return isMediumPresent ? .operation(.flush) : .good }
         guard loadsOrEjects else {
-            if !starts { return isMediumPresent ? .perform(.flush) : .good }
+            if !starts { return isMediumPresent ? .operation(.flush) : .good }
             try requireMedium()
             return .good
         }
@@ -326,48 +287,48 @@ struct LogicalUnit {
             return .good
         }
         guard !isRemovalPrevented else { throw .removalPrevented }
-        return isMediumPresent ? .perform(.eject) : .good
+        return isMediumPresent ? .operation(.eject) : .good
     }
 
     /// PREVENT ALLOW MEDIUM REMOVAL (SBC-3, 5.15).
     private mutating func preventAllowMediumRemoval(
-        _ block: CommandBlock
+        _ cdb: CommandDescriptorBlock
     ) throws(SenseData) -> Action {
-        try block.requireZero(4, mask: 0x02)
-        isRemovalPrevented = block.isSet(4, bit: 0)
+        try cdb.requireZero(4, mask: 0x02)
+        isRemovalPrevented = cdb.isSet(4, bit: 0)
         return .good
     }
 
-    /// SEND DIAGNOSTIC (SPC-4, 6.42): only the default self-test, which passes.
-    private func sendDiagnostic(_ block: CommandBlock) throws(SenseData) -> Action {
-        try block.requireZero(1, mask: 0xe3)
-        try block.requireZero(3)
-        try block.requireZero(4)
+    /// SEND DIAGNOSTIC (SPC-4, 6.42). Only the default self-test is supported; it passes.
+    private func sendDiagnostic(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
+        try cdb.requireZero(1, mask: 0xe3)
+        try cdb.requireZero(3)
+        try cdb.requireZero(4)
         return .good
     }
 
     /// REPORT LUNS (SPC-4, 6.33).
-    private func reportLogicalUnits(_ block: CommandBlock) throws(SenseData) -> Action {
+    private func reportLogicalUnits(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
         var bytes: [UInt8]
-        switch block[2] {
+        switch cdb[2] {
         case 0, 2:
             bytes = [UInt8](repeating: 0, count: 16)
             bytes[3] = 8
         case 1: bytes = [UInt8](repeating: 0, count: 8)
         default: throw .invalidField(inCommand: 2)
         }
-        return .reply(bytes.cut(to: Int(block[6..<10])))
+        return .reply(bytes.truncated(to: Int(cdb[6..<10])))
     }
 
     /// REPORT SUPPORTED OPERATION CODES (SPC-4, 6.35).
     private func reportSupportedOperationCodes(
-        _ block: CommandBlock
+        _ cdb: CommandDescriptorBlock
     ) throws(SenseData) -> Action {
-        let wantsTimeouts = block.isSet(2, bit: 7)
-        // Length, then nominal and recommended times, which are not known.
+        let wantsTimeouts = cdb.isSet(2, bit: 7)
+        // The length, then nominal and recommended timeouts, both unspecified.
         let timeouts: [UInt8] = wantsTimeouts ? [0, 10] + [UInt8](repeating: 0, count: 10) : []
-        let allocation = Int(block[6..<10])
-        let option = block[2] & 7
+        let allocation = Int(cdb[6..<10])
+        let option = cdb[2] & 7
         if option == 0 {
             var list: [UInt8] = []
             for command in SCSICommand.all {
@@ -379,13 +340,13 @@ struct LogicalUnit {
             }
             var bytes: [UInt8] = []
             bytes.append(bigEndian: UInt32(list.count))
-            return .reply((bytes + list).cut(to: allocation))
+            return .reply((bytes + list).truncated(to: allocation))
         }
         guard option <= 3 else { throw .invalidField(inCommand: 2, bit: 2) }
-        let action = block[4..<6]
-        let command = SCSICommand.all.first { $0.operationCode == block[3] }
+        let action = cdb[4..<6]
+        let command = SCSICommand.all.first { $0.operationCode == cdb[3] }
         let hasActions = command?.serviceAction != nil
-        // Whether the question names a service action must agree with the command.
+        // The reporting option must name a service action exactly if the command has one.
         if command != nil, option == 1 && hasActions || option == 2 && !hasActions {
             throw .invalidField(inCommand: 4)
         }
@@ -403,20 +364,11 @@ struct LogicalUnit {
         } else {
             bytes += [0, 0]
         }
-        return .reply(bytes.cut(to: allocation))
+        return .reply(bytes.truncated(to: allocation))
     }
 }
 
-/// Blocks in a row, known to lie on the medium.
-struct Extent: Equatable, Sendable {
-    var block: UInt64
-    var count: UInt64
-
-    var byteOffset: UInt64 { block * UInt64(blockSize) }
-    var byteCount: Int { Int(count) * blockSize }
-}
-
 extension [UInt8] {
-    /// What an allocation length leaves of parameter data.
-    func cut(to length: Int) -> [UInt8] { count <= length ? self : Array(prefix(length)) }
+    /// Parameter data truncated to the allocation length of a CDB.
+    func truncated(to length: Int) -> [UInt8] { count <= length ? self : Array(prefix(length)) }
 }

@@ -3,21 +3,23 @@
 internal import Platform
 internal import SystemPackage
 
-/// What a medium has lost: writes that were answered and that a flush could not bring to the disk.
+/// The error of acknowledged writes that did not reach the disk.
 ///
-/// The kernel tells of it once, and counts the data as written afterwards. Who was told may not have
-/// listened any more, because the guest had reset the stick or the operator had taken it away. So no
-/// later flush succeeds until the guest has heard of it.
+/// The kernel reports a writeback error to one flush only and considers the data written afterwards. The
+/// command of that flush may be gone, because the guest has reset the device or the operator has removed
+/// it. So every later flush fails until the error has been reported to the guest.
 final class LostWrites: Sendable {
     private let error = Locked<Errno?>(nil)
 
     /// Flushes an image.
+    ///
+    /// - Throws: the error of this flush, or of an earlier one that has not been reported.
     func flush(_ image: any DiskImage) throws(Errno) {
         guard !image.isReadOnly else { return }
         do throws(Errno) { try image.flush() } catch { self.error.withLock { $0 = error } }
         if let error = error.withLock({ $0 }) { throw error }
     }
 
-    /// The guest has been told.
-    func forget() { error.withLock { $0 = nil } }
+    /// Clears the error after it has been reported to the guest.
+    func clear() { error.withLock { $0 = nil } }
 }

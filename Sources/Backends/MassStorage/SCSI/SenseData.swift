@@ -2,10 +2,10 @@
 
 internal import Platform
 
-/// Why a SCSI command was not carried out, in the words of SPC-4, 4.5.
+/// Sense data (SPC-4, 4.5): the reason of a CHECK CONDITION status.
 ///
-/// It is thrown by the commands' code. With Bulk-Only Transport it is kept until the host asks with
-/// REQUEST SENSE; UAS tells it with the status.
+/// Command validation throws it. With Bulk-Only Transport the host fetches it by REQUEST SENSE; UAS sends
+/// it with the status.
 struct SenseData: Error, Equatable, Sendable {
     enum Key: UInt8, Sendable {
         case noSense = 0x0
@@ -18,9 +18,9 @@ struct SenseData: Error, Equatable, Sendable {
         case miscompare = 0xe
     }
 
-    /// The byte, and if known the bit, that the device did not like.
+    /// The field in error: its byte and, if known, its bit.
     struct FieldPointer: Equatable, Sendable {
-        /// The command descriptor block, or else the parameter list.
+        /// C/D: the field is in the CDB, otherwise in the parameter list.
         let isInCommand: Bool
         let byte: UInt16
         let bit: UInt8?
@@ -29,10 +29,10 @@ struct SenseData: Error, Equatable, Sendable {
     let key: Key
     /// ASC, with ASCQ in the low byte.
     let code: UInt16
-    /// The block concerned.
+    /// INFORMATION: the logical block address at which the error occurred.
     var information: UInt64?
     var fieldPointer: FieldPointer?
-    /// The error is that of an earlier command, which was answered before it was done.
+    /// The error is a deferred error of a command whose status was sent before (SPC-4, 4.5.7).
     var isDeferred = false
 
     init(_ key: Key, _ code: UInt16, information: UInt64? = nil) {
@@ -52,12 +52,12 @@ struct SenseData: Error, Equatable, Sendable {
     static let savingNotSupported = SenseData(.illegalRequest, 0x3900)
     static let removalPrevented = SenseData(.illegalRequest, 0x5302)
     static let writeProtected = SenseData(.dataProtect, 0x2700)
-    /// SPACE ALLOCATION FAILED WRITE PROTECT, from which hosts make "no space left".
+    /// SPACE ALLOCATION FAILED WRITE PROTECT, which hosts report as "no space left on device".
     static let spaceAllocationFailed = SenseData(.dataProtect, 0x2707)
     static let miscompare = SenseData(.miscompare, 0x1d00)
     /// POWER ON, RESET, OR BUS DEVICE RESET OCCURRED.
-    static let wasReset = SenseData(.unitAttention, 0x2900)
-    /// DATA PHASE ERROR: the memory of the transfer is gone, or the data end too early.
+    static let resetOccurred = SenseData(.unitAttention, 0x2900)
+    /// DATA PHASE ERROR: the memory of a transfer is inaccessible, or the data end too early.
     static let dataPhaseError = SenseData(.abortedCommand, 0x4b00)
 
     static func unrecoveredReadError(block: UInt64) -> Self {
@@ -82,7 +82,7 @@ struct SenseData: Error, Equatable, Sendable {
         return sense
     }
 
-    /// Fixed format, unless it has no room for the block.
+    /// Fixed format, or descriptor format if the address needs more than 32 bits.
     var shortestFormat: [UInt8] {
         information ?? 0 > UInt64(UInt32.max) ? descriptorFormat : fixedFormat
     }
@@ -92,7 +92,7 @@ struct SenseData: Error, Equatable, Sendable {
         var bytes = [UInt8](repeating: 0, count: 18)
         bytes[0] = isDeferred ? 0x71 : 0x70
         bytes[2] = key.rawValue
-        // A block beyond 32 bits can only be told in descriptor format.
+        // An address of more than 32 bits fits only in descriptor format.
         if let information, let short = UInt32(exactly: information) {
             bytes[0] |= 0x80
             bytes.store(bigEndian: short, at: 3)

@@ -3,106 +3,109 @@
 internal import DequeModule
 internal import USB
 
-/// The state of USB Attached SCSI (UAS, INCITS 471), without input or output.
+/// The state machine of USB Attached SCSI (UAS, INCITS 471), without input or output.
 ///
-/// A host sends as many commands as it likes, each under a tag, without waiting for the ones before.
-/// They are carried out one after the other, so that what a host gave in an order happens in it.
-/// With streams (SuperSpeed) data and status of a command move on the stream that its tag names;
-/// without, the device says on the status pipe whose data move next.
+/// A host queues commands, each under a tag, without waiting for their predecessors. The device executes
+/// them one at a time in the order of arrival. With streams (SuperSpeed) the data and status of a command
+/// use the stream whose number is its tag; without streams the device sends READ READY or WRITE READY on the
+/// status pipe before the data of a command move.
 struct UASTransport {
-    /// A command that waits for its turn.
+    /// A queued command.
     struct Command: Equatable {
         let tag: UInt16
         let unit: UInt8
-        let block: CommandBlock
-        /// The medium that the host meant, see ``mediumChanged()``.
-        let medium: Int
+        let cdb: CommandDescriptorBlock
+        /// The medium that was present when the command arrived; see ``mediumChanged()``.
+        let mediumGeneration: Int
     }
 
-    /// What a request did beside being taken.
-    enum Effect {
+    /// The effect of a request on the current command, the logical unit and the command pipe.
+    enum RequestEffect {
         case none
-        /// The command at work has ended without an answer.
+        /// The current command is aborted, without status.
         case abort
-        /// The same if there was one, and the logical unit is reset.
+        /// The logical unit is reset. The current command, if any, is aborted.
         case reset
-        /// Nothing can be answered on the stream that it names, as there is none.
+        /// The command pipe halts: there is no stream for a reply.
         case refuse
     }
 
-    /// What became of READ READY or WRITE READY, which a host answers with one transfer.
-    private enum Announcement {
+    /// The state of READ READY or WRITE READY, which requests one data transfer from the host.
+    private enum DataRequest {
         case none
-        case made
+        case sent
         case answered
     }
 
     let maxPacketSize: Int
-    /// 0: the pipes have none.
+    /// Streams of the status and data pipes; 0 without streams.
     var streamCount = 0
 
-    /// The tag of the command at work.
+    /// The tag of the current command, which is the one in execution.
     private(set) var current: UInt16?
-    /// The direction in which its data move now.
+    /// The direction of the current command's data stage; `nil` outside of it.
     private(set) var direction: Direction?
-    /// Where in the data stage the next byte belongs.
+    /// The offset of the next byte in the data stage.
     private(set) var position = 0
     private var remaining = 0
-    private var announcement = Announcement.none
-    /// The answer of a command that is done, while the transfer that the host was asked for is missing.
-    private var lateAnswer: UASReply.Content?
-    /// Transfers that the host was asked for by commands that were aborted.
-    private var unusedIn = 0
-    private var unusedOut = 0
-    private var waiting: Deque<Command> = []
+    private var dataRequest = DataRequest.none
+    /// The reply of the current command, which has ended before the requested data transfer arrived.
+    private var delayedReply: UASReply.Content?
+    /// Data transfers that were requested for aborted commands and have not arrived.
+    private var surplusIn = 0
+    private var surplusOut = 0
+    private var queue: Deque<Command> = []
+    /// Replies that the host has not fetched.
     private(set) var replies: Deque<UASReply> = []
-    private var medium = 0
+    private var mediumGeneration = 0
 
     init(maxPacketSize: Int) { self.maxPacketSize = maxPacketSize }
 
-    /// As after power-on, but for the streams, which belong to the host's controller.
+    /// Returns to the power-on state, except for the streams, which the controller configures.
     mutating func reset() {
-        leave()
-        waiting = []
+        clearCurrent()
+        queue = []
         replies = []
-        (unusedIn, unusedOut) = (0, 0)
+        (surplusIn, surplusOut) = (0, 0)
     }
 
-    /// Commands that have come are not for the medium that is there from now on.
-    mutating func mediumChanged() { medium += 1 }
+    /// Marks the queued commands stale: they are not for the medium that is inserted next.
+    mutating func mediumChanged() { mediumGeneration += 1 }
 
-    /// Whether a command was meant for another medium than the one that is there.
-    func isStale(_ command: Command) -> Bool { command.medium != medium }
+    /// Whether a command arrived before the medium was changed.
+    func isStale(_ command: Command) -> Bool { command.mediumGeneration != mediumGeneration }
 
     // MARK: - Command pipe
 
-    /// Whether there is room for an answer.
-    var takesRequests: Bool { replies.count < MassStorageLimits.uasReplies }
+    /// Whether the next request can be processed; its reply needs room.
+    var acceptsRequests: Bool { replies.count < MassStorageLimits.uasReplies }
 
-    mutating func receive(_ bytes: Span<UInt8>) -> Effect {
+    /// Queues a command, or executes a task management function.
+    mutating func receive(_ bytes: Span<UInt8>) -> RequestEffect {
         guard let request = UASRequest(bytes), streamCount == 0 || hasStream(request.tag) else {
             return .refuse
         }
-        if isKnown(request.tag) {
-            let hasEnded = abort { $0 == request.tag }
+        if isInUse(request.tag) {
+            let wasCurrent = abort { $0 == request.tag }
             reply(request.tag, .response(.overlappedTag))
-            return hasEnded ? .abort : .none
+            return wasCurrent ? .abort : .none
         }
         switch request.content {
-        case .command(let block, let unit, let isFirst):
-            guard waiting.count < MassStorageLimits.uasCommands else {
+        case .command(let cdb, let unit, let isHeadOfQueue):
+            guard queue.count < MassStorageLimits.uasCommands else {
                 reply(request.tag, .taskSetFull)
                 return .none
             }
-            let command = Command(tag: request.tag, unit: unit, block: block, medium: medium)
-            if isFirst { waiting.prepend(command) } else { waiting.append(command) }
+            let command = Command(
+                tag: request.tag, unit: unit, cdb: cdb, mediumGeneration: mediumGeneration)
+            if isHeadOfQueue { queue.prepend(command) } else { queue.append(command) }
             return .none
-        case .function(let function, let unit, let tag):
+        case .taskManagement(let function, let unit, let tag):
             guard unit == 0 || function == .nexusReset else {
                 reply(request.tag, .response(.incorrectLogicalUnit))
                 return .none
             }
-            let (response, effect) = carryOut(function, of: tag)
+            let (response, effect) = execute(function, on: tag)
             reply(request.tag, .response(response))
             return effect
         case .invalid:
@@ -111,63 +114,64 @@ struct UASTransport {
         }
     }
 
-    private mutating func carryOut(
-        _ function: UASFunction?, of tag: UInt16
-    ) -> (UASReply.Response, Effect) {
+    private mutating func execute(
+        _ function: TaskManagementFunction?, on tag: UInt16
+    ) -> (UASReply.Response, RequestEffect) {
         switch function {
         case .abortTask: return (.complete, abort { $0 == tag } ? .abort : .none)
         case .abortTaskSet, .clearTaskSet: return (.complete, abort { _ in true } ? .abort : .none)
         case .logicalUnitReset, .nexusReset:
             _ = abort { _ in true }
             return (.complete, .reset)
-        case .queryTask: return (isKnown(tag) ? .succeeded : .complete, .none)
+        case .queryTask: return (isInUse(tag) ? .succeeded : .complete, .none)
         case .queryTaskSet:
-            return (current != nil || !waiting.isEmpty ? .succeeded : .complete, .none)
+            return (current != nil || !queue.isEmpty ? .succeeded : .complete, .none)
         case .clearAutoContingentAllegiance, nil: return (.notSupported, .none)
         }
     }
 
     private func hasStream(_ tag: UInt16) -> Bool { tag > 0 && Int(tag) <= streamCount }
 
-    /// Whether a command has this tag, if only because the host has not taken its status.
-    private func isKnown(_ tag: UInt16) -> Bool {
-        current == tag || waiting.contains { $0.tag == tag }
+    /// Whether a command has this tag. It has it until the host has fetched its status.
+    private func isInUse(_ tag: UInt16) -> Bool {
+        current == tag || queue.contains { $0.tag == tag }
             || replies.contains { $0.tag == tag && $0.isOfCommand }
     }
 
-    /// Forgets commands and what they have to say.
+    /// Aborts the commands whose tags match, with their replies.
     ///
-    /// - Returns: whether the one at work is among them.
-    private mutating func abort(where isConcerned: (UInt16) -> Bool) -> Bool {
-        waiting.removeAll { isConcerned($0.tag) }
-        let isReadyWaiting = replies.contains { $0.isReady }
-        replies.removeAll { $0.isOfCommand && isConcerned($0.tag) }
-        guard let current, isConcerned(current) else { return false }
-        if announcement == .made, !isReadyWaiting {
-            if direction == .in { unusedIn += 1 } else { unusedOut += 1 }
+    /// - Returns: whether the current command is among them.
+    private mutating func abort(where matches: (UInt16) -> Bool) -> Bool {
+        queue.removeAll { matches($0.tag) }
+        let isReadyPending = replies.contains { $0.isReady }
+        replies.removeAll { $0.isOfCommand && matches($0.tag) }
+        guard let current, matches(current) else { return false }
+        if dataRequest == .sent, !isReadyPending {
+            if direction == .in { surplusIn += 1 } else { surplusOut += 1 }
         }
-        leave()
+        clearCurrent()
         return true
     }
 
-    private mutating func leave() {
+    private mutating func clearCurrent() {
         current = nil
         direction = nil
-        announcement = .none
-        lateAnswer = nil
+        dataRequest = .none
+        delayedReply = nil
     }
 
     // MARK: - Commands
 
-    /// Takes the next command, if none is at work.
+    /// Dequeues the next command, if there is no current one.
     mutating func nextCommand() -> Command? {
-        guard current == nil, let command = waiting.popFirst() else { return nil }
+        guard current == nil, let command = queue.popFirst() else { return nil }
         current = command.tag
         position = 0
         remaining = 0
         return command
     }
 
+    /// Starts the data stage of the current command.
     mutating func begin(_ stage: DataStage) {
         switch stage {
         case .none: return
@@ -180,72 +184,73 @@ struct UASTransport {
         remaining = count
         self.direction = direction
         guard streamCount == 0, let current else { return }
-        announcement = .made
+        dataRequest = .sent
         reply(current, .ready(direction))
     }
 
+    /// Ends the current command with its status.
     mutating func finish(_ error: SenseData?) {
         guard let current else { return }
-        let answer = error.map { UASReply.Content.check($0) } ?? .good
-        if announcement == .made {
+        let content = error.map { UASReply.Content.checkCondition($0) } ?? .good
+        if dataRequest == .sent {
             guard replies.contains(where: { $0.isReady }) else {
-                // The host has been asked for a transfer and will give it, to this command.
-                lateAnswer = answer
+                // The host has fetched READY and will submit a transfer for this command.
+                delayedReply = content
                 return
             }
             replies.removeAll { $0.isReady }
         }
-        reply(current, answer)
-        leave()
+        reply(current, content)
+        clearCurrent()
     }
 
     // MARK: - Data
 
-    /// What a data transfer is for.
-    enum Use: Equatable {
-        /// The next bytes of the command at work.
+    /// The action for a data transfer.
+    enum DataAction: Equatable {
+        /// Moves the next `count` bytes of the current command.
         case data(count: Int)
-        /// A packet goes with it that has no room, or that is short before the end.
+        /// The transfer has no room for the device's next packet, or a short packet before the end.
         case mismatch
-        /// Its command has ended before.
-        case none
+        /// Moves nothing: the command of the transfer has ended.
+        case discard
     }
 
-    /// Whether a data transfer in this direction can be used, if it is of the right stream.
-    func takesData(_ direction: Direction) -> Bool {
-        self.direction == direction || (direction == .in ? unusedIn : unusedOut) > 0
+    /// Whether a data transfer in this direction, on the right stream, can be processed now.
+    func acceptsData(_ direction: Direction) -> Bool {
+        self.direction == direction || (direction == .in ? surplusIn : surplusOut) > 0
     }
 
-    /// Whether a data transfer is for the command at work.
+    /// Whether a data transfer belongs to the current command.
     func isCurrent(_ stream: UInt16) -> Bool { streamCount == 0 || stream == current }
 
-    /// Takes a transfer of so many bytes.
-    mutating func use(_ count: Int, _ direction: Direction) -> Use {
-        if direction == .in, unusedIn > 0 {
-            unusedIn -= 1
-            return .none
+    /// The action for a data transfer of `count` bytes that was accepted.
+    mutating func receiveData(_ count: Int, _ direction: Direction) -> DataAction {
+        if direction == .in, surplusIn > 0 {
+            surplusIn -= 1
+            return .discard
         }
-        if direction == .out, unusedOut > 0 {
-            unusedOut -= 1
-            return .none
+        if direction == .out, surplusOut > 0 {
+            surplusOut -= 1
+            return .discard
         }
-        if announcement == .made { announcement = .answered }
-        if let lateAnswer, let current {
-            reply(current, lateAnswer)
-            leave()
-            return .none
+        if dataRequest == .sent { dataRequest = .answered }
+        if let delayedReply, let current {
+            reply(current, delayedReply)
+            clearCurrent()
+            return .discard
         }
         let isShort = direction == .out && count == 0 || count % maxPacketSize != 0
         return remaining > count && isShort ? .mismatch : .data(count: min(count, remaining))
     }
 
-    /// The host has taken a transfer back that it was asked for.
-    mutating func withdrawn() {
-        if announcement == .made { announcement = .answered }
+    /// The host has cancelled a data transfer before it was accepted; it may have been requested.
+    mutating func dataTransferCancelled() {
+        if dataRequest == .sent { dataRequest = .answered }
     }
 
-    /// Data moved. After the last the command goes on without a data stage.
-    mutating func move(_ count: Int) {
+    /// Advances the data stage. It ends with the last byte.
+    mutating func advance(by count: Int) {
         position += count
         remaining -= count
         if remaining == 0 { direction = nil }
@@ -257,7 +262,7 @@ struct UASTransport {
         replies.append(UASReply(tag: tag, content: content))
     }
 
-    /// The stream on which a reply goes out.
+    /// The stream of a reply; 0 without streams.
     func stream(of reply: UASReply) -> UInt16 { streamCount == 0 ? 0 : reply.tag }
 
     mutating func removeReply(at index: Int) { replies.remove(at: index) }

@@ -18,7 +18,7 @@ final class FakeImage: DiskImage {
     }
 
     /// What an access that does not want to wait gets.
-    enum Impatience: Sendable {
+    enum NonblockingAccess: Sendable {
         case served
         /// So many bytes at once, the rest later.
         case servedUpTo(Int)
@@ -28,13 +28,13 @@ final class FakeImage: DiskImage {
 
     struct State: Sendable {
         var blocks: [UInt64: [UInt8]] = [:]
-        var impatience = Impatience.served
+        var nonblocking = NonblockingAccess.served
         /// The error of an operation, if it is to fail.
         var fault: @Sendable (Operation) -> Errno? = { _ in nil }
         /// What was done; accesses that were put off do not count.
         var log: [Operation] = []
         /// At most so many bytes move in one call.
-        var largestMove = Int.max
+        var largestAccess = Int.max
         /// Operations that wait until the gate opens.
         var hangs: @Sendable (Operation) -> Bool = { _ in false }
         var isGateShut = false
@@ -124,9 +124,9 @@ final class FakeImage: DiskImage {
     private func begin(_ operation: Operation, waiting: Bool) throws(Errno) -> Int {
         if waiting { passGate(operation) }
         let outcome = state.withLock { state -> (Errno?, Int) in
-            var limit = state.largestMove
+            var limit = state.largestAccess
             if !waiting {
-                switch state.impatience {
+                switch state.nonblocking {
                 case .served: break
                 case .servedUpTo(let count): limit = min(limit, count)
                 case .wouldBlock: return (.wouldBlock, 0)

@@ -7,14 +7,14 @@ import USB
 
 /// A host of USB Attached SCSI: many commands at a time, each under its tag.
 final class UASHost {
-    let host: StickHost
+    let host: BulkOnlyHost
     let streams: Int
     private var nextTag: UInt16 = 1
 
     /// - Parameter streams: 0 for a host without them, as at high speed.
     init(_ image: any DiskImage, streams: Int = 32) throws {
         self.streams = streams
-        host = try StickHost(
+        host = try BulkOnlyHost(
             image, speed: streams > 0 ? .superSpeed : .high, offersUAS: true)
         choose()
     }
@@ -22,10 +22,10 @@ final class UASHost {
     /// SET_INTERFACE, and what the host's controller says of streams.
     func choose() {
         for endpoint in [
-            StorageDescriptors.statusEndpoint, StorageDescriptors.inEndpoint,
-            StorageDescriptors.outEndpoint,
+            MassStorageDescriptors.statusEndpoint, MassStorageDescriptors.inEndpoint,
+            MassStorageDescriptors.outEndpoint,
         ] { host.device.setStreams(streams, for: endpoint) }
-        host.control(0x01, 11, value: UInt16(StorageDescriptors.uasSetting))
+        host.control(0x01, 11, value: UInt16(MassStorageDescriptors.uasSetting))
     }
 
     /// The transfers of a command.
@@ -42,21 +42,22 @@ final class UASHost {
     }
 
     func status(_ tag: UInt16, room: Int = 112) -> Transfer.ID {
-        host.submit(StorageDescriptors.statusEndpoint, kind(tag), count: room)
+        host.submit(MassStorageDescriptors.statusEndpoint, kind(tag), count: room)
     }
 
     func data(in count: Int, _ tag: UInt16) -> Transfer.ID {
-        host.submit(StorageDescriptors.inEndpoint, kind(tag), count: count)
+        host.submit(MassStorageDescriptors.inEndpoint, kind(tag), count: count)
     }
 
     func data(out bytes: [UInt8], _ tag: UInt16) -> Transfer.ID {
-        host.submit(StorageDescriptors.outEndpoint, kind(tag), count: bytes.count, bytes: bytes)
+        host.submit(MassStorageDescriptors.outEndpoint, kind(tag), count: bytes.count, bytes: bytes)
     }
 
     @discardableResult
     func request(_ bytes: [UInt8]) -> Transfer.ID {
         host.submit(
-            StorageDescriptors.commandEndpoint, .bulk(stream: 0), count: bytes.count, bytes: bytes)
+            MassStorageDescriptors.commandEndpoint, .bulk(stream: 0), count: bytes.count,
+            bytes: bytes)
     }
 
     private func kind(_ tag: UInt16) -> Transfer.Kind { .bulk(stream: streams > 0 ? tag : 0) }
@@ -79,7 +80,7 @@ final class UASHost {
     /// A status unit as the host understands it.
     enum Answer: Equatable {
         case good
-        case check(key: UInt8, code: UInt16)
+        case checkCondition(key: UInt8, code: UInt16)
         case full
         case response(UInt8)
         case ready(Direction)
@@ -95,7 +96,7 @@ final class UASHost {
         case 0x03 where bytes.count == 16 && bytes[6] == 0 && bytes[15] == 0: return .good
         case 0x03 where bytes.count == 16 && bytes[6] == 0x28 && bytes[15] == 0: return .full
         case 0x03 where bytes.count == 34 && bytes[6] == 2 && bytes[15] == 18:
-            return .check(
+            return .checkCondition(
                 key: bytes[18] & 0xf, code: bytes.bigEndian(at: 28))
         case 0x04 where bytes.count == 8: return .response(bytes[7])
         case 0x06 where bytes.count == 4: return .ready(.in)

@@ -9,26 +9,26 @@ import USB
 @testable import MassStorage
 
 /// What commands do to the medium, and what the guest learns when the medium fails.
-@Suite struct MediumTests {
+@Suite struct MediumOperationTests {
     let image = FakeImage(byteCount: 1 << 20)
-    let host: StickHost
+    let host: BulkOnlyHost
     let read8: [UInt8] = [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0]
     let write8: [UInt8] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0]
     let flush: [UInt8] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     let data = (0..<4096).map { UInt8(truncatingIfNeeded: $0 &* 13) }
 
-    init() throws { host = try StickHost(image) }
+    init() throws { host = try BulkOnlyHost(image) }
 
     // MARK: - Reading and writing
 
     @Test(
         "an image that cannot answer at once is read and written all the same",
         arguments: [
-            FakeImage.Impatience.served, .servedUpTo(1), .servedUpTo(1000), .wouldBlock,
+            FakeImage.NonblockingAccess.served, .servedUpTo(1), .servedUpTo(1000), .wouldBlock,
             .notSupported,
         ])
-    func impatience(_ impatience: FakeImage.Impatience) {
-        image.set { $0.impatience = impatience }
+    func nonblocking(_ nonblocking: FakeImage.NonblockingAccess) {
+        image.set { $0.nonblocking = nonblocking }
         for _ in 0..<3 {
             #expect(host.run(write8, out: data).status == 0)
             #expect(host.run(read8, in: 4096).data == data)
@@ -47,8 +47,8 @@ import USB
 
     @Test func `an image that moves little at a time is asked again`() {
         image.set {
-            $0.largestMove = 700
-            $0.impatience = .wouldBlock
+            $0.largestAccess = 700
+            $0.nonblocking = .wouldBlock
         }
         #expect(host.run(write8, out: data).status == 0)
         #expect(host.run(read8, in: 4096).data == data)
@@ -58,7 +58,7 @@ import USB
         #expect(host.run([0x2a, 8, 0, 0, 0, 0, 0, 0, 8, 0], out: data).status == 0)
         #expect(image.log == [.write(0, 4096, durably: true)])
         let through = FakeImage(byteCount: 1 << 20)
-        let other = try StickHost(through, writeCache: false)
+        let other = try BulkOnlyHost(through, writeCache: false)
         #expect(other.run(write8, out: data).status == 0)
         #expect(through.log == [.write(0, 4096, durably: true)])
         #expect(other.run([0x1a, 8, 0x08, 0, 255, 0], in: 24).data[6] == 0)
@@ -179,7 +179,7 @@ import USB
     }
 
     @Test func `without a cache, provisioning is on the disk before its status`() throws {
-        let host = try StickHost(image, writeCache: false)
+        let host = try BulkOnlyHost(image, writeCache: false)
         let list = SCSICommandTests.unmapList([(1, 2)])
         #expect(host.run([0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], out: list).status == 0)
         #expect(image.log == [.punch(512, 1024), .flush])
@@ -191,8 +191,8 @@ import USB
     func readError(chunked: Bool) {
         image.fill(at: 0, data)
         image.set {
-            $0.impatience = .wouldBlock
-            $0.largestMove = 512
+            $0.nonblocking = .wouldBlock
+            $0.largestAccess = 512
             $0.fault = {
                 if case .read(let offset, _) = $0, offset >= 2560 { .ioError } else { nil }
             }
@@ -212,8 +212,8 @@ import USB
 
     @Test func `a file that became shorter is a read error`() {
         image.set {
-            $0.impatience = .wouldBlock
-            $0.largestMove = 0
+            $0.nonblocking = .wouldBlock
+            $0.largestAccess = 0
         }
         #expect(host.run(read8, in: 4096).status == 1)
         #expect(host.sense().code == 0x1100)
@@ -241,8 +241,8 @@ import USB
 
     @Test func `a write that fails in the middle tells how much is written`() {
         image.set {
-            $0.impatience = .wouldBlock
-            $0.largestMove = 512
+            $0.nonblocking = .wouldBlock
+            $0.largestAccess = 512
             $0.fault = {
                 if case .write(let offset, _, _) = $0, offset >= 1536 { .noSpace } else { nil }
             }
@@ -284,7 +284,7 @@ import USB
         host.device.reset()
         host.setConfiguration(1)
         image.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.run(flush).status == 1)
         #expect(host.sense().code == 0x0c00)
         #expect(host.run(flush).status == 0)
@@ -315,7 +315,7 @@ import USB
     @Test func `a flush in the background fails with the next command`() {
         image.set { $0.fault = { $0 == .flush ? .ioError : nil } }
         #expect(host.run([0x35, 2, 0, 0, 0, 0, 0, 0, 0, 0]).status == 0)
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.run(read8, in: 4096).status == 1)
         let sense = host.sense()
         #expect(sense.bytes[0] == 0x71)
@@ -341,7 +341,7 @@ import USB
 
     @Test func `verifying a huge medium ends with a reset`() throws {
         let image = FakeImage(byteCount: 1 << 48)
-        let host = try StickHost(image)
+        let host = try BulkOnlyHost(image)
         let all: [UInt8] =
             [0x8f, 0] + [UInt8](repeating: 0, count: 8) + [255, 255, 255, 255, 0, 0]
         _ = host.submitOut(host.wrapper(all, length: 0, direction: .out, tag: 1))
@@ -366,7 +366,7 @@ import USB
 
     @Test func `a read-only image refuses writes and keeps its bytes`() throws {
         let image = FakeImage(byteCount: 1 << 20, readOnly: true)
-        let host = try StickHost(image)
+        let host = try BulkOnlyHost(image)
         let result = host.run(write8, out: data)
         #expect(result.status == 1)
         #expect(host.sense().code == 0x2700)
@@ -377,7 +377,7 @@ import USB
 
     @Test func `blocks at the far end of 2^48 bytes are read and written`() throws {
         let image = FakeImage(byteCount: 1 << 48)
-        let host = try StickHost(image)
+        let host = try BulkOnlyHost(image)
         let last: [UInt8] = [0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 0, 0]
         let block = [UInt8](repeating: 0x77, count: 512)
         #expect(host.run([0x8a, 0] + last, out: block).status == 0)
@@ -395,18 +395,18 @@ import USB
         var random = SplitMix64(seed: seed)
         let blocks = 128
         let image = FakeImage(byteCount: UInt64(blocks * 512))
-        let host = try StickHost(image, speed: seed % 2 == 0 ? .high : .superSpeed)
+        let host = try BulkOnlyHost(image, speed: seed % 2 == 0 ? .high : .superSpeed)
         var model = [UInt8](repeating: 0, count: blocks * 512)
         for step in 0..<300 {
             let largest = Int.random(in: 1...5000, using: &random)
-            let impatience: FakeImage.Impatience = [
+            let nonblocking: FakeImage.NonblockingAccess = [
                 .served, .servedUpTo(largest), .wouldBlock,
             ][Int.random(in: 0..<3, using: &random)]
             image.set {
-                $0.impatience = impatience
-                $0.largestMove = largest
+                $0.nonblocking = nonblocking
+                $0.largestAccess = largest
             }
-            host.pieces = Int.random(in: 1...5, using: &random)
+            host.segments = Int.random(in: 1...5, using: &random)
             let first = Int.random(in: 0..<blocks, using: &random)
             let count = Int.random(in: 1...min(24, blocks - first), using: &random)
             let range = first * 512..<(first + count) * 512

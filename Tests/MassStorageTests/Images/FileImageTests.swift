@@ -83,7 +83,7 @@ import Testing
         guard ftruncate(descriptor, 1 << 48) == 0 else { return }
         let image = try open(path)
         #expect(image.byteCount == 1 << 48)
-        let host = try StickHost(image)
+        let host = try BulkOnlyHost(image)
         let last: [UInt8] = [0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 0, 0]
         let block = [UInt8](repeating: 0x77, count: 512)
         #expect(host.run([0x8a, 0] + last, out: block).status == 0)
@@ -102,8 +102,8 @@ import Testing
         "bytes are the same through every cache",
         arguments: [FileImage.CacheMode.writeback, .writethrough, .none], [1, 3])
     func caches(cache: FileImage.CacheMode, pieces: Int) throws {
-        let host = try StickHost(open(cache: cache), writeCache: cache != .writethrough)
-        host.pieces = pieces
+        let host = try BulkOnlyHost(open(cache: cache), writeCache: cache != .writethrough)
+        host.segments = pieces
         let before = file.contents
         // 4096 bytes at block 8 suit direct access, 512 at block 3 do not.
         #expect(
@@ -147,13 +147,13 @@ import Testing
         let image = try open(cache: .none)
         let probe = Glibc.open(file.path, O_RDONLY | O_CLOEXEC | 0x4000)
         defer { close(probe) }
-        #expect((image.directProblem == nil) == (probe >= 0))
+        #expect((image.directError == nil) == (probe >= 0))
         let other = try TemporaryFile(size: 512)
-        #expect(try open(other.path).directProblem == nil)
+        #expect(try open(other.path).directError == nil)
     }
 
     @Test func `unmapped blocks leave the file's blocks and read as zeroes`() throws {
-        let host = try StickHost(open())
+        let host = try BulkOnlyHost(open())
         func used() -> Int {
             // Some file systems allocate blocks only when data is written back.
             let descriptor = Glibc.open(file.path, O_RDONLY | O_CLOEXEC)
@@ -174,7 +174,7 @@ import Testing
     }
 
     @Test func `zeroed blocks keep their place`() throws {
-        let host = try StickHost(open())
+        let host = try BulkOnlyHost(open())
         #expect(
             host.run([0x93, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0]).status == 0)
         #expect(Array(file.contents[..<8192]) == [UInt8](repeating: 0, count: 8192))
@@ -182,7 +182,7 @@ import Testing
     }
 
     @Test func `a file that shrinks gives read errors, and the stick lives`() throws {
-        let host = try StickHost(open())
+        let host = try BulkOnlyHost(open())
         #expect(truncate(file.path, 4096) == 0)
         let result = host.run([0x28, 0, 0, 0, 0, 0, 0, 0, 16, 0], in: 8192)
         #expect(result.status == 1)
@@ -196,10 +196,10 @@ import Testing
     @Test func `random writes through files agree with an array`() throws {
         var random = SplitMix64(seed: 42)
         for cache in FileImage.CacheMode.allCases {
-            let host = try StickHost(eventually { try open(cache: cache) })
+            let host = try BulkOnlyHost(eventually { try open(cache: cache) })
             var model = file.contents
             for _ in 0..<200 {
-                host.pieces = Int.random(in: 1...4, using: &random)
+                host.segments = Int.random(in: 1...4, using: &random)
                 let first = Int.random(in: 0..<240, using: &random)
                 let count = Int.random(in: 1...16, using: &random)
                 let range = first * 512..<(first + count) * 512

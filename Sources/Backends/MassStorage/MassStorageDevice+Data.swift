@@ -5,42 +5,42 @@ internal import Platform
 internal import SystemPackage
 internal import USB
 
-/// The data stage: bytes between the transfers' buffers and the image.
+/// The data stage: moves data between the buffers of transfers and the image.
 ///
-/// The event loop reads and writes the image straight from and to a buffer when that need not wait for
-/// a disk. Otherwise the worker does, chunk by chunk through the ``StagingBuffer``: it never accesses
-/// a transfer's buffer, so a transfer can be cancelled while it is at work.
-extension StorageDevice {
-    /// A data transfer for which the worker reads, writes or compares.
+/// The event loop moves data straight between image and buffer if that does not wait for a disk.
+/// Otherwise the worker moves them, chunk by chunk through the ``StagingBuffer``. The worker never accesses
+/// a transfer's buffer, so a transfer can be cancelled during a job.
+extension MassStorageDevice {
+    /// The data transfer of the worker's job.
     struct PendingTransfer {
         let transfer: Transfer
-        /// Bytes of the data stage that the transfer carries.
+        /// The bytes of the data stage in this transfer.
         let count: Int
-        /// Of these, the bytes delivered to the buffer (IN) or copied from it (OUT).
+        /// Of these, the bytes copied to the buffer (IN) or from it (OUT).
         var moved: Int
     }
 
-    /// Cancels the transfer for which the worker is at work, if it is this one.
+    /// Cancels the pending transfer, if it has this identifier.
     ///
-    /// The job runs to its end. IN data of it are dropped and read again for the next transfer. OUT data
-    /// of it have been taken, so they count as transferred, and the status waits for the job.
+    /// The job runs to its end. Its IN data are dropped, and read again for the next transfer. Its OUT data
+    /// have been copied from the buffer, so they count as transferred; the status waits for the job.
     ///
-    /// - Returns: whether it was this one.
+    /// - Returns: whether the pending transfer has this identifier.
     func cancelPending(_ id: Transfer.ID) -> Bool {
         guard let pending, pending.transfer.id == id else { return false }
         self.pending = nil
         switch pending.transfer.direction {
         case .in:
-            // Whole packets, as on a bus.
+            // A device sends whole packets.
             let delivered = pending.moved - pending.moved % pipes.maxPacketSize
-            _ = pipes.move(delivered)
+            _ = pipes.advance(by: delivered)
             complete(id, .cancelled, delivered)
         case .out: complete(id, .cancelled, pending.moved)
         }
         return true
     }
 
-    /// Ends the transfer for which the worker is at work, as its command is no more.
+    /// Completes the pending transfer of a command that has been aborted.
     func endPending(_ status: Transfer.Status) {
         guard let transfer = pending?.transfer else { return }
         pending = nil
@@ -55,7 +55,7 @@ extension StorageDevice {
             let start = pipes.position
             transfer.buffer.copy(from: Array(bytes[start..<start + count]))
             complete(transfer.id, .completed, count)
-            if pipes.move(count) { finish(nil) }
+            if pipes.advance(by: count) { finish(nil) }
         case .read(let extent): read(transfer, extent, count: count)
         default: preconditionFailure("data for the host without a command that has them")
         }
@@ -63,18 +63,18 @@ extension StorageDevice {
 
     private func read(_ transfer: Transfer, _ extent: Extent, count: Int) {
         var result = IOResult(count: 0, error: nil)
-        if canTryReading && count <= MassStorageLimits.bytesAtOnce {
+        if supportsNonblockingReads && count <= MassStorageLimits.chunkBytes {
             do throws(Errno) {
                 result.count = try image.read(
                     into: transfer.buffer.vectors(count: count),
                     at: extent.byteOffset + UInt64(pipes.position), waiting: false)
             } catch .notSupported {
-                canTryReading = false
+                supportsNonblockingReads = false
             } catch .badAddress {
-                // The memory of the transfer is at fault, which the worker would not meet.
+                // The transfer's memory is inaccessible, which the worker would not notice.
                 result.error = .badAddress
             } catch {
-                // The worker meets it again.
+                // The worker reports the error.
             }
         }
         if result.count == count || result.error != nil {
@@ -84,14 +84,14 @@ extension StorageDevice {
         readChunk(of: extent)
     }
 
-    /// Reads the next bytes of the pending transfer on the worker.
+    /// Reads the next chunk of the pending transfer on the worker.
     private func readChunk(of extent: Extent) {
         guard let pending else { return }
         let count = min(pending.count - pending.moved, staging.capacity)
         let offset = extent.byteOffset + UInt64(pipes.position + pending.moved)
-        onWorker { [image, staging] in
+        runOnWorker { [image, staging] in
             image.readAll(staging.vectors(count: count), at: offset)
-        } then: { [self] result in
+        } completion: { [self] result in
             guard var pending = self.pending else { return }
             staging.drain(into: pending.transfer.buffer, at: pending.moved, count: result.count)
             pending.moved += result.count
@@ -106,21 +106,24 @@ extension StorageDevice {
         }
     }
 
+    /// Completes an IN transfer.
+    ///
+    /// - Parameter result: an error, or fewer bytes than `count` if the medium has been removed.
     private func sent(
         _ transfer: Transfer, _ extent: Extent, _ result: IOResult, of count: Int
     ) {
         if result.error == nil, result.count == count {
             complete(transfer.id, .completed, count)
-            if pipes.move(count) { finish(nil) }
+            if pipes.advance(by: count) { finish(nil) }
             return
         }
-        // The blocks before the bad one have been sent; then the data stage ends.
+        // The data stage ends after the last good block.
         let good = result.count - result.count % blockSize
-        _ = pipes.move(good)
+        _ = pipes.advance(by: good)
         var sense = SenseData.mediumNotPresent
         if let error = result.error {
             let failed = extent.block + UInt64(pipes.position / blockSize)
-            tell("reading block \(failed) failed: \(error)")
+            logError("reading block \(failed) failed: \(error)")
             sense = SenseData(reading: error, block: failed)
         }
         let endsShort = good % pipes.maxPacketSize != 0
@@ -138,8 +141,8 @@ extension StorageDevice {
             received(transfer, processed: count, of: count, nil) { [self] in
                 let action = unit.execute(block, parameters: list)
                 switch action {
-                case .perform(let job): perform(job)
-                case .check(let sense): finish(sense)
+                case .operation(let operation): run(operation)
+                case .checkCondition(let sense): finish(sense)
                 default: finish(nil)
                 }
             }
@@ -154,71 +157,77 @@ extension StorageDevice {
 
     private func write(_ transfer: Transfer, _ extent: Extent, durably: Bool, count: Int) {
         var result = IOResult(count: 0, error: nil)
-        if canTryWriting && !durably && count <= MassStorageLimits.bytesAtOnce {
+        if supportsNonblockingWrites && !durably && count <= MassStorageLimits.chunkBytes {
             do throws(Errno) {
                 result.count = try image.write(
                     transfer.buffer.vectors(count: count),
                     at: extent.byteOffset + UInt64(pipes.position), durably: false,
                     waiting: false)
             } catch .notSupported {
-                canTryWriting = false
+                supportsNonblockingWrites = false
             } catch .badAddress {
-                // The memory of the transfer is at fault, which the worker would not meet.
+                // The transfer's memory is inaccessible, which the worker would not notice.
                 result.error = .badAddress
             } catch {
-                // The worker meets it again.
+                // The worker reports the error.
             }
         }
         if result.count == count || result.error != nil {
-            let (processed, sense) = wrote(0, extent, result)
+            let (processed, sense) = evaluateWrite(from: 0, extent, result)
             return received(transfer, processed: processed, of: count, sense)
         }
         pending = PendingTransfer(transfer: transfer, count: count, moved: result.count)
         writeChunk(to: extent, durably: durably)
     }
 
-    /// Writes the next bytes of the pending transfer on the worker.
+    /// Writes the next chunk of the pending transfer on the worker.
     private func writeChunk(to extent: Extent, durably: Bool) {
-        onWorkerWithChunk(of: extent) { [image] data, offset in
+        runOnWorkerWithChunk(of: extent) { [image] data, offset in
             image.writeAll(data, at: offset, durably: durably)
-        } then: { [self] chunk, result in
-            let (processed, sense) = wrote(chunk.lowerBound, extent, result)
+        } completion: { [self] chunk, result in
+            let (processed, sense) = evaluateWrite(
+                from: chunk.lowerBound, extent, result)
             received(chunk, processed: processed, sense) {
                 writeChunk(to: extent, durably: durably)
             }
         }
     }
 
-    /// - Parameter start: the bytes of the transfer that were written before.
-    /// - Returns: the bytes of the transfer that are on the medium, and the error if there was one.
-    private func wrote(_ start: Int, _ extent: Extent, _ result: IOResult) -> (Int, SenseData?) {
+    /// Evaluates the result of a write and logs its error.
+    ///
+    /// - Parameter start: the offset in the transfer at which the write began.
+    /// - Returns: the bytes of the transfer that have been written, in whole blocks if there was an error.
+    private func evaluateWrite(
+        from start: Int, _ extent: Extent, _ result: IOResult
+    ) -> (processed: Int, SenseData?) {
         let count = start + result.count
         guard let error = result.error else { return (count, nil) }
         let good = count - count % blockSize
         let failed = extent.block + UInt64((pipes.position + good) / blockSize)
-        tell("writing block \(failed) failed: \(error)")
+        logError("writing block \(failed) failed: \(error)")
         return (good, SenseData(writing: error, block: failed))
     }
 
-    /// Compares the next bytes of the pending transfer on the worker.
+    /// Compares the next chunk of the pending transfer with the medium on the worker.
     private func compareChunk(with extent: Extent) {
-        onWorkerWithChunk(of: extent) { [image] data, offset in
+        runOnWorkerWithChunk(of: extent) { [image] data, offset in
             image.compare(data, at: offset)
-        } then: { [self] chunk, sense in
+        } completion: { [self] chunk, sense in
             received(chunk, processed: sense == nil ? chunk.upperBound : 0, sense) {
                 compareChunk(with: extent)
             }
         }
     }
 
-    /// Copies the next chunk of the pending transfer into the staging buffer and runs a job with it.
+    /// Copies the next chunk of the pending transfer into the staging buffer and runs a job with it on the
+    /// worker.
     ///
     /// - Parameters:
-    ///   - job: runs on the worker, with the bytes and their offset in the image.
-    ///   - completion: runs on the event loop, with the range of the transfer and the job's result.
-    private func onWorkerWithChunk<Result: Sendable>(
+    ///   - job: receives the bytes and their offset in the image.
+    ///   - completion: runs on the event loop, with the chunk's range in the transfer and the job's result.
+    private func runOnWorkerWithChunk<Result: Sendable>(
         of extent: Extent, _ job: @escaping @Sendable (IOVectors, UInt64) -> Result,
-        then completion: @escaping (Range<Int>, Result) -> Void
+        completion: @escaping (Range<Int>, Result) -> Void
     ) {
         guard let pending else { return }
         let start = pending.moved
@@ -230,21 +239,21 @@ extension StorageDevice {
         }
         self.pending?.moved += count
         let offset = extent.byteOffset + UInt64(pipes.position + start)
-        onWorker { [staging] in
+        runOnWorker { [staging] in
             job(staging.vectors(count: count), offset)
-        } then: {
+        } completion: {
             completion(start..<start + count, $0)
         }
     }
 
-    /// A chunk of OUT data has been processed: goes on with the next, or ends the transfer.
+    /// Continues after a chunk of OUT data with the next chunk, or completes the transfer.
     ///
-    /// - Parameter processed: the bytes of the transfer that count.
+    /// - Parameter processed: the bytes of the transfer that the device has processed.
     private func received(
         _ chunk: Range<Int>, processed: Int, _ error: SenseData?, next: () -> Void
     ) {
         guard let pending else {
-            // It was cancelled, with what had been taken of it.
+            // The transfer was cancelled; its bytes up to the end of the chunk count as transferred.
             return received(nil, processed: processed, of: chunk.upperBound, error)
         }
         let hasMore = chunk.upperBound < pending.count
@@ -255,16 +264,16 @@ extension StorageDevice {
             error ?? (hasMore ? .mediumNotPresent : nil))
     }
 
-    /// The data of a transfer have been processed: goes on with the next, or ends the data stage.
+    /// Completes an OUT transfer, and ends the command if there was an error or the data stage is complete.
     ///
     /// - Parameters:
     ///   - transfer: `nil` if it was cancelled.
-    ///   - end: what follows the last data; by default the command is done.
+    ///   - end: replaces the end of the command after a complete data stage.
     private func received(
         _ transfer: Transfer?, processed: Int, of count: Int, _ error: SenseData?,
         end: (() -> Void)? = nil
     ) {
-        let isLast = pipes.move(count, processed: processed)
+        let isLast = pipes.advance(by: count, processed: processed)
         if let transfer {
             let isTooLong = transfer.buffer.count > count
             complete(transfer.id, isTooLong ? pipes.statusOfExcess : .completed, count)
@@ -275,15 +284,10 @@ extension StorageDevice {
             if let end { end() } else { finish(nil) }
         }
     }
-
-    func tell(_ error: String) {
-        logger.log(level: hasToldOfErrors ? .debug : .warning, "\(summary): \(error)")
-        hasToldOfErrors = true
-    }
 }
 
 extension TransferBuffer {
-    /// The first `count` bytes as the kernel takes them. Good for as long as the buffer is held.
+    /// The first `count` bytes, valid for the duration of the call from which it is used.
     fileprivate func vectors(count: Int) -> IOVectors {
         var vectors = IOVectors()
         unsafe forEachSegment { unsafe vectors.append($0) }

@@ -9,18 +9,18 @@ import USB
 /// what the device means to do.
 @Suite struct ThirteenCasesTests {
     let image = FakeImage(byteCount: 1 << 20)
-    let host: StickHost
+    let host: BulkOnlyHost
     let read1: [UInt8] = [0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0]
     let write1: [UInt8] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0]
     let ready: [UInt8] = [0, 0, 0, 0, 0, 0]
 
     init() throws {
         image.fill(at: 0, [UInt8](repeating: 0x11, count: 4096))
-        host = try StickHost(image)
+        host = try BulkOnlyHost(image)
     }
 
     /// After each case the next command must work.
-    private func expectAlive() {
+    private func expectOperational() {
         #expect(host.run(read1, in: 512).status == 0)
     }
 
@@ -28,25 +28,25 @@ import USB
 
     @Test func `1 Hn = Dn: passed`() {
         #expect(host.run(ready) == .init(status: 0))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `2 Hn < Di: phase error`() {
         #expect(host.run(read1) == .init(status: 2))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `3 Hn < Do: phase error, nothing is written`() {
         #expect(host.run(write1) == .init(status: 2))
         #expect(image.bytes(at: 0, count: 4096) == untouched)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `4 Hi > Dn: the IN endpoint halts, passed with the whole residue`() {
         #expect(
             host.run(ready, in: 512)
                 == .init(dataStatus: .stalled, status: 0, residue: 512))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `5 Hi > Di: a short packet, then the IN endpoint halts`() {
@@ -56,7 +56,7 @@ import USB
         #expect(result.statusStalled)
         #expect(result.status == 0)
         #expect(result.residue == 60)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `5 Hi > Di with full packets only`() {
@@ -65,7 +65,7 @@ import USB
         #expect(result.statusStalled)
         #expect(result.status == 0)
         #expect(result.residue == 3072)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `6 Hi = Di: passed`() {
@@ -74,32 +74,32 @@ import USB
             result
                 == .init(
                     data: Array(untouched[..<512]), dataStatus: .completed, status: 0))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `7 Hi < Di: the IN endpoint halts, phase error`() {
         let result = host.run([0x28, 0, 0, 0, 0, 0, 0, 0, 2, 0], in: 512)
         #expect(result == .init(dataStatus: .stalled, status: 2, residue: 512))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `8 Hi <> Do: the IN endpoint halts, phase error, nothing is written`() {
         let result = host.run(write1, in: 512)
         #expect(result == .init(dataStatus: .stalled, status: 2, residue: 512))
         #expect(image.bytes(at: 0, count: 4096) == untouched)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `9 Ho > Dn: the OUT endpoint halts, passed with the whole residue`() {
         let result = host.run(ready, out: [UInt8](repeating: 9, count: 512))
         #expect(result == .init(dataStatus: .stalled, status: 0, residue: 512))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `10 Ho <> Di: the OUT endpoint halts, phase error`() {
         let result = host.run(read1, out: [UInt8](repeating: 9, count: 512))
         #expect(result == .init(dataStatus: .stalled, status: 2, residue: 512))
-        expectAlive()
+        expectOperational()
     }
 
     @Test(arguments: [2048, 1024, 512])
@@ -116,14 +116,14 @@ import USB
             #expect(image.bytes(at: 0, count: 1024) == Array(data[..<1024]))
         }
         #expect(image.bytes(at: 1024, count: 1024) == Array(untouched[..<1024]))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `12 Ho = Do: passed`() {
         let data = [UInt8](repeating: 9, count: 512)
         #expect(host.run(write1, out: data) == .init(dataStatus: .completed, status: 0))
         #expect(image.bytes(at: 0, count: 512) == data)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `13 Ho < Do: the OUT endpoint halts, phase error, nothing is written`() {
@@ -131,7 +131,7 @@ import USB
             [0x2a, 0, 0, 0, 0, 0, 0, 0, 2, 0], out: [UInt8](repeating: 9, count: 512))
         #expect(result == .init(dataStatus: .stalled, status: 2, residue: 512))
         #expect(image.bytes(at: 0, count: 4096) == untouched)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `a command that fails has no data, whatever the host expects`() {
@@ -144,7 +144,7 @@ import USB
             host.run(write, out: [UInt8](repeating: 1, count: 512))
                 == .init(dataStatus: .stalled, status: 1, residue: 512))
         #expect(host.run(beyond) == .init(status: 1))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `the direction of a command without data means nothing`() {

@@ -1,52 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A command descriptor block, CDB: an operation code and its fields, big-endian.
-struct CommandBlock: Equatable {
-    private let bytes: InlineArray<16, UInt8>
-    /// The bytes that the host sent; those behind them are zero.
-    let count: Int
-
-    init(_ source: some Collection<UInt8>) {
-        var bytes = InlineArray<16, UInt8>(repeating: 0)
-        for (index, byte) in source.prefix(16).enumerated() { bytes[index] = byte }
-        self.bytes = bytes
-        count = min(source.count, 16)
-    }
-
-    init(_ source: Span<UInt8>) {
-        count = min(source.count, 16)
-        bytes = InlineArray { $0 < source.count ? source[$0] : 0 }
-    }
-
-    var operationCode: UInt8 { bytes[0] }
-
-    subscript(_ index: Int) -> UInt8 { bytes[index] }
-
-    /// The number in a range of bytes.
-    subscript(_ range: Range<Int>) -> UInt64 {
-        var value: UInt64 = 0
-        for index in range { value = value << 8 | UInt64(bytes[index]) }
-        return value
-    }
-
-    func isSet(_ byte: Int, bit: UInt8) -> Bool { bytes[byte] & 1 << bit != 0 }
-
-    /// Refuses a field that is not zero: what it asks for is not supported.
-    func requireZero(_ byte: Int, mask: UInt8 = 0xff) throws(SenseData) {
-        let wrong = bytes[byte] & mask
-        guard wrong == 0 else {
-            let bit = UInt8(7 - wrong.leadingZeroBitCount)
-            throw .invalidField(inCommand: byte, bit: bit)
-        }
-    }
-
-    static func == (left: Self, right: Self) -> Bool {
-        left.count == right.count && (0..<16).allSatisfy { left[$0] == right[$0] }
-    }
-}
-
-/// A command that the device carries out (SPC-4, SBC-3): its codes and the bits of its CDB that mean
-/// something here, which is what REPORT SUPPORTED OPERATION CODES tells.
+/// A supported command (SPC-4, SBC-3): its operation code, service action and CDB usage data, as
+/// REPORT SUPPORTED OPERATION CODES reports them.
 struct SCSICommand {
     enum Name {
         case testUnitReady, requestSense, readFormatCapacities, inquiry, modeSelect6, modeSense6
@@ -61,7 +16,7 @@ struct SCSICommand {
     let name: Name
     let operationCode: UInt8
     let serviceAction: UInt8?
-    /// A mask for each byte of the CDB, the first being the operation code itself.
+    /// CDB USAGE DATA: a mask of the evaluated bits for each byte; the first byte is the operation code.
     let usage: [UInt8]
 
     private init(_ name: Name, _ usage: [UInt8], serviceAction: UInt8? = nil) {
@@ -71,26 +26,28 @@ struct SCSICommand {
         self.serviceAction = serviceAction
     }
 
-    /// The command that a CDB names.
-    static func named(by block: CommandBlock) -> SCSICommand? {
-        let entry = index[Int(block.operationCode)]
+    /// The command of a CDB; `nil` if its operation code or service action is not supported.
+    static func named(by cdb: CommandDescriptorBlock) -> SCSICommand? {
+        let entry = index[Int(cdb.operationCode)]
         guard entry >= 0 else { return nil }
         let command = all[entry]
         guard let action = command.serviceAction else { return command }
-        return action == block[1] & 0x1f ? command : nil
+        return action == cdb[1] & 0x1f ? command : nil
     }
 
-    /// By operation code; no two commands here share one.
+    /// Indices in ``all`` by operation code, -1 for none. No two commands share an operation code.
     private static let index: [Int] = {
         var index = [Int](repeating: -1, count: 256)
-        for (place, command) in all.enumerated() { index[Int(command.operationCode)] = place }
+        for (position, command) in all.enumerated() {
+            index[Int(command.operationCode)] = position
+        }
         return index
     }()
 
     private static let address: [UInt8] = [0xff, 0xff, 0xff, 0xff]
     private static let address64 = address + address
 
-    /// In ascending order of operation codes.
+    /// All supported commands, in ascending order of operation codes.
     static let all: [SCSICommand] = [
         SCSICommand(.testUnitReady, [0x00, 0, 0, 0, 0, 0]),
         SCSICommand(.requestSense, [0x03, 0x01, 0, 0, 0xff, 0]),

@@ -32,7 +32,7 @@ struct HungDiskTests {
     private final class Bench {
         let guest: Guest
         let image = FakeImage(byteCount: 1 << 20)
-        let device: StorageDevice
+        let device: MassStorageDevice
         let slot: GuestSlot
         /// The endpoint or stream of the data.
         let data: GuestEndpoint
@@ -45,11 +45,11 @@ struct HungDiskTests {
         ) throws {
             guest = try Guest(memory)
             image.fill(at: 0, onDisk)
-            image.set { $0.impatience = .wouldBlock }
-            device = StorageDevice(
+            image.set { $0.nonblocking = .wouldBlock }
+            device = MassStorageDevice(
                 image: image,
                 unit: LogicalUnit(
-                    identity: .init(serialNumber: "0123456789AB"),
+                    identity: InquiryIdentity(serialNumber: "0123456789AB"),
                     blockCount: image.byteCount / 512, isReadOnly: false, writeCache: true),
                 speed: .superSpeed, offersUAS: transport == .uas, summary: "test",
                 worker: try Worker(name: "t", loop: guest.machine.loop),
@@ -84,7 +84,7 @@ struct HungDiskTests {
             _ slot: GuestSlot, _ block: [UInt8], _ direction: Direction
         ) throws -> GuestEndpoint {
             let endpoints = try slot.configure(
-                bulk(StorageDescriptors.inEndpoint), bulk(StorageDescriptors.outEndpoint))
+                bulk(MassStorageDescriptors.inEndpoint), bulk(MassStorageDescriptors.outEndpoint))
             try slot.setConfiguration(1)
             let wrapper: [UInt8] =
                 [0x55, 0x53, 0x42, 0x43, 1, 0, 0, 0]
@@ -97,15 +97,16 @@ struct HungDiskTests {
         private static func startUAS(
             _ slot: GuestSlot, _ block: [UInt8], _ direction: Direction
         ) throws -> GuestEndpoint {
-            let command = try slot.configure(bulk(StorageDescriptors.commandEndpoint))[0]
+            let command = try slot.configure(bulk(MassStorageDescriptors.commandEndpoint))[0]
             let streams = try GuestStreams(
                 slot,
-                direction == .in ? StorageDescriptors.inEndpoint : StorageDescriptors.outEndpoint,
+                direction == .in
+                    ? MassStorageDescriptors.inEndpoint : MassStorageDescriptors.outEndpoint,
                 maxPrimaryStreams: 2)
             try slot.setConfiguration(1)
             try slot.control(
                 SetupPacket(
-                    requestType: 1, request: 11, value: UInt16(StorageDescriptors.uasSetting),
+                    requestType: 1, request: 11, value: UInt16(MassStorageDescriptors.uasSetting),
                     index: 0, length: 0))
             _ = try command.send(UASHost.command(block, 1))
             return try #require(streams.endpoint(1))

@@ -8,19 +8,19 @@ import Testing
 /// Commands whose answer is a table: INQUIRY, mode pages, lists.
 @Suite struct SCSIParameterTests {
     var unit = LogicalUnit(
-        identity: .init(serialNumber: "SERIAL01"), blockCount: 2048, isReadOnly: false,
+        identity: InquiryIdentity(serialNumber: "SERIAL01"), blockCount: 2048, isReadOnly: false,
         writeCache: true)
     var readOnly = LogicalUnit(
-        identity: .init(serialNumber: "SERIAL01"), blockCount: 2047, isReadOnly: true,
+        identity: InquiryIdentity(serialNumber: "SERIAL01"), blockCount: 2047, isReadOnly: true,
         writeCache: true)
 
     mutating func reply(_ bytes: [UInt8]) -> [UInt8] {
-        guard case .reply(let reply) = unit.execute(block(bytes)) else { return [] }
+        guard case .reply(let reply) = unit.execute(cdb(bytes)) else { return [] }
         return reply
     }
 
     mutating func refusal(_ bytes: [UInt8]) -> SenseData? {
-        guard case .check(let sense) = unit.execute(block(bytes)) else { return nil }
+        guard case .checkCondition(let sense) = unit.execute(cdb(bytes)) else { return nil }
         return sense
     }
 
@@ -136,8 +136,8 @@ import Testing
     mutating func select(_ list: [UInt8], long: Bool = false) -> LogicalUnit.Action {
         let command =
             long
-            ? block([0x55, 0x10, 0, 0, 0, 0, 0, 0, UInt8(list.count)])
-            : block([0x15, 0x10, 0, 0, UInt8(list.count)])
+            ? cdb([0x55, 0x10, 0, 0, 0, 0, 0, 0, UInt8(list.count)])
+            : cdb([0x15, 0x10, 0, 0, UInt8(list.count)])
         #expect(unit.execute(command) == .receiveParameters(list.count))
         return unit.execute(command, parameters: list)
     }
@@ -145,9 +145,9 @@ import Testing
     @Test mutating func `the write cache is turned off after a flush, and on again`() {
         var off = caching
         off[2] = 0
-        #expect(select([0, 0, 0, 0] + off) == .perform(.disableWriteCache))
+        #expect(select([0, 0, 0, 0] + off) == .operation(.disableWriteCache))
         #expect(unit.isWriteCacheEnabled)
-        unit.mediumJobEnded(.disableWriteCache)
+        unit.mediumOperationCompleted(.disableWriteCache)
         #expect(!unit.isWriteCacheEnabled)
         // The host, which is not told of resets, would not flush afterwards.
         unit.reset()
@@ -159,34 +159,35 @@ import Testing
     @Test mutating func `pages may be sent back as they were`() {
         #expect(select([0, 0, 0, 8] + descriptor + caching + control + exceptions) == .good)
         #expect(select([0, 0, 0, 0]) == .good)
-        #expect(unit.execute(block([0x15, 0x10])) == .good)
+        #expect(unit.execute(cdb([0x15, 0x10])) == .good)
     }
 
     @Test mutating func `what cannot change is refused where it stands`() {
         var wrong = caching
         wrong[3] = 0x20
         #expect(
-            select([0, 0, 0, 0] + wrong) == .check(.invalidField(inParameters: 7, bit: 5)))
+            select([0, 0, 0, 0] + wrong) == .checkCondition(.invalidField(inParameters: 7, bit: 5)))
         #expect(
             select([0, 0, 0, 0, 0x01, 10] + [UInt8](repeating: 0, count: 10))
-                == .check(.invalidField(inParameters: 4, bit: 5)))
+                == .checkCondition(.invalidField(inParameters: 4, bit: 5)))
         #expect(
             select([0, 0, 0, 0, 0x08, 17] + [UInt8](repeating: 0, count: 17))
-                == .check(.invalidField(inParameters: 5)))
+                == .checkCondition(.invalidField(inParameters: 5)))
         var blocks = descriptor
         blocks[6] = 16
-        #expect(select([0, 0, 0, 8] + blocks) == .check(.invalidField(inParameters: 9)))
+        #expect(select([0, 0, 0, 8] + blocks) == .checkCondition(.invalidField(inParameters: 9)))
         blocks = descriptor
         blocks[2] = 9
-        #expect(select([0, 0, 0, 8] + blocks) == .check(.invalidField(inParameters: 4)))
+        #expect(select([0, 0, 0, 8] + blocks) == .checkCondition(.invalidField(inParameters: 4)))
     }
 
     @Test mutating func `a list that ends early is refused whole`() {
-        #expect(select([0, 0, 0]) == .check(.parameterListLengthError))
-        #expect(select([0, 0, 0, 8, 0]) == .check(.parameterListLengthError))
-        #expect(select([0, 0, 0, 0, 8]) == .check(.parameterListLengthError))
-        #expect(select([0, 0, 0, 0, 8, 18, 0]) == .check(.parameterListLengthError))
-        #expect(select([0, 0, 0, 4, 0, 0, 0, 0]) == .check(.invalidField(inParameters: 3)))
+        #expect(select([0, 0, 0]) == .checkCondition(.parameterListLengthError))
+        #expect(select([0, 0, 0, 8, 0]) == .checkCondition(.parameterListLengthError))
+        #expect(select([0, 0, 0, 0, 8]) == .checkCondition(.parameterListLengthError))
+        #expect(select([0, 0, 0, 0, 8, 18, 0]) == .checkCondition(.parameterListLengthError))
+        #expect(
+            select([0, 0, 0, 4, 0, 0, 0, 0]) == .checkCondition(.invalidField(inParameters: 3)))
         #expect(unit.isWriteCacheEnabled)
     }
 
@@ -246,7 +247,7 @@ import Testing
     }
 
     @Test mutating func `only the default self-test is known`() {
-        #expect(unit.execute(block([0x1d, 4])) == .good)
+        #expect(unit.execute(cdb([0x1d, 4])) == .good)
         #expect(refusal([0x1d, 0x24]) == .invalidField(inCommand: 1, bit: 5))
         #expect(refusal([0x1d, 4, 0, 0, 8]) == .invalidField(inCommand: 4, bit: 3))
     }

@@ -3,24 +3,29 @@
 internal import Platform
 internal import USB
 
-/// What a host sends down the command pipe of USB Attached SCSI: an information unit (UAS, 6.2).
+/// An information unit that the host sends on the command pipe of USB Attached SCSI (UAS, 6.2): COMMAND or
+/// TASK MANAGEMENT.
 struct UASRequest: Equatable {
-    /// The largest unit that means something here: a command with the shortest CDB field. Longer CDBs
-    /// belong to commands that the logical unit does not have.
+    /// The length of a COMMAND information unit without additional CDB bytes. No supported command has
+    /// these, so longer units are truncated.
     static let count = 32
 
     enum Content: Equatable {
-        case command(CommandBlock, unit: UInt8, isFirst: Bool)
-        case function(UASFunction?, unit: UInt8, of: UInt16)
-        /// It is none, or too short.
+        /// - Parameter isHeadOfQueue: TASK ATTRIBUTE is HEAD OF QUEUE.
+        case command(CommandDescriptorBlock, unit: UInt8, isHeadOfQueue: Bool)
+        /// - Parameters:
+        ///   - unit: the logical unit.
+        ///   - tag: the command that the function applies to.
+        case taskManagement(TaskManagementFunction?, unit: UInt8, tag: UInt16)
+        /// An unknown or truncated information unit.
         case invalid
     }
 
-    /// The host's name of the command, and the stream on which it is answered.
+    /// The host's identifier of the command. With streams it is also the stream of its data and status.
     let tag: UInt16
     let content: Content
 
-    /// `nil` for what has not even a tag.
+    /// Parses an information unit; `nil` if it is too short to have a tag.
     init?(_ bytes: Span<UInt8>) {
         guard bytes.count >= 4 else { return nil }
         tag = bytes.bigEndian(at: 2)
@@ -28,24 +33,24 @@ struct UASRequest: Equatable {
         case 0x01 where bytes.count >= 32:
             let isHeadOfQueue = bytes[4] & 7 == 1
             content = .command(
-                CommandBlock(bytes.extracting(16..<32)), unit: Self.unit(bytes),
-                isFirst: isHeadOfQueue)
+                CommandDescriptorBlock(bytes.extracting(16..<32)), unit: Self.unit(bytes),
+                isHeadOfQueue: isHeadOfQueue)
         case 0x05 where bytes.count >= 16:
-            content = .function(
-                UASFunction(rawValue: bytes[4]), unit: Self.unit(bytes),
-                of: bytes.bigEndian(at: 6))
+            content = .taskManagement(
+                TaskManagementFunction(rawValue: bytes[4]), unit: Self.unit(bytes),
+                tag: bytes.bigEndian(at: 6))
         default: content = .invalid
         }
     }
 
-    /// The logical unit's number (SAM-5, 4.7); all but 0 are missing here, so one stands for them.
+    /// The logical unit number (SAM-5, 4.7). Unit 0 is the only one, so 1 stands for all others.
     private static func unit(_ bytes: Span<UInt8>) -> UInt8 {
         (8..<16).allSatisfy { bytes[$0] == 0 } ? 0 : 1
     }
 }
 
-/// Task management functions (UAS, table 21).
-enum UASFunction: UInt8 {
+/// A task management function (UAS, table 21).
+enum TaskManagementFunction: UInt8 {
     case abortTask = 0x01
     case abortTaskSet = 0x02
     case clearTaskSet = 0x04
@@ -56,18 +61,19 @@ enum UASFunction: UInt8 {
     case queryTaskSet = 0x81
 }
 
-/// What the device says on the status pipe about the command of a tag (UAS, 6.2).
+/// An information unit that the device sends on the status pipe (UAS, 6.2): SENSE, RESPONSE, READ READY or
+/// WRITE READY.
 struct UASReply: Equatable {
     enum Content: Equatable {
-        /// The command is done.
+        /// SENSE with GOOD status.
         case good
-        /// It failed: CHECK CONDITION.
-        case check(SenseData)
-        /// There are too many before it: TASK SET FULL.
+        /// SENSE with CHECK CONDITION status.
+        case checkCondition(SenseData)
+        /// SENSE with TASK SET FULL status.
         case taskSetFull
-        /// The answer to a task management function, or to what could not be understood.
+        /// RESPONSE to a task management function or to an invalid request.
         case response(Response)
-        /// Data may move now; only without streams.
+        /// READ READY or WRITE READY: requests a data transfer; only without streams.
         case ready(Direction)
     }
 
@@ -84,7 +90,7 @@ struct UASReply: Equatable {
     let tag: UInt16
     let content: Content
 
-    /// Whether it is about a command, rather than a request.
+    /// Whether the reply belongs to a command; a RESPONSE does not.
     var isOfCommand: Bool {
         if case .response = content { return false }
         return true
@@ -99,7 +105,7 @@ struct UASReply: Equatable {
         var bytes: [UInt8]
         switch content {
         case .good: bytes = Self.sense(status: 0x00, [])
-        case .check(let sense): bytes = Self.sense(status: 0x02, sense.shortestFormat)
+        case .checkCondition(let sense): bytes = Self.sense(status: 0x02, sense.shortestFormat)
         case .taskSetFull: bytes = Self.sense(status: 0x28, [])
         case .response(let response): bytes = [0x04, 0, 0, 0, 0, 0, 0, response.rawValue]
         case .ready(let direction): bytes = [direction == .in ? 0x06 : 0x07, 0, 0, 0]
@@ -108,7 +114,7 @@ struct UASReply: Equatable {
         return bytes
     }
 
-    /// SENSE information unit.
+    /// A SENSE information unit.
     private static func sense(status: UInt8, _ data: [UInt8]) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: 16)
         bytes[0] = 0x03

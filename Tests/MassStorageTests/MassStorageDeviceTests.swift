@@ -5,13 +5,13 @@ import USB
 
 @testable import MassStorage
 
-@Suite struct StickTests {
+@Suite struct MassStorageDeviceTests {
     let file: TemporaryFile
-    let host: StickHost
+    let host: BulkOnlyHost
 
     init() throws {
         file = try TemporaryFile(size: 1 << 20) { UInt8(truncatingIfNeeded: $0 / 512 &+ $0) }
-        host = try StickHost(
+        host = try BulkOnlyHost(
             FileImage(path: file.path, readOnly: false, cache: .writeback))
     }
 

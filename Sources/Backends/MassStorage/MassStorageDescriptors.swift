@@ -2,26 +2,26 @@
 
 internal import USB
 
-/// What a stick says of itself over USB: one interface of the mass storage class, SCSI transparent,
-/// bulk-only, with a bulk endpoint in each direction. With UAS that is another setting of it, which
-/// has endpoints for commands and their status beside these.
-enum StorageDescriptors {
+/// The descriptors of the device: one interface of the mass storage class (SCSI transparent, Bulk-Only
+/// Transport) with a bulk endpoint in each direction. UAS is an alternate setting with two more endpoints,
+/// the command and status pipes.
+enum MassStorageDescriptors {
     static let inEndpoint = EndpointAddress(1, .in)
     static let outEndpoint = EndpointAddress(2, .out)
     static let statusEndpoint = EndpointAddress(3, .in)
     static let commandEndpoint = EndpointAddress(4, .out)
 
-    /// The alternate setting of UAS.
+    /// `bAlternateSetting` of UAS.
     static let uasSetting: UInt8 = 1
 
-    /// QEMU's numbers for an emulated stick: drivers know no quirks for them.
+    /// `idVendor` and `idProduct` of QEMU's emulated USB stick, for which no driver has quirks.
     private static let vendor: UInt16 = 0x46f4
     private static let product: UInt16 = 0x0001
 
     static func maxPacketSize(at speed: USBSpeed) -> Int { speed.isSuperSpeed ? 1024 : 512 }
 
     static func description(
-        speed: USBSpeed, identity: LogicalUnit.Identity, offersUAS: Bool
+        speed: USBSpeed, identity: InquiryIdentity, offersUAS: Bool
     ) -> DeviceDescription {
         let strings = [identity.vendor, identity.product, identity.serialNumber]
         if speed.isSuperSpeed {
@@ -33,7 +33,7 @@ enum StorageDescriptors {
                 strings: strings,
                 capabilities: [
                     .usb2Extension(linkPowerManagement: false),
-                    // High speed and SuperSpeed; full function from high speed on.
+                    // High speed and SuperSpeed; fully functional from high speed on.
                     .superSpeed(
                         speeds: 0x000c, fullFunctionSpeed: 2, u1ExitLatency: 0, u2ExitLatency: 0),
                 ])
@@ -71,6 +71,8 @@ enum StorageDescriptors {
         return ConfigurationDescriptor(interfaces: [bulkOnly, uas])
     }
 
+    /// A bulk endpoint.
+    ///
     /// - Parameter pipe: `bPipeID` of the pipe usage descriptor (UAS, 5.2.3.6).
     private static func endpoint(
         _ address: EndpointAddress, _ maxPacketSize: UInt16, burst: Int = 1,
@@ -80,6 +82,14 @@ enum StorageDescriptors {
             burst: burst, attributes: streams ? MassStorageLimits.uasStreamsLog2 : 0)
         return EndpointDescriptor(
             address, .bulk, maxPacketSize: maxPacketSize, companion: companion,
-            classDescriptors: pipe.map { [4, 0x24, $0, 0] } ?? [])
+            classDescriptors: pipe.map(pipeUsage) ?? [])
+    }
+
+    /// A pipe usage descriptor.
+    private static func pipeUsage(_ pipe: UInt8) -> [UInt8] {
+        DescriptorBuilder.bytes(of: DescriptorType(rawValue: 0x24)) {
+            $0.append(pipe)
+            $0.append(UInt8(0))
+        }
     }
 }

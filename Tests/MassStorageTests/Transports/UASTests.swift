@@ -33,12 +33,12 @@ import USB
     /// Blocks move one by one, and some fail.
     private func fail(_ fault: @escaping @Sendable (FakeImage.Operation) -> Errno?) {
         image.set {
-            $0.largestMove = 512
+            $0.largestAccess = 512
             $0.fault = fault
         }
     }
 
-    private func expectAlive(_ uas: UASHost) {
+    private func expectOperational(_ uas: UASHost) {
         #expect(uas.run(Self.read(3, 2), in: 1024) == (.good, bytes(3, 2)))
         #expect(uas.host.port.doubles.isEmpty)
     }
@@ -47,7 +47,7 @@ import USB
 
     @Test(arguments: [USBSpeed.high, .superSpeed])
     func `UAS is a second setting, for hosts that know it`(speed: USBSpeed) throws {
-        let host = try StickHost(image, speed: speed, offersUAS: true)
+        let host = try BulkOnlyHost(image, speed: speed, offersUAS: true)
         let bytes = host.control(0x80, 6, value: 0x0200, length: 0xffff).bytes
         var descriptors: [[UInt8]] = []
         var rest = bytes[...]
@@ -70,14 +70,14 @@ import USB
     }
 
     @Test func `a stick without UAS has one setting`() throws {
-        let host = try StickHost(image)
+        let host = try BulkOnlyHost(image)
         #expect(host.control(0x01, 11, value: 1).status == .stalled)
         #expect(host.control(0x80, 6, value: 0x0200, length: 0xffff).bytes.count == 9 + 9 + 2 * 13)
     }
 
     @Test func `a host goes to UAS and back`() throws {
         let uas = try uas()
-        expectAlive(uas)
+        expectOperational(uas)
         let waiting = uas.status(7)
         uas.host.control(0x01, 11, value: 0)
         // The status pipe is no more.
@@ -86,7 +86,7 @@ import USB
         #expect(uas.host.control(0xa1, 0xfe, length: 1).bytes == [0])
         uas.choose()
         #expect(uas.host.control(0xa1, 0xfe, length: 1).status == .stalled)
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     // MARK: - Commands
@@ -109,27 +109,27 @@ import USB
     @Test(arguments: [32, 0])
     func `an error tells why with the status`(streams: Int) throws {
         let uas = try uas(streams: streams)
-        #expect(uas.run([0xff, 0, 0, 0, 0, 0]).0 == .check(key: 5, code: 0x2000))
+        #expect(uas.run([0xff, 0, 0, 0, 0, 0]).0 == .checkCondition(key: 5, code: 0x2000))
         // It is told once: there is nothing left to ask for.
         let (answer, sense) = uas.run([0x03, 0, 0, 0, 18, 0], in: 18)
         #expect(answer == .good)
         #expect(sense[2] == 0)
         fail { if case .read(5 * 512, _) = $0 { .ioError } else { nil } }
         let (failed, data) = uas.run(Self.read(4, 4), in: 2048)
-        #expect(failed == .check(key: 3, code: 0x1100))
+        #expect(failed == .checkCondition(key: 3, code: 0x1100))
         #expect(data == bytes(4, 1))
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test func `a write that fails is told, and the host may send it again`() throws {
         let uas = try uas()
         fail { if case .write(10 * 512, _, _) = $0 { .noSpace } else { nil } }
         let data = [UInt8](repeating: 1, count: 2048)
-        #expect(uas.run(Self.write(9, 4), out: data).0 == .check(key: 7, code: 0x2707))
+        #expect(uas.run(Self.write(9, 4), out: data).0 == .checkCondition(key: 7, code: 0x2707))
         image.set { $0.fault = { _ in nil } }
         #expect(uas.run(Self.write(9, 4), out: data).0 == .good)
         #expect(Array(contents[9 * 512..<13 * 512]) == data)
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test func `many commands are carried out in the order in which they came`() throws {
@@ -146,7 +146,7 @@ import USB
 
     @Test func `a slow disk keeps the order`() throws {
         let uas = try uas()
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         let first = uas.submit(Self.write(2, 1), out: [UInt8](repeating: 1, count: 512))
         let second = uas.submit(Self.write(2, 1), out: [UInt8](repeating: 2, count: 512))
         let third = uas.submit(Self.read(2, 1), in: 512)
@@ -186,7 +186,7 @@ import USB
     @Test func `logical units that are not there say so`() throws {
         let uas = try uas()
         let submission = uas.submit([0, 0, 0, 0, 0, 0], unit: 3)
-        #expect(uas.answer(submission) == .check(key: 5, code: 0x2500))
+        #expect(uas.answer(submission) == .checkCondition(key: 5, code: 0x2500))
     }
 
     @Test func `what takes the loop long is moved beside it`() throws {
@@ -222,7 +222,7 @@ import USB
         #expect(!uas.host.isDone(first))
         uas.host.device.cancel(first)
         #expect(uas.host.port.completions[first]?.status == .cancelled)
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test(arguments: [UInt8(0x02), 0x04, 0x08, 0x10])
@@ -238,9 +238,9 @@ import USB
         uas.request(UASHost.function(0x81, 21))
         #expect(uas.answer(query, tag: 21) == .response(0))
         if function >= 0x08 {
-            #expect(uas.run([0, 0, 0, 0, 0, 0]).0 == .check(key: 6, code: 0x2900))
+            #expect(uas.run([0, 0, 0, 0, 0, 0]).0 == .checkCondition(key: 6, code: 0x2900))
         }
-        expectAlive(uas)
+        expectOperational(uas)
         #expect(contents == pattern)
     }
 
@@ -258,7 +258,7 @@ import USB
             uas.request(bytes)
             #expect(uas.answer(status, tag: 4) == answer, "\(name)")
         }
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test(arguments: [[UInt8](), UASHost.function(0x80, 4, of: 9)])
@@ -268,7 +268,7 @@ import USB
         let status = uas.status(4)
         uas.request(function.isEmpty ? UASHost.command(inquiry, 4) : function)
         #expect(uas.answer(status, tag: 4) == .response(0x0a))
-        expectAlive(uas)
+        expectOperational(uas)
         #expect(contents == pattern)
     }
 
@@ -293,7 +293,7 @@ import USB
 
     @Test func `commands are aborted while the disk is busy with one`() throws {
         let uas = try uas()
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         let read = uas.submit(Self.read(0, 8), in: 4096)
         let waiting = uas.submit(Self.write(1, 1), out: [UInt8](repeating: 1, count: 512))
@@ -302,10 +302,10 @@ import USB
         #expect(uas.host.isDone(done))
         #expect(read.data.flatMap { uas.host.port.completions[$0]?.transferred } == 0)
         image.openGate()
-        uas.host.settle()
+        uas.host.waitUntilIdle()
         #expect(!uas.host.isDone(read.status))
         #expect(!uas.host.isDone(waiting.status))
-        expectAlive(uas)
+        expectOperational(uas)
         #expect(contents == pattern)
     }
 
@@ -325,7 +325,7 @@ import USB
         // The transfer that was asked for is not mistaken for that of the next command.
         let late = uas.data(in: 512, 1)
         #expect(uas.host.port.completions[late]?.transferred == 0)
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test func `READY of an aborted command is not sent any more`() throws {
@@ -333,7 +333,7 @@ import USB
         uas.request(UASHost.command(Self.read(1, 1), 5))
         uas.request(UASHost.function(1, 6, of: 5))
         #expect(uas.answer(uas.status(6), tag: 6) == .response(0))
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test func `a reset of the logical unit is told of, and leaves an ejected medium out`() throws {
@@ -343,8 +343,8 @@ import USB
         let done = uas.status(20)
         uas.request(UASHost.function(0x08, 20))
         #expect(uas.answer(done, tag: 20) == .response(0))
-        #expect(uas.run(ready).0 == .check(key: 6, code: 0x2900))
-        #expect(uas.run(ready).0 == .check(key: 2, code: 0x3a00))
+        #expect(uas.run(ready).0 == .checkCondition(key: 6, code: 0x2900))
+        #expect(uas.run(ready).0 == .checkCondition(key: 2, code: 0x3a00))
     }
 
     @Test(arguments: [[UInt8](), [1, 0, 0], UASHost.command([], 0), UASHost.command([], 33)])
@@ -353,11 +353,11 @@ import USB
     ) throws {
         let uas = try uas()
         #expect(uas.host.wait(uas.request(bytes))?.status == .stalled)
-        #expect(uas.host.isHalted(StorageDescriptors.commandEndpoint))
+        #expect(uas.host.isHalted(MassStorageDescriptors.commandEndpoint))
         #expect(
             uas.host.wait(uas.request(UASHost.command(inquiry, 1)))?.status == .stalled)
-        uas.host.clearHalt(StorageDescriptors.commandEndpoint)
-        expectAlive(uas)
+        uas.host.clearHalt(MassStorageDescriptors.commandEndpoint)
+        expectOperational(uas)
     }
 
     @Test func `requests wait when nobody takes the answers`() throws {
@@ -368,7 +368,7 @@ import USB
             #expect(uas.answer(uas.status(1), tag: 1) == .response(2))
             #expect(uas.host.isDone(request))
         }
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     // MARK: - Transfers that do not fit
@@ -378,19 +378,19 @@ import USB
         uas.request(UASHost.command(Self.read(0, 4), 1))
         #expect(uas.host.wait(uas.data(in: 1000, 1))?.status == .babbled)
         uas.host.control(0x01, 11, value: 1)
-        expectAlive(uas)
+        expectOperational(uas)
         let status = uas.status(2, room: 15)
         uas.request(UASHost.command([0, 0, 0, 0, 0, 0], 2))
         #expect(uas.host.wait(status)?.status == .babbled)
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test func `data that end too early fail the command and write nothing more`() throws {
         let uas = try uas()
         let submission = uas.submit(Self.write(1, 4), out: [UInt8](repeating: 9, count: 700))
-        #expect(uas.answer(submission) == .check(key: 0xb, code: 0x4b00))
+        #expect(uas.answer(submission) == .checkCondition(key: 0xb, code: 0x4b00))
         #expect(contents == pattern)
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test func `data beyond the command are not written`() throws {
@@ -405,8 +405,8 @@ import USB
     @Test func `empty packets in a write are packets that end too early`() throws {
         let uas = try uas()
         let submission = uas.submit(Self.write(1, 1), out: [])
-        #expect(uas.answer(submission) == .check(key: 0xb, code: 0x4b00))
-        expectAlive(uas)
+        #expect(uas.answer(submission) == .checkCondition(key: 0xb, code: 0x4b00))
+        expectOperational(uas)
     }
 
     @Test func `a command without data gives the host's transfer back before its status`() throws {
@@ -414,7 +414,7 @@ import USB
         // No room for what INQUIRY tells; and a command that is not known.
         for (block, answer) in [
             ([UInt8](arrayLiteral: 0x12, 0, 0, 0, 0, 0), UASHost.Answer.good),
-            ([0x4d, 0, 0, 0, 0, 0, 0, 0, 64, 0], .check(key: 5, code: 0x2000)),
+            ([0x4d, 0, 0, 0, 0, 0, 0, 0, 64, 0], .checkCondition(key: 5, code: 0x2000)),
         ] {
             let submission = uas.submit(block, in: 64)
             #expect(uas.answer(submission) == answer)
@@ -428,7 +428,7 @@ import USB
         let uas = try uas()
         uas.request(UASHost.command([0xff, 0, 0, 0, 0, 0], 5))
         #expect(uas.host.wait(uas.status(5, room: 20))?.status == .babbled)
-        #expect(uas.answer(uas.status(5), tag: 5) == .check(key: 5, code: 0x2000))
+        #expect(uas.answer(uas.status(5), tag: 5) == .checkCondition(key: 5, code: 0x2000))
     }
 
     // MARK: - Resets and media
@@ -438,11 +438,11 @@ import USB
         let flush: [UInt8] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         image.set { $0.fault = { $0 == .flush ? .ioError : nil } }
         uas.request(UASHost.command(flush, 5))
-        uas.host.settle()
+        uas.host.waitUntilIdle()
         uas.request(UASHost.function(0x02, 6))
         #expect(uas.answer(uas.status(6), tag: 6) == .response(0))
         image.set { $0.fault = { _ in nil } }
-        #expect(uas.run(flush).0 == .check(key: 3, code: 0x0c00))
+        #expect(uas.run(flush).0 == .checkCondition(key: 3, code: 0x0c00))
         #expect(uas.run(flush).0 == .good)
     }
 
@@ -457,11 +457,11 @@ import USB
         }
         let next = FakeImage(byteCount: 1 << 20)
         uas.host.device.changeMedium(to: next, force: false) { #expect($0 == nil) }
-        uas.host.settle()
+        uas.host.waitUntilIdle()
         _ = uas.data(in: 36, 1)
-        #expect(uas.answer(writes[0].1, tag: writes[0].0) == .check(key: 6, code: 0x2800))
+        #expect(uas.answer(writes[0].1, tag: writes[0].0) == .checkCondition(key: 6, code: 0x2800))
         for (tag, status) in writes.dropFirst() {
-            #expect(uas.answer(status, tag: tag) == .check(key: 2, code: 0x3a00))
+            #expect(uas.answer(status, tag: tag) == .checkCondition(key: 2, code: 0x3a00))
         }
         #expect(contents == pattern)
         #expect(next.bytes(at: 0, count: 1 << 20).allSatisfy { $0 == 0 })
@@ -474,10 +474,10 @@ import USB
         uas.request(UASHost.command(inquiry, 2))
         #expect(uas.answer(uas.status(1), tag: 1) == .ready(.in))
         uas.host.device.changeMedium(to: nil, force: false) { #expect($0 == nil) }
-        uas.host.settle()
+        uas.host.waitUntilIdle()
         let first = uas.data(in: 512, 1)
         #expect(uas.host.port.completions[first]?.transferred == 0)
-        #expect(uas.answer(uas.status(1), tag: 1) == .check(key: 2, code: 0x3a00))
+        #expect(uas.answer(uas.status(1), tag: 1) == .checkCondition(key: 2, code: 0x3a00))
         #expect(uas.answer(uas.status(2), tag: 2) == .ready(.in))
         let second = uas.data(in: 36, 2)
         #expect(uas.answer(uas.status(2), tag: 2) == .good)
@@ -489,26 +489,26 @@ import USB
         uas.host.device.detached()
         uas.host.device.attach(to: uas.host.port)
         uas.host.setConfiguration(1)
-        uas.host.control(0x01, 11, value: UInt16(StorageDescriptors.uasSetting))
+        uas.host.control(0x01, 11, value: UInt16(MassStorageDescriptors.uasSetting))
         let request = uas.request(UASHost.command([0, 0, 0, 0, 0, 0], 0x100))
         #expect(uas.host.wait(request)?.status == .completed)
     }
 
     @Test func `a reset of the port ends everything`() throws {
         let uas = try uas()
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         let submissions = (0..<8).map { _ in uas.submit(Self.read(0, 8), in: 4096) }
         uas.host.device.reset()
-        uas.host.settle()
+        uas.host.waitUntilIdle()
         for submission in submissions {
             #expect(uas.host.isDone(submission.status))
             #expect(submission.data.map { uas.host.isDone($0) } == true)
         }
-        image.set { $0.impatience = .served }
+        image.set { $0.nonblocking = .served }
         uas.host.setConfiguration(1)
         #expect(uas.host.run(Self.read(3, 2), in: 1024).data == bytes(3, 2))
         uas.choose()
-        expectAlive(uas)
+        expectOperational(uas)
     }
 
     @Test func `a medium taken out fails the commands that wait`() throws {
@@ -517,8 +517,8 @@ import USB
         uas.request(UASHost.command(Self.read(8, 8), 2))
         let statuses = [uas.status(1), uas.status(2)]
         uas.host.device.changeMedium(to: nil, force: false) { #expect($0 == nil) }
-        uas.host.settle()
-        #expect(uas.answer(statuses[0], tag: 1) == .check(key: 2, code: 0x3a00))
-        #expect(uas.answer(statuses[1], tag: 2) == .check(key: 2, code: 0x3a00))
+        uas.host.waitUntilIdle()
+        #expect(uas.answer(statuses[0], tag: 1) == .checkCondition(key: 2, code: 0x3a00))
+        #expect(uas.answer(statuses[1], tag: 2) == .checkCondition(key: 2, code: 0x3a00))
     }
 }

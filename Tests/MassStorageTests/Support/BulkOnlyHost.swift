@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Foundation
 import GuestKit
 import Logging
 import Platform
@@ -9,45 +8,29 @@ import USB
 
 @testable import MassStorage
 
-/// A port without a controller: it keeps what the device says.
-final class FakePort: USBPort {
-    private(set) var completions: [Transfer.ID: Transfer.Completion] = [:]
-    private(set) var order: [Transfer.ID] = []
-    /// Transfers that were answered twice.
-    private(set) var doubles: [Transfer.ID] = []
-
-    func complete(_ completion: Transfer.Completion) {
-        if completions.updateValue(completion, forKey: completion.id) != nil {
-            doubles.append(completion.id)
-        }
-        order.append(completion.id)
-    }
-
-    func disconnect() {}
-    func wake() {}
-}
-
-/// A USB host without a controller, which sends transfers to a stick and waits for the answers.
-final class StickHost {
+/// A USB host without a controller: submits transfers to a device, waits for their completions, and runs
+/// commands of Bulk-Only Transport.
+final class BulkOnlyHost {
     let loop: EpollLoop
     let port = FakePort()
-    let device: StorageDevice
+    let device: MassStorageDevice
     private var nextID: UInt64 = 0
     private var nextTag: UInt32 = 0x1000
     private var memory: [Transfer.ID: GuestPieces] = [:]
     private var transfers: [Transfer.ID: Transfer] = [:]
-    var pieces = 1
+    /// Segments of the memory of each transfer.
+    var segments = 1
 
     init(
         _ image: any DiskImage, speed: USBSpeed = .superSpeed, offersUAS: Bool = false,
         writeCache: Bool = true,
-        identity: LogicalUnit.Identity = .init(serialNumber: "0123456789ABCDEF")
+        identity: InquiryIdentity = .init(serialNumber: "0123456789ABCDEF")
     ) throws {
         loop = try EpollLoop()
         let unit = LogicalUnit(
             identity: identity, blockCount: image.byteCount / UInt64(blockSize),
             isReadOnly: image.isReadOnly, writeCache: writeCache)
-        device = StorageDevice(
+        device = MassStorageDevice(
             image: image, unit: unit, speed: speed, offersUAS: offersUAS, summary: "test",
             worker: try Worker(name: "test", loop: loop), logger: .silent)
         device.attach(to: port)
@@ -62,7 +45,7 @@ final class StickHost {
     ) -> Transfer.ID {
         let id = Transfer.ID(rawValue: nextID)
         nextID += 1
-        let guest = GuestPieces(count, pieces: pieces)
+        let guest = GuestPieces(count, pieces: segments)
         if let bytes { guest.buffer.copy(from: bytes) }
         memory[id] = guest
         let transfer = Transfer(id: id, endpoint: endpoint, kind: kind, buffer: guest.buffer)
@@ -72,16 +55,17 @@ final class StickHost {
     }
 
     func submitOut(_ bytes: [UInt8]) -> Transfer.ID {
-        submit(StorageDescriptors.outEndpoint, .bulk(stream: 0), count: bytes.count, bytes: bytes)
+        submit(
+            MassStorageDescriptors.outEndpoint, .bulk(stream: 0), count: bytes.count, bytes: bytes)
     }
 
     func submitIn(_ count: Int) -> Transfer.ID {
-        submit(StorageDescriptors.inEndpoint, .bulk(stream: 0), count: count)
+        submit(MassStorageDescriptors.inEndpoint, .bulk(stream: 0), count: count)
     }
 
     func isDone(_ id: Transfer.ID) -> Bool { port.completions[id] != nil }
 
-    /// The answer to a transfer, waiting for the worker if need be; `nil` if none comes.
+    /// Waits for the completion of a transfer; `nil` if the worker is idle without one.
     func wait(_ id: Transfer.ID) -> Transfer.Completion? {
         let deadline = loop.now + .seconds(60)
         while port.completions[id] == nil, loop.now < deadline {
@@ -96,25 +80,25 @@ final class StickHost {
         return transfer.buffer.bytes(count: completion.transferred)
     }
 
-    /// The guest uses the memory of a transfer for something else.
+    /// Writes other data into the memory of a transfer, as a guest that reuses it.
     func reuseMemory(of id: Transfer.ID) { memory[id]?.buffer.fill(.max, with: Self.reused) }
 
-    /// Whether the memory still holds what the guest has put there since.
+    /// Whether the memory still holds the data that ``reuseMemory(of:)`` has written.
     func isMemoryIntact(of id: Transfer.ID) -> Bool {
         memory[id]?.buffer.bytes().allSatisfy { $0 == Self.reused } ?? false
     }
 
     private static let reused: UInt8 = 0xee
 
-    /// Whether the byte before `count` of a transfer's memory has been written.
+    /// Whether the device has written the first `count` bytes of a transfer's memory.
     func arrived(_ id: Transfer.ID, _ count: Int) -> Bool {
         memory[id]?.buffer.bytes(from: count - 1, count: 1) != [0xa5]
     }
 
-    /// Runs what is due on the event loop.
+    /// Runs the handlers that are due on the event loop.
     func turn() { try? loop.turn(until: loop.now + .milliseconds(5)) }
 
-    func settle() {
+    func waitUntilIdle() {
         while !device.isIdle { try? loop.turn(until: loop.now + .milliseconds(5)) }
     }
 
@@ -144,16 +128,16 @@ final class StickHost {
     @discardableResult
     func resetTransport() -> Transfer.Status? { control(0x21, 0xff).status }
 
-    /// 5.3.4: reset, then clear both halts.
+    /// Reset recovery (5.3.4).
     func recover() {
         resetTransport()
-        clearHalt(StorageDescriptors.inEndpoint)
-        clearHalt(StorageDescriptors.outEndpoint)
+        clearHalt(MassStorageDescriptors.inEndpoint)
+        clearHalt(MassStorageDescriptors.outEndpoint)
     }
 
     // MARK: - Commands
 
-    /// A CBW's bytes.
+    /// The bytes of a CBW.
     func wrapper(
         _ command: [UInt8], length: Int, direction: Direction, tag: UInt32, unit: UInt8 = 0
     ) -> [UInt8] {
@@ -165,19 +149,19 @@ final class StickHost {
         return bytes
     }
 
-    /// How a command ended, as the host sees it.
+    /// The result of a command.
     struct Result: Equatable {
         var data: [UInt8] = []
         var dataStatus: Transfer.Status?
-        /// `bCSWStatus`; `nil` if no CSW could be had.
+        /// `bCSWStatus`; `nil` if no valid CSW was received.
         var status: UInt8?
         var residue = 0
-        /// A halt was met where the CSW was expected.
+        /// The first transfer for the CSW was stalled.
         var statusStalled = false
     }
 
-    /// Carries out a command as Linux does: data and status transfers follow each other, halts are
-    /// cleared, the CSW is fetched a second time after a halt.
+    /// Runs a command as Linux does: submits one transfer after the other, clears halts, and fetches the CSW
+    /// a second time after a stall.
     func run(
         _ command: [UInt8], in count: Int = 0, out data: [UInt8]? = nil, chunk: Int = .max,
         unit: UInt8 = 0
@@ -198,7 +182,7 @@ final class StickHost {
                 let id = submitOut(part)
                 let completion = wait(id)
                 result.dataStatus = completion?.status
-                if completion?.status == .stalled { clearHalt(StorageDescriptors.outEndpoint) }
+                if completion?.status == .stalled { clearHalt(MassStorageDescriptors.outEndpoint) }
                 if completion?.status != .completed { break }
             }
         } else {
@@ -210,14 +194,14 @@ final class StickHost {
                 result.data += bytes(id)
                 result.dataStatus = completion.status
                 left -= size
-                if completion.status == .stalled { clearHalt(StorageDescriptors.inEndpoint) }
+                if completion.status == .stalled { clearHalt(MassStorageDescriptors.inEndpoint) }
                 if completion.status != .completed || completion.transferred < size { break }
             }
         }
         var status = submitIn(13)
         if wait(status)?.status == .stalled {
             result.statusStalled = true
-            clearHalt(StorageDescriptors.inEndpoint)
+            clearHalt(MassStorageDescriptors.inEndpoint)
             status = submitIn(13)
         }
         let csw = wait(status)?.status == .completed ? bytes(status) : []
@@ -234,30 +218,5 @@ final class StickHost {
         let bytes = run([0x03, 0, 0, 0, 18, 0], in: 18).data
         guard bytes.count == 18 else { return (0xff, 0xffff, bytes) }
         return (bytes[2] & 0xf, bytes.bigEndian(at: 12), bytes)
-    }
-}
-
-/// A file that goes away with its owner.
-final class TemporaryFile {
-    private let folder: TemporaryFolder
-    let path: String
-
-    init(size: UInt64, fill: ((Int) -> UInt8)? = nil) throws {
-        folder = try TemporaryFolder()
-        path = folder.file("stick.img")
-        _ = FileManager.default.createFile(atPath: path, contents: nil)
-        guard let handle = FileHandle(forUpdatingAtPath: path) else {
-            throw CocoaError(.fileNoSuchFile)
-        }
-        if let fill {
-            try handle.write(contentsOf: Data((0..<Int(size)).map(fill)))
-        } else {
-            try handle.truncate(atOffset: size)
-        }
-        try handle.close()
-    }
-
-    var contents: [UInt8] {
-        (try? Data(contentsOf: URL(fileURLWithPath: path))).map(Array.init) ?? []
     }
 }

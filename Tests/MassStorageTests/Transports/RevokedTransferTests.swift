@@ -10,11 +10,11 @@ import USB
 @Suite struct RevokedTransferTests {
     private let image = FakeImage(byteCount: 4 << 20)
     private let pattern = (0..<4 << 20).map { UInt8(truncatingIfNeeded: $0 / 512 &+ $0) }
-    private let large = MassStorageLimits.bytesAtOnce * 2 + 4096
+    private let large = MassStorageLimits.chunkBytes * 2 + 4096
 
     init() {
         image.fill(at: 0, pattern)
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
     }
 
     enum Transport: CaseIterable {
@@ -34,7 +34,7 @@ import USB
 
     /// A host and the command that it has begun.
     private struct Command {
-        let host: StickHost
+        let host: BulkOnlyHost
         let uas: UASHost?
         let tag: UInt16
 
@@ -44,7 +44,7 @@ import USB
             case .uasWithStreams: uas = try UASHost(image, streams: 32)
             case .uasWithoutStreams: uas = try UASHost(image, streams: 0)
             }
-            host = try uas?.host ?? StickHost(image)
+            host = try uas?.host ?? BulkOnlyHost(image)
             tag = uas?.freshTag() ?? 1
         }
 
@@ -85,7 +85,8 @@ import USB
             case .endpointReset:
                 host.device.cancel(id)
                 host.device.resetEndpoint(
-                    uas == nil ? StorageDescriptors.inEndpoint : StorageDescriptors.outEndpoint)
+                    uas == nil
+                        ? MassStorageDescriptors.inEndpoint : MassStorageDescriptors.outEndpoint)
             case .portReset: host.device.reset()
             case .configuration: host.setConfiguration(1)
             case .detach: host.device.detached()
@@ -137,7 +138,7 @@ import USB
         }
         host.reuseMemory(of: data)
         image.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.isMemoryIntact(of: data))
         command.restart(after: ending)
         if ending == .cancel || ending == .endpointReset {
@@ -181,14 +182,14 @@ import USB
     ) throws {
         let command = try Command(image, transport)
         let host = command.host
-        let chunk = UInt64(MassStorageLimits.bytesAtOnce)
+        let chunk = UInt64(MassStorageLimits.chunkBytes)
         image.shutGate { if case .read(let offset, _) = $0 { offset >= chunk } else { false } }
         command.begin(Self.read(large), length: large, .in)
         let data = command.data(in: large)
         // The second chunk hangs once the first has been delivered.
-        while !host.arrived(data, MassStorageLimits.bytesAtOnce) { host.turn() }
+        while !host.arrived(data, MassStorageLimits.chunkBytes) { host.turn() }
         host.device.cancel(data)
-        #expect(host.port.completions[data]?.transferred == MassStorageLimits.bytesAtOnce)
+        #expect(host.port.completions[data]?.transferred == MassStorageLimits.chunkBytes)
         let first = host.bytes(data)
         host.reuseMemory(of: data)
         let rest = command.data(in: large - first.count)
@@ -205,7 +206,7 @@ import USB
     ) throws {
         let command = try Command(image, transport)
         let host = command.host
-        image.set { $0.impatience = .servedUpTo(1500) }
+        image.set { $0.nonblocking = .servedUpTo(1500) }
         image.shutGate { if case .read(1500, _) = $0 { true } else { false } }
         command.begin(Self.read(8192), length: 8192, .in)
         let data = command.data(in: 4096)
@@ -236,7 +237,7 @@ import USB
         #expect(done.map { host.isDone($0) } == true)
         host.reuseMemory(of: data)
         image.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.isMemoryIntact(of: data))
         #expect(command.run(Self.read(4096), in: 4096) == Array(pattern[..<4096]))
     }
@@ -271,7 +272,7 @@ import USB
             #expect(command.isGood(status))
         } else {
             image.openGate()
-            host.settle()
+            host.waitUntilIdle()
         }
         #expect(image.bytes(at: 0, count: 4096) == bytes)
         command.restart(after: ending)
@@ -286,7 +287,7 @@ import USB
         let command = try Command(image, transport)
         let host = command.host
         let bytes = pattern[..<large].map { ~$0 }
-        let chunk = UInt64(MassStorageLimits.bytesAtOnce)
+        let chunk = UInt64(MassStorageLimits.chunkBytes)
         image.shutGate { if case .write(chunk, _, _) = $0 { true } else { false } }
         command.begin(Self.write(large), length: large, .out)
         let data = command.data(out: bytes)
@@ -296,7 +297,7 @@ import USB
         host.turn()
         host.device.cancel(data)
         let taken = try #require(host.port.completions[data]?.transferred)
-        #expect(taken >= MassStorageLimits.bytesAtOnce && taken < large)
+        #expect(taken >= MassStorageLimits.chunkBytes && taken < large)
         host.reuseMemory(of: data)
         let rest = command.data(out: Array(bytes[taken...]))
         let status = command.submitStatus()
@@ -322,7 +323,7 @@ import USB
         image.openGate()
         if let uas = command.uas {
             #expect(
-                uas.answer(status, tag: command.tag) == .check(key: 7, code: 0x2707))
+                uas.answer(status, tag: command.tag) == .checkCondition(key: 7, code: 0x2707))
         } else {
             #expect(!command.isGood(status))
             #expect(host.bytes(status) == [0x55, 0x53, 0x42, 0x53, 1, 0, 0, 0, 0, 16, 0, 0, 1])
@@ -377,11 +378,11 @@ import USB
         let data = command.data(in: large)
         host.device.changeMedium(to: next, force: false) { #expect($0 == nil) }
         image.openGate()
-        #expect(host.wait(data)?.transferred == MassStorageLimits.bytesAtOnce)
-        if transport == .bulkOnly { host.clearHalt(StorageDescriptors.inEndpoint) }
+        #expect(host.wait(data)?.transferred == MassStorageLimits.chunkBytes)
+        if transport == .bulkOnly { host.clearHalt(MassStorageDescriptors.inEndpoint) }
         let status = command.submitStatus()
         #expect(!command.isGood(status))
-        host.settle()
+        host.waitUntilIdle()
         #expect(next.log.isEmpty)
     }
 }

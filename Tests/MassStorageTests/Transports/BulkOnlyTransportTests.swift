@@ -7,25 +7,25 @@ import USB
 @testable import MassStorage
 
 /// Wrappers that are none, resets, halts, transfers in any number and order.
-@Suite struct TransportTests {
+@Suite struct BulkOnlyTransportTests {
     let image = FakeImage(byteCount: 1 << 20)
-    let host: StickHost
-    let inEndpoint = StorageDescriptors.inEndpoint
-    let outEndpoint = StorageDescriptors.outEndpoint
+    let host: BulkOnlyHost
+    let inEndpoint = MassStorageDescriptors.inEndpoint
+    let outEndpoint = MassStorageDescriptors.outEndpoint
     let read8: [UInt8] = [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0]
     let write8: [UInt8] = [0x2a, 0, 0, 0, 0, 0, 0, 0, 8, 0]
     let pattern = (0..<4096).map { UInt8(truncatingIfNeeded: $0 ^ $0 >> 8) }
 
     init() throws {
         image.fill(at: 0, pattern)
-        host = try StickHost(image)
+        host = try BulkOnlyHost(image)
     }
 
     private func wrapper(_ command: [UInt8], length: Int, _ direction: Direction) -> [UInt8] {
         host.wrapper(command, length: length, direction: direction, tag: 0x01020304)
     }
 
-    private func expectAlive() {
+    private func expectOperational() {
         #expect(host.run(read8, in: 4096).data == pattern)
         #expect(host.port.doubles.isEmpty)
     }
@@ -67,7 +67,7 @@ import USB
         #expect(!host.isHalted(inEndpoint))
         #expect(host.isHalted(outEndpoint))
         host.clearHalt(outEndpoint)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `ten thousand wrappers of garbage change nothing`() {
@@ -85,14 +85,14 @@ import USB
             #expect(host.port.completions[status]?.status == .stalled, "round \(round)")
             host.recover()
         }
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `twenty thousand random commands leave a stick that works`() throws {
         var random = SplitMix64(seed: 0x5c51)
         let codes = SCSICommand.all.map(\.operationCode)
         let small = FakeImage(byteCount: 64 << 10)
-        let host = try StickHost(small)
+        let host = try BulkOnlyHost(small)
         for round in 0..<20_000 {
             var command = (0..<16).map { _ in UInt8.random(in: 0...255, using: &random) }
             if Int.random(in: 0..<10, using: &random) > 0 {
@@ -117,7 +117,7 @@ import USB
                         ? host.submitIn(count)
                         : host.submitOut([UInt8](repeating: 0x55, count: count)))
             }
-            host.settle()
+            host.waitUntilIdle()
             for id in ids where !host.isDone(id) { host.device.cancel(id) }
             #expect(ids.allSatisfy(host.isDone), "round \(round)")
             host.recover()
@@ -143,7 +143,7 @@ import USB
     }
 
     @Test func `at high speed packets have 512 bytes`() throws {
-        let host = try StickHost(image, speed: .high)
+        let host = try BulkOnlyHost(image, speed: .high)
         let result = host.run(read8, in: 4096, chunk: 512)
         #expect(result.data == pattern)
         #expect(result.status == 0)
@@ -159,7 +159,7 @@ import USB
 
     @Test(arguments: 1...9)
     func `buffers in several segments are filled and emptied in order`(pieces: Int) {
-        host.pieces = pieces
+        host.segments = pieces
         #expect(host.run(read8, in: 4096).data == pattern)
         let data = pattern.map { $0 &+ 3 }
         #expect(host.run(write8, out: data).status == 0)
@@ -174,7 +174,7 @@ import USB
         // The next command waits behind the status.
         let next = host.submitOut(wrapper([0, 0, 0, 0, 0, 0], length: 0, .out))
         let nextStatus = host.submitIn(13)
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.bytes(first) + host.bytes(second) == pattern)
         #expect(host.bytes(status).last == 0)
         #expect(host.bytes(nextStatus).last == 0)
@@ -190,7 +190,7 @@ import USB
         let status = host.submitIn(13)
         #expect(!host.isDone(data))
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.bytes(data) == pattern)
         #expect(host.bytes(status).count == 13)
     }
@@ -219,7 +219,7 @@ import USB
         _ = host.wait(status)
         #expect(host.bytes(status).last == 2)
         host.recover()
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `a transfer too small for the packet babbles and the data are not lost`() {
@@ -240,7 +240,7 @@ import USB
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
         _ = host.wait(host.submitIn(1024))
         host.recover()
-        expectAlive()
+        expectOperational()
         _ = host.submitOut(wrapper(write8, length: 4096, .out))
         _ = host.wait(host.submitOut([UInt8](repeating: 5, count: 1024)))
         host.recover()
@@ -253,11 +253,11 @@ import USB
         #expect(host.port.completions[data]?.status == .cancelled)
         host.device.cancel(data)
         host.device.cancel(.init(rawValue: 999_999))
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `a port reset during a write lets it end and nothing overtakes it`() {
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(write8, length: 4096, .out))
         let data = host.submitOut([UInt8](repeating: 7, count: 4096))
@@ -266,18 +266,18 @@ import USB
         #expect(host.port.completions[data]?.status == .cancelled)
         #expect(host.port.completions[waiting]?.status == .cancelled)
         host.setConfiguration(1)
-        image.set { $0.impatience = .served }
+        image.set { $0.nonblocking = .served }
         let command = host.submitOut(wrapper(read8, length: 4096, .in))
         let read = host.submitIn(4096)
         #expect(!host.isDone(command))
         image.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.bytes(read) == [UInt8](repeating: 7, count: 4096))
         #expect(host.port.doubles.isEmpty)
     }
 
     @Test func `control requests are answered while the disk is slow`() {
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
         let data = host.submitIn(4096)
@@ -288,7 +288,7 @@ import USB
     }
 
     @Test func `a transport reset while the disk is slow leaves a stick that works`() {
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
         let data = host.submitIn(4096)
@@ -298,12 +298,12 @@ import USB
         let again = host.submitIn(4096)
         #expect(!host.isDone(command))
         image.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.bytes(again) == pattern)
     }
 
     @Test func `transfers end in order when the configuration goes while the disk is slow`() {
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
         let data = host.submitIn(4096)
@@ -314,14 +314,14 @@ import USB
         #expect(!host.isDone(waiting) && !host.isDone(late))
         let before = host.port.order.count
         image.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(Array(host.port.order[before...]) == [waiting, late])
         host.setConfiguration(1)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `an unplugged stick completes nothing, and can be plugged in again`() {
-        image.set { $0.impatience = .wouldBlock }
+        image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
         let data = host.submitIn(4096)
@@ -331,14 +331,14 @@ import USB
         let port = FakePort()
         host.device.attach(to: port)
         image.openGate()
-        host.settle()
+        host.waitUntilIdle()
         #expect(host.port.order.count == before)
         #expect(port.order.isEmpty)
         #expect(!host.isDone(data) && !host.isDone(waiting))
         host.device.detached()
         host.device.attach(to: host.port)
         host.setConfiguration(1)
-        expectAlive()
+        expectOperational()
     }
 
     // MARK: - Control
@@ -361,14 +361,14 @@ import USB
         #expect(host.wait(host.submitOut([1, 2, 3]))?.status == .failed)
         #expect(host.control(0xa1, 0xfe, length: 1).status == .stalled)
         host.setConfiguration(1)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `a halt set by the host holds until it is cleared`() {
         host.control(0x02, 3, index: 0x81)
         #expect(host.wait(host.submitIn(13))?.status == .stalled)
         host.clearHalt(inEndpoint)
-        expectAlive()
+        expectOperational()
     }
 
     @Test func `endpoints that do not exist fail`() {

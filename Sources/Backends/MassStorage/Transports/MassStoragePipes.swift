@@ -3,47 +3,48 @@
 internal import DequeModule
 internal import USB
 
-/// The pipes of a stick: the control pipe with its halted endpoints, the transport that the host has
-/// chosen, and the transfers that wait in the bulk pipes.
+/// The pipes of the device: the default control pipe with the halted endpoints, the transport that the
+/// host has selected, and the transfers that wait in the bulk pipes.
 ///
-/// ``next()`` takes from the bulk pipes whatever the transport can use now, one transfer at a time.
-struct StoragePipes {
+/// ``next()`` takes transfers from the bulk pipes one at a time, as the transport can process them.
+struct MassStoragePipes {
     var control: DefaultControlPipe
-    /// The host has chosen UAS instead of Bulk-Only Transport, which is what there is at first.
+    /// The host has selected the alternate setting of UAS; the default is Bulk-Only Transport.
     private(set) var usesUAS = false
     private(set) var bulkOnly: BulkOnlyTransport
     private(set) var uas: UASTransport
 
     private var inTransfers: Deque<Transfer> = []
     private var outTransfers: Deque<Transfer> = []
-    /// By stream. A stream that was used once keeps its place.
+    /// Transfers of the status pipe by stream. The queue of a stream is kept when it becomes empty.
     private var statusTransfers: [UInt16: Deque<Transfer>] = [:]
     private var commandTransfers: Deque<Transfer> = []
-    /// A reply or a status transfer has come since the last search for such that meet.
+    /// A reply or a status transfer has been added since no reply had a transfer.
     private var mayHaveStatus = false
 
-    /// What is to be done next.
+    /// The next step of the device.
     enum Step {
-        /// A command block wrapper.
+        /// Receives a CBW.
         case command(Transfer)
-        /// A request of UAS.
+        /// Receives an information unit of UAS.
         case request(Transfer)
-        /// A command of UAS has its turn.
+        /// Starts a command of UAS.
         case begin(UASTransport.Command)
-        /// The next bytes of the data stage. What the transfer holds beyond them is not used.
+        /// Receives the next `count` bytes of the data stage, and no more of the transfer.
         case receive(Transfer, count: Int)
+        /// Sends the next `count` bytes of the data stage.
         case send(Transfer, count: Int)
-        /// The status is in the transfer; with UAS it is this one.
+        /// Completes a transfer that contains the CSW, or the reply of UAS.
         case status(Transfer, count: Int, UASReply?)
-        /// Nothing is left to move.
-        case unused(Transfer)
-        /// Its endpoint does not exist, as the device is not configured.
+        /// Completes a data transfer of UAS for which nothing is left to move.
+        case discard(Transfer)
+        /// Fails a transfer of an endpoint that does not exist, as the device is not configured.
         case fail(Transfer)
-        /// Its endpoint is halted.
-        case refuse(Transfer)
-        /// It contradicts the command.
+        /// Stalls a transfer of a halted endpoint.
+        case stall(Transfer)
+        /// Ends a command whose transfer contradicts it.
         case phaseError(Transfer)
-        /// The device's next packet is larger than the transfer.
+        /// Fails a transfer that is smaller than the device's next packet.
         case babble(Transfer)
     }
 
@@ -53,26 +54,30 @@ struct StoragePipes {
         uas = UASTransport(maxPacketSize: maxPacketSize)
     }
 
-    // MARK: - Transfers that wait
+    // MARK: - Waiting transfers
 
-    /// Lets a transfer wait; false if it is for no bulk pipe.
+    /// Queues a transfer.
+    ///
+    /// - Returns: `false` if its endpoint is not a bulk pipe of the selected transport.
     mutating func enqueue(_ transfer: consuming Transfer) -> Bool {
         switch transfer.endpoint {
-        case StorageDescriptors.inEndpoint: inTransfers.append(transfer)
-        case StorageDescriptors.outEndpoint: outTransfers.append(transfer)
-        case StorageDescriptors.statusEndpoint where usesUAS:
+        case MassStorageDescriptors.inEndpoint: inTransfers.append(transfer)
+        case MassStorageDescriptors.outEndpoint: outTransfers.append(transfer)
+        case MassStorageDescriptors.statusEndpoint where usesUAS:
             statusTransfers[transfer.stream, default: []].append(transfer)
             mayHaveStatus = true
-        case StorageDescriptors.commandEndpoint where usesUAS: commandTransfers.append(transfer)
+        case MassStorageDescriptors.commandEndpoint where usesUAS: commandTransfers.append(transfer)
         default: return false
         }
         return true
     }
 
-    /// Takes back a transfer that waits.
+    /// Removes a waiting transfer.
+    ///
+    /// - Returns: `false` if no waiting transfer has this identifier.
     mutating func remove(_ id: Transfer.ID) -> Bool {
         if inTransfers.remove(id) || outTransfers.remove(id) {
-            uas.withdrawn()
+            uas.dataTransferCancelled()
             return true
         }
         if commandTransfers.remove(id) { return true }
@@ -82,7 +87,7 @@ struct StoragePipes {
         return false
     }
 
-    /// Takes back all transfers that wait.
+    /// Removes all waiting transfers and returns them.
     mutating func removeAll() -> [Transfer] {
         let all = Array(inTransfers) + outTransfers
         inTransfers = []
@@ -90,9 +95,10 @@ struct StoragePipes {
         return all + removeUAS()
     }
 
-    /// Takes back those of endpoints that Bulk-Only Transport does not have.
+    /// Removes the waiting transfers of the endpoints that only UAS has.
     private mutating func removeUAS() -> [Transfer] {
-        let all = statusTransfers.values.flatMap { Array($0) } + commandTransfers
+        let streams = statusTransfers.keys.sorted()
+        let all = streams.flatMap { Array(statusTransfers[$0] ?? []) } + commandTransfers
         statusTransfers = [:]
         commandTransfers = []
         return all
@@ -100,47 +106,50 @@ struct StoragePipes {
 
     // MARK: - Transport
 
-    /// A reset of the device or of the transport, or a choice of the host's: nothing is under way.
+    /// Resets both transports, and selects the one of the present configuration.
     ///
-    /// - Returns: transfers whose endpoints are no more.
+    /// - Returns: transfers whose endpoints no longer exist.
     mutating func reset() -> [Transfer] {
         usesUAS =
             control.configuration != 0
-            && control.alternateSetting(ofInterface: 0) == StorageDescriptors.uasSetting
+            && control.alternateSetting(ofInterface: 0) == MassStorageDescriptors.uasSetting
         bulkOnly.reset()
         uas.reset()
         return usesUAS ? [] : removeUAS()
     }
 
     mutating func setStreams(_ count: Int, for endpoint: EndpointAddress) {
-        if endpoint == StorageDescriptors.statusEndpoint { uas.streamCount = count }
+        if endpoint == MassStorageDescriptors.statusEndpoint { uas.streamCount = count }
     }
 
+    /// Parses a CBW; `nil` if it is invalid.
     mutating func receiveCommand(_ bytes: Span<UInt8>) -> CommandBlockWrapper? {
         let wrapper = bulkOnly.receiveCommand(bytes)
         applyHalts()
         return wrapper
     }
 
-    mutating func receiveRequest(_ bytes: Span<UInt8>) -> UASTransport.Effect {
+    /// Processes an information unit of UAS.
+    mutating func receiveRequest(_ bytes: Span<UInt8>) -> UASTransport.RequestEffect {
         let effect = uas.receive(bytes)
         mayHaveStatus = true
-        if effect == .refuse { control.halt(StorageDescriptors.commandEndpoint) }
+        if effect == .refuse { control.halt(MassStorageDescriptors.commandEndpoint) }
         return effect
     }
 
-    /// Data transfers of a command that ends without them, where they can be told from others'.
-    mutating func takeUnused() -> [Transfer] {
+    /// Removes the waiting data transfers of the current command of UAS. Without streams they cannot be
+    /// distinguished from those of other commands, so none are removed.
+    mutating func takeUnusedData() -> [Transfer] {
         guard usesUAS, uas.streamCount > 0, let stream = uas.current else { return [] }
         return inTransfers.removeAll(of: stream) + outTransfers.removeAll(of: stream)
     }
 
-    /// The medium is another one, or none.
+    /// The medium has been removed or replaced.
     mutating func mediumChanged() { uas.mediumChanged() }
 
-    /// Says what the command means to move.
+    /// Starts the data stage of a command.
     ///
-    /// - Returns: false if the host expects something else; the command has ended then.
+    /// - Returns: `false` if the host expects another one; the command has ended then.
     mutating func begin(_ stage: DataStage) -> Bool {
         if usesUAS {
             uas.begin(stage)
@@ -151,24 +160,27 @@ struct StoragePipes {
         return bulkOnly.begin(stage)
     }
 
-    /// Where in the data stage the next byte belongs.
+    /// The offset of the next byte in the data stage.
     var position: Int { usesUAS ? uas.position : bulkOnly.position }
 
     var maxPacketSize: Int { bulkOnly.maxPacketSize }
 
-    /// Data moved over the bus; all of them count unless `processed` says otherwise.
+    /// Advances the data stage.
     ///
-    /// - Returns: whether these were the last.
-    mutating func move(_ count: Int, processed: Int? = nil) -> Bool {
+    /// - Parameters:
+    ///   - count: the bytes transferred over the bus.
+    ///   - processed: of these, the bytes that the device has processed; by default all.
+    /// - Returns: whether the data stage is complete.
+    mutating func advance(by count: Int, processed: Int? = nil) -> Bool {
         if usesUAS {
-            uas.move(count)
+            uas.advance(by: count)
             return uas.direction == nil
         }
-        bulkOnly.move(count, processed: processed)
-        return bulkOnly.phase == .working
+        bulkOnly.advance(by: count, processed: processed)
+        return bulkOnly.phase == .executing
     }
 
-    /// The command is done, or cannot go on.
+    /// Ends a command with its status.
     mutating func finish(_ error: SenseData?) {
         if usesUAS {
             uas.finish(error)
@@ -179,45 +191,44 @@ struct StoragePipes {
         applyHalts()
     }
 
-    /// A transfer contradicts the command of Bulk-Only Transport, which cannot go on.
+    /// Ends a command of Bulk-Only Transport that a transfer contradicts.
     mutating func finishWithPhaseError() {
         bulkOnly.finish(.phaseError)
         applyHalts()
     }
 
-    /// How a transfer ends that is longer than what the command moves: UAS tells the host by the
-    /// status alone, Bulk-Only Transport by a halt.
+    /// The status of a data transfer that is longer than the data: UAS reports the excess in the status
+    /// alone, Bulk-Only Transport halts the endpoint.
     var statusOfExcess: Transfer.Status { usesUAS ? .completed : .stalled }
 
-    /// Halts what Bulk-Only Transport has halted.
     private mutating func applyHalts() {
         let halts = bulkOnly.takeHalts()
-        if halts.contains(.in) { control.halt(StorageDescriptors.inEndpoint) }
-        if halts.contains(.out) { control.halt(StorageDescriptors.outEndpoint) }
+        if halts.contains(.in) { control.halt(MassStorageDescriptors.inEndpoint) }
+        if halts.contains(.out) { control.halt(MassStorageDescriptors.outEndpoint) }
     }
 
     // MARK: - Steps
 
-    /// Takes what is next; `nil` if there is nothing or it must wait.
+    /// Takes the next step; `nil` if there is nothing to do until a transfer arrives.
     mutating func next() -> Step? {
-        usesUAS ? nextBesideCommand() ?? nextOfCommand() : nextOut() ?? nextIn()
+        usesUAS ? nextIndependentStep() ?? nextCommandStep() : nextOut() ?? nextIn()
     }
 
-    /// The same while the command at work keeps the device busy.
-    mutating func nextWhileBusy() -> Step? { usesUAS ? nextBesideCommand() : nil }
+    /// Takes the next step that is possible while the worker executes the current command.
+    mutating func nextWhileBusy() -> Step? { usesUAS ? nextIndependentStep() : nil }
 }
 
 // MARK: - Bulk-Only Transport
 
-extension StoragePipes {
+extension MassStoragePipes {
     private mutating func nextOut() -> Step? {
         guard !outTransfers.isEmpty else { return nil }
         if control.configuration == 0 { return .fail(outTransfers.removeFirst()) }
-        if control.isHalted(StorageDescriptors.outEndpoint) {
-            return .refuse(outTransfers.removeFirst())
+        if control.isHalted(MassStorageDescriptors.outEndpoint) {
+            return .stall(outTransfers.removeFirst())
         }
-        // Mostly it has to wait, and a look at what it holds is not for nothing.
-        guard bulkOnly.takesOut else { return nil }
+        // Usually the transfer has to wait, and reading its buffer's size is not free.
+        guard bulkOnly.acceptsOut else { return nil }
         switch bulkOnly.action(forOut: outTransfers[0].buffer.count) {
         case .wait: return nil
         case .command: return .command(outTransfers.removeFirst())
@@ -229,10 +240,10 @@ extension StoragePipes {
     private mutating func nextIn() -> Step? {
         guard !inTransfers.isEmpty else { return nil }
         if control.configuration == 0 { return .fail(inTransfers.removeFirst()) }
-        if control.isHalted(StorageDescriptors.inEndpoint) {
-            return .refuse(inTransfers.removeFirst())
+        if control.isHalted(MassStorageDescriptors.inEndpoint) {
+            return .stall(inTransfers.removeFirst())
         }
-        guard bulkOnly.takesIn else { return nil }
+        guard bulkOnly.acceptsIn else { return nil }
         switch bulkOnly.action(forIn: inTransfers[0].buffer.count) {
         case .wait: return nil
         case .data(let count): return .send(inTransfers.removeFirst(), count: count)
@@ -248,33 +259,36 @@ extension StoragePipes {
 
 // MARK: - USB Attached SCSI
 
-extension StoragePipes {
-    private mutating func nextBesideCommand() -> Step? {
+extension MassStoragePipes {
+    /// Steps that do not depend on the current command.
+    private mutating func nextIndependentStep() -> Step? {
         nextHalted() ?? nextStatus() ?? nextRequest()
     }
 
-    private mutating func nextOfCommand() -> Step? {
+    private mutating func nextCommandStep() -> Step? {
         if let command = uas.nextCommand() { return .begin(command) }
         return nextData(.in) ?? nextData(.out)
     }
 
     private mutating func nextHalted() -> Step? {
-        if control.isHalted(StorageDescriptors.inEndpoint), let transfer = inTransfers.popFirst() {
-            return .refuse(transfer)
+        if control.isHalted(MassStorageDescriptors.inEndpoint),
+            let transfer = inTransfers.popFirst()
+        {
+            return .stall(transfer)
         }
-        if control.isHalted(StorageDescriptors.outEndpoint),
+        if control.isHalted(MassStorageDescriptors.outEndpoint),
             let transfer = outTransfers.popFirst()
         {
-            return .refuse(transfer)
+            return .stall(transfer)
         }
-        if control.isHalted(StorageDescriptors.commandEndpoint),
+        if control.isHalted(MassStorageDescriptors.commandEndpoint),
             let transfer = commandTransfers.popFirst()
         {
-            return .refuse(transfer)
+            return .stall(transfer)
         }
-        guard control.isHalted(StorageDescriptors.statusEndpoint) else { return nil }
-        for stream in statusTransfers.keys {
-            if let transfer = statusTransfers[stream]?.popFirst() { return .refuse(transfer) }
+        guard control.isHalted(MassStorageDescriptors.statusEndpoint) else { return nil }
+        for stream in statusTransfers.keys.sorted() {
+            if let transfer = statusTransfers[stream]?.popFirst() { return .stall(transfer) }
         }
         return nil
     }
@@ -296,20 +310,20 @@ extension StoragePipes {
     }
 
     private mutating func nextRequest() -> Step? {
-        guard uas.takesRequests, let transfer = commandTransfers.popFirst() else { return nil }
+        guard uas.acceptsRequests, let transfer = commandTransfers.popFirst() else { return nil }
         return .request(transfer)
     }
 
     private mutating func nextData(_ direction: Direction) -> Step? {
-        guard uas.takesData(direction), let transfer = takeData(direction) else { return nil }
-        switch uas.use(transfer.buffer.count, direction) {
+        guard uas.acceptsData(direction), let transfer = takeData(direction) else { return nil }
+        switch uas.receiveData(transfer.buffer.count, direction) {
         case .data(let count):
             return direction == .in
                 ? .send(transfer, count: count) : .receive(transfer, count: count)
         case .mismatch: return direction == .in ? .babble(transfer) : .phaseError(transfer)
-        case .none:
+        case .discard:
             mayHaveStatus = true
-            return .unused(transfer)
+            return .discard(transfer)
         }
     }
 
