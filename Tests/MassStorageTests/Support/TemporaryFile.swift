@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
-import GuestKit
+import TestKit
 
 /// A file that is deleted with this object.
 final class TemporaryFile {
