@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Bounds of the descriptor parser. They are the Linux kernel's own (`drivers/usb/core/config.c`).
+/// Bounds of the descriptor parser.
+///
+/// They are the Linux kernel's own (`drivers/usb/core/config.c`).
 public enum USBLimits {
     /// Configurations of one device that are parsed (`USB_MAXCONFIG`).
     public static let configurations = 8

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The speed of a device's connection. The raw value is the default Protocol Speed ID (xHCI 7.2.2.1.1).
+/// The speed of a device's connection.
 ///
-/// Speeds compare by bit rate, which is not the order of their IDs.
+/// The raw value is the default Protocol Speed ID (xHCI 7.2.2.1.1). Speeds compare by bit rate, which is
+/// not the order of the IDs.
 public enum USBSpeed: UInt8, CaseIterable, Sendable, Comparable {
     /// Full speed, 12 Mb/s.
     case full = 1

@@ -48,7 +48,7 @@ public struct DefaultControlPipe: Sendable {
     /// Whether the host allows this device to wake it (``USBPort/wake()``).
     public private(set) var isRemoteWakeupEnabled = false
 
-    /// Alternate settings by interface number. An interface that is missing has setting 0.
+    /// Alternate settings by interface number, without those that are 0.
     private var alternateSettings: [UInt8: UInt8] = [:]
     /// A bit for each endpoint: 0 to 15 OUT, 16 to 31 IN.
     private var halted: UInt32 = 0
@@ -170,8 +170,7 @@ public struct DefaultControlPipe: Sendable {
         return .accepted(.alternateSetting(setting, interface: number))
     }
 
-    /// SET_SEL and SET_ISOCH_DELAY, which a SuperSpeed device accepts. An emulated one has no link to
-    /// use them for.
+    /// Accepts SET_SEL and SET_ISOCH_DELAY at SuperSpeed, where an emulated device has no use for them.
     private func acceptLinkTiming(_ setup: SetupPacket, length: UInt16) -> Answer {
         guard description.speed.isSuperSpeed, setup.recipient == .device, setup.length == length
         else { return .refused }

@@ -10,7 +10,7 @@ public struct SetupPacket: Hashable, Sendable {
     public var value: UInt16
     /// `wIndex`.
     public var index: UInt16
-    /// `wLength`: the length of the data stage in bytes. An IN data stage may be shorter.
+    /// `wLength`: the length of an OUT data stage in bytes, and the most of an IN data stage.
     public var length: UInt16
 
     /// A packet from its five fields.

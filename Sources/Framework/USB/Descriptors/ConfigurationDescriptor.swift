@@ -33,8 +33,9 @@ public struct ConfigurationDescriptor: Hashable, Sendable {
     /// Bytes of the descriptor without those that follow it.
     static let size = 9
 
-    /// `bConfigurationValue`, by which a host selects the configuration. Not 0, unless a device breaks
-    /// the rules.
+    /// `bConfigurationValue`, by which a host selects the configuration.
+    ///
+    /// It is not 0, except in the descriptors of a device that breaks the rules.
     public var value: UInt8
     /// `iConfiguration`: an index in ``DeviceDescription/strings``, counted from 1; 0 is no string.
     public var string: UInt8
@@ -73,7 +74,9 @@ public struct ConfigurationDescriptor: Hashable, Sendable {
 }
 
 extension ConfigurationDescriptor {
-    /// The fields of a descriptor, without interfaces; `nil` if it is too short. Its value may be 0.
+    /// The fields of a descriptor, without interfaces; `nil` if it is too short.
+    ///
+    /// The value may be 0.
     init?(_ descriptor: RawDescriptor, superSpeed: Bool) {
         guard descriptor.bytes.count >= Self.size else { return nil }
         value = descriptor.bytes[Field.value]

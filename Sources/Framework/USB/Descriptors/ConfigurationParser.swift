@@ -15,6 +15,7 @@ extension ConfigurationDescriptor {
     /// - Parameters:
     ///   - bytes: one configuration, or all descriptors of a device one after the other.
     ///   - superSpeed: the unit of `bMaxPower` is 8 mA instead of 2 mA. Nothing else depends on it.
+    /// - Returns: the configurations in the order of the bytes.
     public static func all(
         in bytes: [UInt8], superSpeed: Bool = false
     ) -> [ConfigurationDescriptor] {
@@ -34,7 +35,7 @@ private struct ConfigurationParser {
     private var numbers: Set<UInt8> = []
     /// Whether what follows belongs to the last interface of the last configuration.
     private var isInInterface = false
-    /// Whether the last endpoint has had its companion. The first one counts.
+    /// Whether the last endpoint has its companion, which is the first one behind it.
     private var hasCompanion = false
 
     init(superSpeed: Bool) { self.superSpeed = superSpeed }

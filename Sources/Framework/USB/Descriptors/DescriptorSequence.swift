@@ -20,8 +20,9 @@ public struct RawDescriptor: Hashable, Sendable {
         bytes.indices.contains(field) ? bytes[field] : nil
     }
 
-    /// The two-byte field at an offset, least significant byte first. The caller has checked the
-    /// length.
+    /// The two-byte field at an offset, least significant byte first.
+    ///
+    /// The caller has checked the length.
     func word(at field: Int) -> UInt16 { UInt16(bytes[field]) | UInt16(bytes[field + 1]) << 8 }
 }
 

@@ -19,14 +19,17 @@ public struct DeviceDescription: Sendable {
         }
     }
 
-    /// The speed at which the device is attached. It decides whether endpoints have companions.
+    /// The speed at which the device is attached, which decides whether endpoints have companions.
     public var speed: USBSpeed
     /// The device descriptor.
     public var device: DeviceDescriptor
-    /// The configurations, in the order of their descriptor index. A host chooses the first one,
-    /// unless it knows better.
+    /// The configurations, in the order of their descriptor index.
+    ///
+    /// A host without a reason for another one selects the first.
     public var configurations: [ConfigurationDescriptor]
-    /// The strings, from index 1 on, in English (United States). A descriptor holds 126 UTF-16 units.
+    /// The strings, from index 1 on, in English (United States).
+    ///
+    /// A descriptor holds 126 UTF-16 units; a longer string is cut.
     public var strings: [String]
     /// The capabilities of the BOS; empty for a device without one, as before USB 2.1.
     public var capabilities: [DeviceCapability]

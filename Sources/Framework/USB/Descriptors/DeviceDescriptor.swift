@@ -15,7 +15,7 @@ public struct DeviceDescriptor: Hashable, Sendable {
     public var usbVersion: UInt16
     /// `bDeviceClass`, `bDeviceSubClass` and `bDeviceProtocol`.
     public var deviceClass: USBClass
-    /// `bMaxPacketSize0`, the packet size of endpoint 0 in bytes. It is 512 at SuperSpeed.
+    /// `bMaxPacketSize0`, the packet size of endpoint 0 in bytes: 512 at SuperSpeed.
     public var maxPacketSize: Int
     /// `idVendor`.
     public var vendor: UInt16
@@ -30,7 +30,7 @@ public struct DeviceDescriptor: Hashable, Sendable {
     /// `iSerialNumber`; see ``manufacturerString``.
     public var serialNumberString: UInt8
 
-    /// A device descriptor. By default strings 1 to 3 are manufacturer, product and serial number.
+    /// A device descriptor, by default with manufacturer, product and serial number in strings 1 to 3.
     public init(
         usbVersion: UInt16, deviceClass: USBClass = .perInterface, maxPacketSize: Int,
         vendor: UInt16, product: UInt16, release: UInt16 = 0x0100,

@@ -41,7 +41,7 @@ public struct EndpointDescriptor: Hashable, Sendable {
 
     /// `bEndpointAddress`.
     public var address: EndpointAddress
-    /// `bmAttributes` bits 1:0. The other bits are 0.
+    /// `bmAttributes` bits 1:0; the other bits are 0.
     public var transferType: TransferType
     /// `wMaxPacketSize`: the bytes of a packet in bits 10:0, and at high speed the additional
     /// transactions of a microframe in bits 12:11.
@@ -51,7 +51,7 @@ public struct EndpointDescriptor: Hashable, Sendable {
     /// An interrupt endpoint at low or full speed: the interval in frames (1 ms), from 1. Others: the
     /// interval is 2^(n-1) frames at full speed, and 2^(n-1) microframes (125 µs) above.
     public var interval: UInt8
-    /// The companion, which every endpoint has at SuperSpeed. It is not sent at other speeds.
+    /// The companion, which every endpoint has at SuperSpeed and none at other speeds.
     public var companion: SuperSpeedCompanion
     /// Whole descriptors of the interface's class, which go behind this one and its companion.
     public var classDescriptors: [UInt8]
@@ -136,7 +136,9 @@ public struct SuperSpeedCompanion: Hashable, Sendable {
 }
 
 extension SuperSpeedCompanion {
-    /// The fields of a descriptor; `nil` if it is too short. A burst that is too long is 16.
+    /// The fields of a descriptor; `nil` if it is too short.
+    ///
+    /// A burst of more than 16 packets becomes one of 16.
     init?(_ descriptor: RawDescriptor) {
         guard descriptor.bytes.count >= Self.size else { return nil }
         self.init(

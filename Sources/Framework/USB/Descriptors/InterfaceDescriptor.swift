@@ -26,7 +26,7 @@ public struct InterfaceDescriptor: Hashable, Sendable {
 
     /// `bInterfaceNumber`, counted from 0.
     public var number: UInt8
-    /// `bAlternateSetting`. A host begins with setting 0.
+    /// `bAlternateSetting`; each interface has a setting 0, which SET_CONFIGURATION selects.
     public var alternateSetting: UInt8
     /// `bInterfaceClass`, `bInterfaceSubClass` and `bInterfaceProtocol`.
     public var interfaceClass: USBClass
