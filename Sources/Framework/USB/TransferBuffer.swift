@@ -47,7 +47,9 @@ public struct TransferBuffer {
         return result
     }
 
-    /// Calls `body` with each segment in order. The pointers are valid until `body` returns.
+    /// Calls `body` with each segment in order.
+    ///
+    /// The pointers are valid until `body` returns.
     public func forEachSegment<E: Error>(
         _ body: (UnsafeMutableRawBufferPointer) throws(E) -> Void
     ) throws(E) {
@@ -55,8 +57,9 @@ public struct TransferBuffer {
         unsafe try lease.forEachSegment(in: range, body)
     }
 
-    /// The whole buffer as one segment, or `nil` if it has several or its memory is revoked. The
-    /// pointer is valid until the caller returns to the event loop.
+    /// The whole buffer as one segment; `nil` if it has several or its memory is revoked.
+    ///
+    /// The pointer is valid until the caller returns to the event loop.
     public var contiguousBytes: UnsafeMutableRawBufferPointer? {
         var result: UnsafeMutableRawBufferPointer?
         unsafe forEachSegment { segment in

@@ -59,9 +59,16 @@ public protocol USBDevice: AnyObject {
 }
 
 extension USBDevice {
+    /// `false`: the controller schedules isochronous transfers.
     public var keepsIsochronousTime: Bool { false }
+
+    /// Has no effect.
     public func resetEndpoint(_ endpoint: EndpointAddress) {}
+
+    /// Has no effect.
     public func setStreams(_ count: Int, for endpoint: EndpointAddress) {}
+
+    /// Has no effect.
     public func setSuspended(_ suspended: Bool) {}
 }
 
