@@ -38,6 +38,39 @@ struct DocumentationTests {
         }
     }
 
+    @Test func `links to headings lead somewhere`() throws {
+        for page in ["README.md"] + files(under: "docs", suffix: ".md") {
+            let folder = root.appending(path: page).deletingLastPathComponent()
+            for match in try text(page).matches(of: /\]\(([^)#:]*)#([^)]+)\)/) {
+                let target =
+                    match.1.isEmpty
+                    ? root.appending(path: page) : folder.appending(path: String(match.1))
+                let headings = try String(contentsOf: target, encoding: .utf8)
+                    .matches(of: /(?m)^#+ (.+)$/).map { Self.anchor(of: $0.1) }
+                #expect(headings.contains(String(match.2)), "\(page) links to #\(match.2)")
+            }
+        }
+    }
+
+    /// The anchor that GitHub gives a heading.
+    private static func anchor(of heading: Substring) -> String {
+        heading.lowercased().filter { $0.isLetter || $0.isNumber || " -_".contains($0) }
+            .replacing(" ", with: "-")
+    }
+
+    @Test func `source files that pages name exist`() throws {
+        let sources =
+            files(under: "Sources", suffix: ".swift") + files(under: "Tests", suffix: ".swift")
+            + ["Package.swift"]
+        for page in ["README.md"] + files(under: "docs", suffix: ".md") {
+            for match in try text(page).matches(of: /`([\w+\/]+\.swift)`/) {
+                #expect(
+                    sources.contains { "/\($0)".hasSuffix("/\(match.1)") },
+                    "\(page) names \(match.1)")
+            }
+        }
+    }
+
     @Test func `each source file says what its licence is`() throws {
         let sources =
             files(under: "Sources", suffix: ".swift") + files(under: "Tests", suffix: ".swift")
