@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A lease on the memory of one transfer: the bytes that its ``TransferBuffer`` refers to, and whether
-/// the buffer may still access them.
+/// A lease on the memory of one transfer at a time: the bytes that the transfer's ``TransferBuffer`` refers
+/// to, for as long as the buffer may access them.
 ///
-/// The controller grants a lease with each transfer and ends it when the transfer completes. It may
-/// revoke a lease earlier, for example when the guest stops an endpoint or the device is detached:
-/// the guest uses the memory for something else from then on. A revoked lease refers to no bytes, so
-/// every later access through a buffer copies nothing.
+/// The controller grants a lease with each transfer and ends it when the transfer completes, or earlier:
+/// for example when the guest stops an endpoint or the device is detached, since the guest uses the
+/// memory for something else from then on. A buffer whose lease has ended refers to no bytes, so every
+/// later access through it copies nothing. The lease itself can be granted to the next transfer at
+/// once: a buffer knows for which grant it was made.
 ///
 /// Devices use ``TransferBuffer`` and never see its lease. Leases are used on the event loop only.
 @safe
@@ -17,86 +18,71 @@ public final class MemoryLease {
         let owner: AnyObject
     }
 
-    /// Most leases have one segment, because neighbours are merged; an empty `rest` costs no
-    /// allocation.
-    fileprivate private(set) var first: Segment?
-    fileprivate private(set) var rest: [Segment] = []
+    /// One value, so that a function accesses the class once.
+    fileprivate struct Memory {
+        /// Most leases have one segment, because neighbours are merged; an empty `rest` costs no
+        /// allocation.
+        var first: Segment?
+        var rest: [Segment] = []
+        var count = 0
+        var isStaged = false
+    }
 
-    /// The bytes in all segments; 0 once the lease is revoked.
-    public private(set) var count = 0
-
-    /// Whether the lease was revoked.
-    public private(set) var isRevoked = false
-
-    /// Whether the transfer uses memory of this process instead of the guest's (``stage(in:keeping:)``).
-    public private(set) var isStaged = false
-
-    /// The position of the lease in the list of whoever granted it.
-    package var index = 0
+    private var memory = Memory()
+    /// The number of grants that have ended.
+    private var endedGrants: UInt = 0
 
     /// A lease on no bytes.
     public init() {}
 
-    /// A buffer of all bytes of the lease.
-    public var buffer: TransferBuffer { TransferBuffer(self) }
+    /// A buffer of all bytes of the present grant.
+    public var buffer: TransferBuffer {
+        TransferBuffer(self, grant: endedGrants, count: memory.count)
+    }
+
+    /// Ends all access to the bytes through buffers made so far. The lease is one on no bytes then.
+    public func end() {
+        endedGrants &+= 1
+        clear()
+    }
+
+    /// Whether the grant for which a buffer was made has ended.
+    func hasEnded(grant: UInt) -> Bool { grant != endedGrants }
+
+    private func clear() {
+        memory.first = nil
+        if memory.rest.isEmpty {
+            memory.count = 0
+            memory.isStaged = false
+        } else {
+            memory = Memory()
+        }
+    }
 
     /// Adds bytes at the end.
     ///
-    /// - Parameters:
-    ///   - bytes: memory of this process.
-    ///   - owner: keeps the bytes mapped or allocated while the lease refers to them.
+    /// - Parameter owner: keeps the bytes mapped or allocated while the lease refers to them.
     public func append(_ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject) {
-        guard let start = bytes.baseAddress, bytes.count > 0 else { return }
-        count += bytes.count
-        guard let last = rest.last ?? first else {
-            unsafe first = Segment(bytes: bytes, owner: owner)
-            return
-        }
-        guard last.owner === owner, let lastStart = unsafe last.bytes.baseAddress,
-            unsafe lastStart + last.bytes.count == start
-        else {
-            unsafe rest.append(Segment(bytes: bytes, owner: owner))
-            return
-        }
-        let merged = unsafe UnsafeMutableRawBufferPointer(
-            start: lastStart, count: last.bytes.count + bytes.count)
-        if rest.isEmpty {
-            unsafe first = Segment(bytes: merged, owner: owner)
-        } else {
-            unsafe rest[rest.count - 1].bytes = merged
-        }
-    }
-
-    /// Ends all access to the bytes.
-    public func revoke() {
-        clear()
-        isRevoked = true
-    }
-
-    /// Makes the lease one on no bytes again, for the next transfer.
-    package func reuse() {
-        clear()
-        isRevoked = false
-        isStaged = false
-    }
-
-    private func clear() {
-        first = nil
-        if !rest.isEmpty { rest.removeAll(keepingCapacity: true) }
-        count = 0
+        unsafe memory.append(bytes, keeping: owner)
     }
 
     // MARK: - Staging
 
+    /// Whether the transfer uses memory of this process instead of the guest's.
+    var isStaged: Bool { memory.isStaged }
+
     /// Whether a segment belongs to `owner`.
     public func refers(to owner: AnyObject) -> Bool {
-        first?.owner === owner || rest.contains { $0.owner === owner }
+        memory.first?.owner === owner || memory.rest.contains { $0.owner === owner }
     }
 
-    /// Adds memory of this process that stands in for guest memory.
-    public func appendStaged(_ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject) {
-        unsafe append(bytes, keeping: owner)
-        isStaged = true
+    /// Replaces all bytes by memory of this process that stands in for guest memory.
+    public func replace(
+        withStaged bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject
+    ) {
+        clear()
+        unsafe memory.append(bytes, keeping: owner)
+        memory.isStaged = true
     }
 
     /// Moves the transfer to memory of this process: copies the bytes there and refers to the copy.
@@ -105,19 +91,11 @@ public final class MemoryLease {
     /// the controller copies it there.
     ///
     /// - Parameters:
-    ///   - bytes: memory for ``count`` bytes.
+    ///   - bytes: memory for all bytes of the lease.
     ///   - owner: keeps `bytes` allocated.
     public func stage(in bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject) {
-        precondition(bytes.count == count, "\(bytes.count) bytes stand in for \(count)")
-        var offset = 0
-        unsafe forEachSegment(in: 0..<count) { segment in
-            unsafe UnsafeMutableRawBufferPointer(
-                rebasing: bytes[offset..<offset + segment.count]
-            ).copyMemory(from: UnsafeRawBufferPointer(segment))
-            offset += segment.count
-        }
-        clear()
-        unsafe appendStaged(bytes, keeping: owner)
+        _ = unsafe buffer.copy(into: bytes)
+        unsafe replace(withStaged: bytes, keeping: owner)
     }
 
     // MARK: - Access
@@ -126,9 +104,10 @@ public final class MemoryLease {
     func forEachSegment<E: Error>(
         in range: Range<Int>, _ body: (UnsafeMutableRawBufferPointer) throws(E) -> Void
     ) throws(E) {
-        guard let first else { return }
-        // `body` may wait for the client, and the lease be revoked meanwhile.
-        defer { withExtendedLifetime(first.owner) {} }
+        let memory = memory
+        guard let first = memory.first else { return }
+        // `body` may wait for the client, and the lease end meanwhile.
+        defer { withExtendedLifetime(memory) {} }
         let size = unsafe first.bytes.count
         if range.lowerBound < size {
             let part = unsafe UnsafeMutableRawBufferPointer(
@@ -137,7 +116,7 @@ public final class MemoryLease {
         }
         guard range.upperBound > size else { return }
         var start = size
-        for segment in rest {
+        for segment in memory.rest {
             let end = unsafe start + segment.bytes.count
             let lower = max(range.lowerBound, start)
             let upper = min(range.upperBound, end)
@@ -148,6 +127,33 @@ public final class MemoryLease {
             }
             start = end
             if start >= range.upperBound { return }
+        }
+    }
+}
+
+extension MemoryLease.Memory {
+    /// Adds bytes at the end; a neighbour of the last segment is merged with it.
+    fileprivate mutating func append(
+        _ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject
+    ) {
+        guard let start = bytes.baseAddress, bytes.count > 0 else { return }
+        count += bytes.count
+        guard let last = rest.last ?? first else {
+            unsafe first = MemoryLease.Segment(bytes: bytes, owner: owner)
+            return
+        }
+        guard last.owner === owner, let lastStart = unsafe last.bytes.baseAddress,
+            unsafe lastStart + last.bytes.count == start
+        else {
+            unsafe rest.append(MemoryLease.Segment(bytes: bytes, owner: owner))
+            return
+        }
+        let merged = unsafe UnsafeMutableRawBufferPointer(
+            start: lastStart, count: last.bytes.count + bytes.count)
+        if rest.isEmpty {
+            unsafe first = MemoryLease.Segment(bytes: merged, owner: owner)
+        } else {
+            unsafe rest[rest.count - 1].bytes = merged
         }
     }
 }

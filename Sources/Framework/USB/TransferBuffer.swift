@@ -11,34 +11,34 @@
 @safe
 public struct TransferBuffer {
     private let lease: MemoryLease?
+    private let grant: UInt
     private let start: Int
 
     /// The number of bytes; it stays when the memory is revoked.
     public let count: Int
 
     /// A buffer without bytes.
-    public init() {
-        lease = nil
-        start = 0
-        count = 0
-    }
+    public init() { self.init(nil, grant: 0, count: 0) }
 
-    init(_ lease: MemoryLease) {
+    init(_ lease: MemoryLease?, grant: UInt, start: Int = 0, count: Int) {
         self.lease = lease
-        start = 0
-        count = lease.count
-    }
-
-    private init(_ lease: MemoryLease?, start: Int, count: Int) {
-        self.lease = lease
+        self.grant = grant
         self.start = start
         self.count = count
     }
 
-    private var range: Range<Int> { start..<start + count }
+    /// Whether the memory is revoked. A device need not ask before an access.
+    public var isRevoked: Bool { lease?.hasEnded(grant: grant) ?? false }
 
-    /// Whether the bytes can be accessed; a device need not ask before an access.
-    public var isRevoked: Bool { lease?.isRevoked ?? false }
+    /// Whether the bytes are in memory of this process that stands in for the guest's.
+    package var isStaged: Bool { lease?.isStaged ?? false }
+
+    /// Ends the lease of the buffer, unless it has ended.
+    package func endLease() -> MemoryLease? {
+        guard let lease, !lease.hasEnded(grant: grant) else { return nil }
+        lease.end()
+        return lease
+    }
 
     /// The number of segments: pieces of memory that are not neighbours in this process.
     public var segmentCount: Int {
@@ -53,8 +53,8 @@ public struct TransferBuffer {
     public func forEachSegment<E: Error>(
         _ body: (UnsafeMutableRawBufferPointer) throws(E) -> Void
     ) throws(E) {
-        guard let lease else { return }
-        unsafe try lease.forEachSegment(in: range, body)
+        guard let lease, !lease.hasEnded(grant: grant) else { return }
+        unsafe try lease.forEachSegment(in: start..<start + count, body)
     }
 
     /// The whole buffer as one segment; `nil` if it has several or its memory is revoked.
@@ -73,7 +73,8 @@ public struct TransferBuffer {
     public func slice(from offset: Int, count wanted: Int) -> TransferBuffer {
         let skipped = min(max(offset, 0), count)
         return TransferBuffer(
-            lease, start: start + skipped, count: min(max(wanted, 0), count - skipped))
+            lease, grant: grant, start: start + skipped,
+            count: min(max(wanted, 0), count - skipped))
     }
 
     /// Writes `bytes` from `offset` on.

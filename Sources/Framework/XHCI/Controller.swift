@@ -66,7 +66,7 @@ public final class Controller: USBBus {
     ///
     /// No device accesses guest memory after this returns.
     public func reset() {
-        leases.revokeAll()
+        leases.endAll()
         isResetPending = isServicing
         if !isServicing { engine.reset() }
     }

@@ -14,8 +14,6 @@ enum XHCILimits {
     /// Bytes of staging memory in all transfers: for guest memory that this process cannot access
     /// directly, and for the Data Stage of control requests that the guest queues in several TDs.
     static let stagingBytes = 256 << 20
-    /// Leases that have ended and are kept for the next transfers.
-    static let unusedLeases = 1024
 
     // MARK: - Transfers in flight
 

@@ -21,7 +21,7 @@ struct ControlDataStage {
         guard let memory = StagingMemory(count: Int(setup.length), of: budget) else { return nil }
         self.setup = setup
         data = MemoryLease()
-        unsafe data.appendStaged(memory.bytes, keeping: memory)
+        unsafe data.replace(withStaged: memory.bytes, keeping: memory)
     }
 
     /// The data that has not moved yet.

@@ -19,7 +19,7 @@ extension Endpoint {
     }
 
     /// Whether the device has completed all in-flight transfers.
-    var isDrained: Bool { queues.areDrained }
+    var isDrained: Bool { queues.allSatisfy(\.isDrained) }
 
     /// Completes Stop Endpoint (xHCI 4.6.9).
     ///
@@ -134,9 +134,7 @@ extension Endpoint {
         for queue in queues.indices {
             for position in queues[queue].inFlight.indices
             where queues[queue].inFlight[position].outcome == nil {
-                if let lease = queues[queue].inFlight[position].lease {
-                    bus.leases.revoke(lease)
-                }
+                endLease(of: queues[queue].inFlight[position], bus)
                 queues[queue].setOutcome(
                     .failed(.usbTransactionError, transferred: 0), at: position)
             }

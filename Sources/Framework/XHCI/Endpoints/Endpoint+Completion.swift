@@ -50,7 +50,7 @@ extension Endpoint {
             guard force || bus.hasRoom(in: queues[queue].inFlight[0].interrupters) else {
                 return false
             }
-            var head = removeFirst(queue)
+            let head = removeFirst(queue)
             streams?.releaseWaitingForCredits()
             switch outcome {
             case .completed(let transferred): complete(head, transferred, owner, &bus)
@@ -60,7 +60,7 @@ extension Endpoint {
             case .failed(let code, let transferred, let entry):
                 fail(head, queue, code, transferred, entry: entry, owner, &bus)
             }
-            if let lease = head.lease.take() { bus.leases.end(lease) }
+            endLease(of: head, bus)
         }
         return true
     }
@@ -114,11 +114,16 @@ extension Endpoint {
             while let head = queues[queue].inFlight.first,
                 case .completed(let transferred) = head.outcome
             {
-                var head = removeFirst(queue)
+                let head = removeFirst(queue)
                 complete(head, transferred, owner, &bus)
-                if let lease = head.lease.take() { bus.leases.end(lease) }
+                endLease(of: head, bus)
             }
         }
+    }
+
+    /// Ends all access of the device to the memory of a TD. The memory of a piece is the request's.
+    func endLease(of descriptor: borrowing TransferDescriptor, _ bus: SystemBus) {
+        if !descriptor.isPiece { bus.leases.end(descriptor.buffer) }
     }
 
     /// Copies data in staging memory to the guest's memory.
@@ -128,10 +133,10 @@ extension Endpoint {
         _ descriptor: borrowing TransferDescriptor, _ transferred: Int, _ bus: SystemBus
     ) -> Bool {
         guard transferred > 0 else { return true }
-        if let lease = descriptor.lease, lease.isRevoked { return false }
-        guard descriptor.direction == .in, let data = descriptor.stagedData else { return true }
+        if descriptor.buffer.isRevoked { return false }
+        guard descriptor.direction == .in, descriptor.buffer.isStaged else { return true }
         do throws(DMAError) {
-            try descriptor.write(data.slice(from: 0, count: transferred), bus.memory)
+            try descriptor.write(descriptor.buffer.slice(from: 0, count: transferred), bus.memory)
             return true
         } catch {
             bus.log("transfer data: \(error)")
@@ -173,7 +178,7 @@ extension Endpoint {
             load.remove(descriptor)
             // The request begins again with its Setup Stage.
             if descriptor.stages == .setup { request = nil }
-            if let lease = descriptor.lease { bus.leases.revoke(lease) }
+            endLease(of: descriptor, bus)
             guard descriptor.outcome == nil, !isStopping else { continue }
             owner.connection?.device?.cancel(descriptor.id)
         }

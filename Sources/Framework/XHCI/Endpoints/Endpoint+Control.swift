@@ -31,7 +31,7 @@ extension Endpoint {
         let count = min(piece.dataCount, request.remaining)
         let data = request.remainingData.slice(from: 0, count: count)
         piece.direction = request.setup.direction
-        piece.pieceData = data
+        piece.buffer = data
         if piece.direction == .out {
             do throws(DMAError) {
                 try piece.read(into: data, bus.memory)

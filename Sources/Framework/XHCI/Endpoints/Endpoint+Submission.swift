@@ -88,7 +88,7 @@ extension Endpoint {
         do throws(DMAError) {
             try descriptor.fill(lease, descriptor.direction, bus.memory, bus.leases.budget)
         } catch {
-            bus.leases.end(lease)
+            bus.leases.end(lease.buffer)
             bus.log("transfer data: \(error)")
             descriptor.outcome = .failed(
                 .dataBufferError, transferred: 0,
@@ -96,19 +96,20 @@ extension Endpoint {
             appendInFlight(descriptor, queue)
             return
         }
-        var buffer = lease.buffer
-        if buffer.count > limit {
-            buffer = buffer.slice(from: 0, count: limit)
+        let all = lease.buffer
+        var buffer = all
+        if all.count > limit {
+            buffer = all.slice(from: 0, count: limit)
             descriptor.isTruncated = kind.isIsochronous
         }
         descriptor.length = buffer.count
         guard canReachDevice(owner, bus) else {
-            bus.leases.end(lease)
+            bus.leases.end(all)
             descriptor.outcome = .failed(.usbTransactionError, transferred: 0)
             appendInFlight(descriptor, queue)
             return
         }
-        descriptor.lease = lease
+        descriptor.buffer = all
         submit(descriptor, queue, transferKind, buffer, owner, &sequence)
     }
 

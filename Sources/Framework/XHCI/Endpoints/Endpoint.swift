@@ -26,7 +26,7 @@ struct Endpoint {
     let address: EndpointAddress
     private(set) var state = EndpointState.running
     /// The transfer ring of the endpoint, or those of its streams in the order of their first use.
-    var queues: TransferQueues
+    var queues: [TransferQueue] = []
     /// TDs, bytes and TRBs in flight in all queues.
     var load = PipelineLoad()
     /// `nil` for an endpoint without streams.
@@ -48,7 +48,6 @@ struct Endpoint {
         address = EndpointAddress(
             UInt8(index / 2), context.kind != .control && index % 2 == 1 ? .in : .out)
         streams = StreamTable(context)
-        queues = TransferQueues()
         if streams == nil {
             queues.append(TransferQueue(RingPosition(rawValue: context.dequeuePointer)))
         }

@@ -9,7 +9,7 @@ internal import USB
 /// A lease is granted when a transfer is submitted and ends when it is retired. Stop Endpoint and a
 /// halt of the controller first ask the device to cancel, because the number of bytes moved matters;
 /// a device that does not answer in time, and every other way in which a transfer ends (a dropped
-/// endpoint, a reset, an unplug, a client that disconnects), revokes the lease at once. When a client
+/// endpoint, a reset, an unplug, a client that disconnects), loses the lease at once. When a client
 /// unmaps memory, leases on it move to staging memory: the device goes on, and its data is copied to
 /// the guest's memory when the transfer completes, if that is mapped by then.
 ///
@@ -17,65 +17,39 @@ internal import USB
 /// pass that waits for it.
 final class MemoryLeases {
     let budget = StagingBudget()
-    private var granted: [MemoryLease] = []
-    /// Leases that have ended, for the next transfers.
+    /// All leases: as many as transfers were in flight at a time.
+    private var all: [MemoryLease] = []
+    /// Those that are not granted.
     private var unused: [MemoryLease] = []
-
-    /// The number of leases granted.
-    var count: Int { granted.count }
 
     /// Grants a lease on no bytes, to which the transfer's memory is added.
     func grant() -> MemoryLease {
-        let lease = unused.popLast() ?? MemoryLease()
-        lease.index = granted.count
-        granted.append(lease)
+        if let lease = unused.popLast() { return lease }
+        let lease = MemoryLease()
+        all.append(lease)
         return lease
     }
 
-    /// Ends the lease of a transfer that has completed.
-    func end(_ ended: consuming MemoryLease) {
-        var lease = ended
-        remove(lease)
-        // A device that keeps a buffer must not find the next transfer's memory in it.
-        if isKnownUniquelyReferenced(&lease), unused.count < XHCILimits.unusedLeases {
-            lease.reuse()
-            unused.append(lease)
-        } else {
-            lease.revoke()
-        }
+    /// Ends the lease of a buffer, unless it has ended.
+    func end(_ buffer: TransferBuffer) {
+        if let lease = buffer.endLease() { unused.append(lease) }
     }
 
-    /// Revokes the lease of a transfer that its device still has.
-    func revoke(_ lease: MemoryLease) {
-        remove(lease)
-        lease.revoke()
+    /// Ends all leases.
+    func endAll() {
+        for lease in all { lease.end() }
+        unused = all
     }
 
-    /// Revokes all leases.
-    func revokeAll() {
-        for lease in granted { lease.revoke() }
-        granted = []
-    }
-
-    /// Moves all leases that refer to a region to staging memory; those for which there is none are
-    /// revoked.
+    /// Moves all leases that refer to a region to staging memory. Those for which there is none end.
     func stage(_ region: MemoryRegion) {
-        for lease in granted where lease.refers(to: region) {
-            if let memory = StagingMemory(count: lease.count, of: budget) {
+        for lease in all where lease.refers(to: region) {
+            let buffer = lease.buffer
+            if let memory = StagingMemory(count: buffer.count, of: budget) {
                 unsafe lease.stage(in: memory.bytes, keeping: memory)
             } else {
-                lease.revoke()
+                end(buffer)
             }
         }
-    }
-
-    /// Takes a lease off the list; one that is not on it any more is left alone.
-    private func remove(_ lease: MemoryLease) {
-        let index = lease.index
-        guard index < granted.count, granted[index] === lease else { return }
-        let last = granted.removeLast()
-        guard last !== lease else { return }
-        granted[index] = last
-        last.index = index
     }
 }

@@ -47,12 +47,11 @@ extension TransferDescriptor {
             }
         }
         guard !isAccessible else { return }
-        lease.reuse()
         let count = dataCount
         guard let staging = StagingMemory(count: count, of: budget) else {
             throw DMAError(.noBuffer, at: GuestAddress(entries[0].position.address), count: count)
         }
-        unsafe lease.appendStaged(staging.bytes, keeping: staging)
+        unsafe lease.replace(withStaged: staging.bytes, keeping: staging)
         if direction == .out { try read(into: lease.buffer, memory) }
     }
 

@@ -31,10 +31,8 @@ struct TransferDescriptor {
     var interruptsAtOnce = false
     /// Isochronous: the TRBs have more bytes than a service interval.
     var isTruncated = false
-    /// The transfer's memory, while the device may access it.
-    var lease: MemoryLease?
-    /// The data of a piece of a control request, in the request's staging memory.
-    var pieceData: TransferBuffer?
+    /// The data of all TRBs; of a piece of a control request, in the request's staging memory.
+    var buffer = TransferBuffer()
 
     enum Outcome {
         case completed(transferred: Int)
@@ -47,14 +45,6 @@ struct TransferDescriptor {
 
     /// Whether it is a piece of a control request whose Data Stage comes in pieces.
     var isPiece: Bool { isControl && stages != .all }
-
-    /// The data in staging memory that is copied to the guest's memory when an IN transfer completes;
-    /// `nil` if the device writes to the guest's memory.
-    var stagedData: TransferBuffer? {
-        if let pieceData { return pieceData }
-        guard let lease, lease.isStaged else { return nil }
-        return lease.buffer
-    }
 
     /// The data bytes of the TRB at an index.
     func length(ofEntry index: Int) -> Int {
