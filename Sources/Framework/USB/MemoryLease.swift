@@ -18,8 +18,9 @@ public final class MemoryLease {
         let owner: AnyObject
     }
 
-    /// One value, so that a function accesses the class once.
-    fileprivate struct Memory {
+    fileprivate struct State {
+        /// The number of grants that have ended.
+        var endedGrants: UInt = 0
         /// Most leases have one segment, because neighbours are merged; an empty `rest` costs no
         /// allocation.
         var first: Segment?
@@ -28,61 +29,51 @@ public final class MemoryLease {
         var isStaged = false
     }
 
-    private var memory = Memory()
-    /// The number of grants that have ended.
-    private var endedGrants: UInt = 0
+    /// Run-time checks for exclusive access are off, because they would cost more than all else that is
+    /// done to a lease. No function calls anything outside this file while it accesses the state.
+    @exclusivity(unchecked) private var state = State()
 
     /// A lease on no bytes.
     public init() {}
 
     /// A buffer of all bytes of the present grant.
     public var buffer: TransferBuffer {
-        TransferBuffer(self, grant: endedGrants, count: memory.count)
+        unsafe TransferBuffer(self, grant: state.endedGrants, count: state.count)
     }
 
     /// Ends all access to the bytes through buffers made so far. The lease is one on no bytes then.
     public func end() {
-        endedGrants &+= 1
-        clear()
+        unsafe state.endedGrants &+= 1
+        unsafe state.clear()
     }
 
     /// Whether the grant for which a buffer was made has ended.
-    func hasEnded(grant: UInt) -> Bool { grant != endedGrants }
-
-    private func clear() {
-        memory.first = nil
-        if memory.rest.isEmpty {
-            memory.count = 0
-            memory.isStaged = false
-        } else {
-            memory = Memory()
-        }
-    }
+    func hasEnded(grant: UInt) -> Bool { unsafe grant != state.endedGrants }
 
     /// Adds bytes at the end.
     ///
     /// - Parameter owner: keeps the bytes mapped or allocated while the lease refers to them.
     public func append(_ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject) {
-        unsafe memory.append(bytes, keeping: owner)
+        unsafe state.append(bytes, keeping: owner)
     }
 
     // MARK: - Staging
 
     /// Whether the transfer uses memory of this process instead of the guest's.
-    var isStaged: Bool { memory.isStaged }
+    var isStaged: Bool { unsafe state.isStaged }
 
     /// Whether a segment belongs to `owner`.
     public func refers(to owner: AnyObject) -> Bool {
-        memory.first?.owner === owner || memory.rest.contains { $0.owner === owner }
+        unsafe state.first?.owner === owner || state.rest.contains { $0.owner === owner }
     }
 
     /// Replaces all bytes by memory of this process that stands in for guest memory.
     public func replace(
         withStaged bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject
     ) {
-        clear()
-        unsafe memory.append(bytes, keeping: owner)
-        memory.isStaged = true
+        unsafe state.clear()
+        unsafe state.append(bytes, keeping: owner)
+        unsafe state.isStaged = true
     }
 
     /// Moves the transfer to memory of this process: copies the bytes there and refers to the copy.
@@ -104,10 +95,10 @@ public final class MemoryLease {
     func forEachSegment<E: Error>(
         in range: Range<Int>, _ body: (UnsafeMutableRawBufferPointer) throws(E) -> Void
     ) throws(E) {
-        let memory = memory
-        guard let first = memory.first else { return }
+        guard let first = unsafe state.first else { return }
+        let rest = unsafe state.rest
         // `body` may wait for the client, and the lease end meanwhile.
-        defer { withExtendedLifetime(memory) {} }
+        defer { withExtendedLifetime((first.owner, rest)) {} }
         let size = unsafe first.bytes.count
         if range.lowerBound < size {
             let part = unsafe UnsafeMutableRawBufferPointer(
@@ -116,7 +107,7 @@ public final class MemoryLease {
         }
         guard range.upperBound > size else { return }
         var start = size
-        for segment in memory.rest {
+        for segment in rest {
             let end = unsafe start + segment.bytes.count
             let lower = max(range.lowerBound, start)
             let upper = min(range.upperBound, end)
@@ -131,7 +122,14 @@ public final class MemoryLease {
     }
 }
 
-extension MemoryLease.Memory {
+extension MemoryLease.State {
+    fileprivate mutating func clear() {
+        first = nil
+        if !rest.isEmpty { rest = [] }
+        count = 0
+        isStaged = false
+    }
+
     /// Adds bytes at the end; a neighbour of the last segment is merged with it.
     fileprivate mutating func append(
         _ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject

@@ -34,9 +34,10 @@ public struct TransferBuffer {
     package var isStaged: Bool { lease?.isStaged ?? false }
 
     /// Ends the lease of the buffer, unless it has ended.
+    ///
+    /// - Returns: the lease, for another transfer.
     package func endLease() -> MemoryLease? {
-        guard let lease, !lease.hasEnded(grant: grant) else { return nil }
-        lease.end()
+        if !isRevoked { lease?.end() }
         return lease
     }
 

@@ -247,7 +247,7 @@ struct Engine {
     private mutating func failTransfers(of connection: PortConnection) {
         for slot in slots.indices where slots[slot].connection === connection {
             for endpoint in slots[slot].endpoints.indices {
-                slots[slot].endpoints[endpoint]?.failAll(bus)
+                slots[slot].endpoints[endpoint]?.failAll()
                 runnable.insert(slot: slot, endpoint: endpoint)
             }
         }

@@ -59,7 +59,7 @@ extension Endpoint {
             // Before the lease is revoked, which the data may be in.
             _ = writeBack(head, transferred, bus)
         }
-        requeue(queue, after: count, owner, bus)
+        requeue(queue, after: count, owner)
         guard let head else { return nil }
         let cursor = CompletionCursor(head, transferred: transferred, code: .stopped)
         rewind(queue, to: cursor, head)
@@ -122,7 +122,9 @@ extension Endpoint {
 
     /// Drops the endpoint: its transfers are cancelled without events and their memory is revoked.
     mutating func drop(_ owner: SlotIdentity, _ bus: SystemBus) {
-        requeueAll(owner, bus)
+        requeueAll(owner)
+        bus.leases.putBack(leases)
+        leases = []
         setDisabled()
         guard index > 1, let device = owner.connection?.device else { return }
         device.resetEndpoint(address)
@@ -130,13 +132,13 @@ extension Endpoint {
     }
 
     /// Fails all in-flight transfers of a device that was detached, and revokes their memory.
-    mutating func failAll(_ bus: SystemBus) {
+    mutating func failAll() {
         for queue in queues.indices {
             for position in queues[queue].inFlight.indices
             where queues[queue].inFlight[position].outcome == nil {
-                endLease(of: queues[queue].inFlight[position], bus)
                 queues[queue].setOutcome(
                     .failed(.usbTransactionError, transferred: 0), at: position)
+                _ = queues[queue].inFlight[position].buffer.endLease()
             }
             streams?.markRunnable(queue)
         }

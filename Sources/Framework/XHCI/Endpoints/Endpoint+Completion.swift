@@ -60,7 +60,7 @@ extension Endpoint {
             case .failed(let code, let transferred, let entry):
                 fail(head, queue, code, transferred, entry: entry, owner, &bus)
             }
-            endLease(of: head, bus)
+            endLease(of: head)
         }
         return true
     }
@@ -96,7 +96,7 @@ extension Endpoint {
         // not halt.
         if code != .dataBufferError, !kind.isIsochronous || code == .trbError {
             retireCompletedStreams(except: queue, owner, &bus)
-            requeueAll(owner, bus)
+            requeueAll(owner)
             rewind(queue, to: cursor, descriptor)
             queues[queue].hasFailed = true
             setState(code == .trbError ? .error : .halted, bus)
@@ -116,14 +116,15 @@ extension Endpoint {
             {
                 let head = removeFirst(queue)
                 complete(head, transferred, owner, &bus)
-                endLease(of: head, bus)
+                endLease(of: head)
             }
         }
     }
 
     /// Ends all access of the device to the memory of a TD. The memory of a piece is the request's.
-    func endLease(of descriptor: borrowing TransferDescriptor, _ bus: SystemBus) {
-        if !descriptor.isPiece { bus.leases.end(descriptor.buffer) }
+    mutating func endLease(of descriptor: borrowing TransferDescriptor) {
+        guard !descriptor.isPiece, let lease = descriptor.buffer.endLease() else { return }
+        leases.append(lease)
     }
 
     /// Copies data in staging memory to the guest's memory.
@@ -161,8 +162,8 @@ extension Endpoint {
     // MARK: - Requeueing
 
     /// Requeues all in-flight TDs of all queues and revokes their leases.
-    mutating func requeueAll(_ owner: SlotIdentity, _ bus: SystemBus) {
-        for queue in queues.indices { requeue(queue, owner, bus) }
+    mutating func requeueAll(_ owner: SlotIdentity) {
+        for queue in queues.indices { requeue(queue, owner) }
     }
 
     /// Requeues the in-flight TDs of a queue except the first `count`, which have completed and keep
@@ -170,7 +171,7 @@ extension Endpoint {
     ///
     /// The dequeue pointer moves to the first TRB of the first TD that is requeued.
     mutating func requeue(
-        _ queue: Int, after count: Int = 0, _ owner: SlotIdentity, _ bus: SystemBus
+        _ queue: Int, after count: Int = 0, _ owner: SlotIdentity
     ) {
         // TDs that are not due yet are behind those in flight.
         if let position = schedule?.clear() { queues[queue].ring = position }
@@ -178,7 +179,7 @@ extension Endpoint {
             load.remove(descriptor)
             // The request begins again with its Setup Stage.
             if descriptor.stages == .setup { request = nil }
-            endLease(of: descriptor, bus)
+            endLease(of: descriptor)
             guard descriptor.outcome == nil, !isStopping else { continue }
             owner.connection?.device?.cancel(descriptor.id)
         }

@@ -84,11 +84,12 @@ extension Endpoint {
             transferKind = .isochronous
             limit = schedule.payload
         }
-        let lease = bus.leases.grant()
+        let lease = leases.popLast() ?? bus.leases.take()
         do throws(DMAError) {
             try descriptor.fill(lease, descriptor.direction, bus.memory, bus.leases.budget)
         } catch {
-            bus.leases.end(lease.buffer)
+            lease.end()
+            leases.append(lease)
             bus.log("transfer data: \(error)")
             descriptor.outcome = .failed(
                 .dataBufferError, transferred: 0,
@@ -104,7 +105,8 @@ extension Endpoint {
         }
         descriptor.length = buffer.count
         guard canReachDevice(owner, bus) else {
-            bus.leases.end(all)
+            lease.end()
+            leases.append(lease)
             descriptor.outcome = .failed(.usbTransactionError, transferred: 0)
             appendInFlight(descriptor, queue)
             return

@@ -29,6 +29,8 @@ struct Endpoint {
     var queues: [TransferQueue] = []
     /// TDs, bytes and TRBs in flight in all queues.
     var load = PipelineLoad()
+    /// Leases that have ended, for the next transfers.
+    var leases: [MemoryLease] = []
     /// `nil` for an endpoint without streams.
     var streams: StreamTable?
     /// Stop Endpoint, or a halt of the controller, waits for the device to complete what it cancels.
@@ -99,7 +101,7 @@ struct Endpoint {
             case .invalidType: .invalidStreamTypeError
             }
         retireCompletedStreams(except: nil, owner, &bus)
-        requeueAll(owner, bus)
+        requeueAll(owner)
         setState(.halted, bus)
         bus.post(
             .transferEvent(code, slot: owner.slot, endpoint: index, pointer: 0, length: 0),

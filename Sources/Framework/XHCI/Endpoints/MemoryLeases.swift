@@ -19,26 +19,23 @@ final class MemoryLeases {
     let budget = StagingBudget()
     /// All leases: as many as transfers were in flight at a time.
     private var all: [MemoryLease] = []
-    /// Those that are not granted.
+    /// Those that no endpoint has.
     private var unused: [MemoryLease] = []
 
-    /// Grants a lease on no bytes, to which the transfer's memory is added.
-    func grant() -> MemoryLease {
+    /// A lease for the transfers of an endpoint.
+    func take() -> MemoryLease {
         if let lease = unused.popLast() { return lease }
         let lease = MemoryLease()
         all.append(lease)
         return lease
     }
 
-    /// Ends the lease of a buffer, unless it has ended.
-    func end(_ buffer: TransferBuffer) {
-        if let lease = buffer.endLease() { unused.append(lease) }
-    }
+    /// Takes back the leases of an endpoint that is dropped.
+    func putBack(_ leases: [MemoryLease]) { unused += leases }
 
     /// Ends all leases.
     func endAll() {
         for lease in all { lease.end() }
-        unused = all
     }
 
     /// Moves all leases that refer to a region to staging memory. Those for which there is none end.
@@ -48,7 +45,7 @@ final class MemoryLeases {
             if let memory = StagingMemory(count: buffer.count, of: budget) {
                 unsafe lease.stage(in: memory.bytes, keeping: memory)
             } else {
-                end(buffer)
+                lease.end()
             }
         }
     }
