@@ -52,25 +52,21 @@ public final class GuestStick {
     public static func bulkEndpoints(
         _ bytes: [UInt8], ring: [Int]
     ) throws -> [GuestEndpointConfiguration] {
-        var input: GuestEndpointConfiguration?
-        var output: GuestEndpointConfiguration?
-        var place = 0
-        while place + 6 < bytes.count, bytes[place] > 1 {
-            defer { place += Int(bytes[place]) }
-            guard bytes[place + 1] == 5, bytes[place + 3] & 3 == 2 else { continue }
-            let address = EndpointAddress(rawValue: bytes[place + 2])
-            var endpoint =
-                address.direction == .in
-                ? GuestEndpointConfiguration.bulkIn(address.number, segments: ring)
-                : .bulkOut(address.number, segments: ring)
-            endpoint.maxPacketSize = Int(bytes.littleEndian(UInt16.self, at: place + 4))
-            if address.direction == .in {
-                input = input ?? endpoint
-            } else {
-                output = output ?? endpoint
-            }
+        let endpoints = ConfigurationDescriptor.all(in: bytes).flatMap(\.interfaces)
+            .flatMap(\.endpoints).filter { $0.transferType == .bulk }
+        func first(_ direction: Direction) -> GuestEndpointConfiguration? {
+            guard let descriptor = endpoints.first(where: { $0.address.direction == direction })
+            else { return nil }
+            let number = descriptor.address.number
+            var endpoint: GuestEndpointConfiguration =
+                direction == .in
+                ? .bulkIn(number, segments: ring) : .bulkOut(number, segments: ring)
+            endpoint.maxPacketSize = Int(descriptor.maxPacketSize)
+            return endpoint
         }
-        guard let input, let output else { throw Failure(description: "no two bulk endpoints") }
+        guard let input = first(.in), let output = first(.out) else {
+            throw Failure(description: "no two bulk endpoints")
+        }
         return [input, output]
     }
 
