@@ -82,7 +82,7 @@ let package = Package(
             "Service",
             [
                 "TestKit", "RemoteGuest", "GuestKit", "VFIOClient", "VFIOUser", "DMA", "USB",
-                "PCI", "XHCI", "BackendKit", "Platform", .system, .logging,
+                "PCI", "XHCI", "BackendKit", "ExampleBackend", "Platform", .system, .logging,
             ]),
         .tests(
             "MassStorage",
@@ -109,7 +109,8 @@ let package = Package(
             name: "EndToEndTests",
             dependencies: [
                 "TestKit", "RemoteGuest", "GuestKit", "VFIOClient", "VMKit", "DMA", "Platform",
-                "usbvfiod", .system,
+                "usbvfiod", "BackendKit", "ExampleBackend", "Service", "USB", .argumentParser,
+                .system,
             ],
             path: "Tests/EndToEndTests", swiftSettings: .relaxed),
         .testTarget(

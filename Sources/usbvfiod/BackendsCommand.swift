@@ -110,6 +110,8 @@ private struct ArgumentDescription: Encodable {
     let name: String
     let required: Bool
     let summary: String
+    /// Whether a descriptor may come with the argument.
+    let descriptor: Bool
     let type: String
     var minimum: Int?
     var maximum: Int?
@@ -119,6 +121,7 @@ private struct ArgumentDescription: Encodable {
         name = argument.name
         required = argument.isRequired
         summary = argument.summary
+        descriptor = argument.kind.takesDescriptor
         switch argument.kind {
         case .text: type = "text"
         case .path: type = "path"

@@ -4,13 +4,23 @@ public import BackendKit
 internal import Platform
 public import USB
 
-/// `dice:sides=N`: a USB device that throws a die once a second and tells what came up.
-public final class DiceBackend: DeviceBackend {
+/// `dice:sides=N`: a USB device that throws a die once a second and reports the result.
+public final class DiceBackend: OperableBackend {
     public static let scheme = "dice"
     public static let summary = "a die that is thrown once a second"
     public static let example = "dice:sides=20"
     public static let parameters = [
         Parameter("sides", value: "N", summary: "2 to 255; default 6")
+    ]
+    public static let operations = [
+        BackendOperation(
+            "load", summary: "Load a die of a running server, so that it always shows one number.",
+            device: "die",
+            arguments: [
+                BackendOperation.Argument(
+                    "number", .integer(0...255), summary: "The number; 0 makes the die fair again.")
+            ],
+            example: "6", confirmation: "loaded with {number}", absence: "cannot be loaded")
     ]
 
     private let dice: Dice
@@ -28,24 +38,37 @@ public final class DiceBackend: DeviceBackend {
             try bus.attach(dice)
             self.bus = bus
         } catch {
-            throw BackendError("cannot plug in the dice: \(error)")
+            throw BackendError(cannotAttach: dice.summary, error)
         }
     }
 
     public func stop() { bus?.detach(dice) }
+
+    public func execute(_ call: OperationCall, completion: @escaping (BackendError?) -> Void) {
+        let number = call.integer("number") ?? 0
+        guard number <= dice.sides else {
+            return completion(
+                BackendError("the die has no side \(number), but \(dice.sides) sides"))
+        }
+        dice.loadedNumber = number == 0 ? nil : UInt8(number)
+        completion(nil)
+    }
 }
 
-/// The device: an interrupt endpoint for the throws, and a vendor's request for the number of sides.
+/// The device: an interrupt endpoint for the results, and a vendor request for the number of sides.
 final class Dice: USBDevice {
     static let endpoint = EndpointAddress(1, .in)
 
     let speed = USBSpeed.high
     let summary: String
-    private let sides: UInt8
+    let sides: UInt8
+    /// The result of every throw; `nil` for a fair die.
+    var loadedNumber: UInt8?
+
     private let loop: any EventLoop
     private weak var port: (any USBPort)?
     private var controlPipe: DefaultControlPipe
-    /// Transfers that wait for the next throw, in the order in which they came.
+    /// The interrupt transfers that wait for a result, oldest first.
     private var waiting: [Transfer] = []
     private var nextThrow: Watch?
 
@@ -111,7 +134,7 @@ final class Dice: USBDevice {
         port?.complete(waiting.remove(at: index).completion(.cancelled))
     }
 
-    /// Vendor's request 1 asks for the number of sides; there is no other.
+    /// Answers the vendor request 1 with the number of sides, and stalls all others.
     private func answer(_ setup: SetupPacket, _ transfer: Transfer) -> Transfer.Completion {
         guard setup.kind == .vendor, setup.request == 1, setup.direction == .in else {
             return transfer.completion(.stalled)
@@ -126,11 +149,11 @@ final class Dice: USBDevice {
         }
     }
 
-    /// A throw is told to the transfer that waits longest; one that nobody waits for is not seen.
+    /// Completes the oldest transfer with a result; without a transfer the result is lost.
     private func throwOnce() {
         guard !waiting.isEmpty else { return }
         let transfer = waiting.removeFirst()
-        let count = transfer.buffer.copy(from: [UInt8.random(in: 1...sides)])
+        let count = transfer.buffer.copy(from: [loadedNumber ?? UInt8.random(in: 1...sides)])
         port?.complete(transfer.completion(.completed, transferred: count))
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import BackendKit
+import ExampleBackend
 import Foundation
 import GuestKit
 import Logging
@@ -24,8 +25,8 @@ final class ControlBench {
         bench = try Bench()
         folder = try TemporaryFolder()
         devices = DeviceTable(
-            catalog: BackendCatalog(FakeBackend.self, FixedBackend.self), server: bench.server,
-            loop: loop, logger: .silent)
+            catalog: BackendCatalog(FakeBackend.self, FixedBackend.self, DiceBackend.self),
+            server: bench.server, loop: loop, logger: .silent)
         control = try ControlServer(
             listener: ListeningSocket(
                 bindingTo: folder.file("control"), permissions: .ownerReadWrite),
