@@ -2,7 +2,7 @@
 
 internal import SystemPackage
 
-/// What to do when the system refuses what no option of the command line asked for.
+/// The remedy for an error of a system call that no option of the command line is the reason for.
 func remedy(_ error: Errno) -> String {
     switch error {
     case .tooManyOpenFiles: ": allow it more of them, for example with `ulimit -n 1024`"
@@ -12,7 +12,7 @@ func remedy(_ error: Errno) -> String {
     }
 }
 
-/// What to do when it refuses to tell of events.
+/// The remedy for an error of `epoll_create1` or `epoll_ctl`.
 func remedyForEvents(_ error: Errno) -> String {
     error == .noSpace ? ": raise /proc/sys/fs/epoll/max_user_watches" : remedy(error)
 }

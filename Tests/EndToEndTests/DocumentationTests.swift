@@ -3,7 +3,7 @@
 import Foundation
 import Testing
 
-/// What can be checked of the documentation is checked.
+/// The parts of the documentation that a program can check.
 struct DocumentationTests {
     private let root = URL(filePath: #filePath)
         .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
@@ -18,7 +18,7 @@ struct DocumentationTests {
             .map { "\(folder)/\($0)" }
     }
 
-    @Test func `every limit is told of`() throws {
+    @Test func `every limit is documented`() throws {
         let page = try text("docs/limits.md")
         for file in files(under: "Sources", suffix: "/Limits.swift") {
             for match in try text(file).matches(of: /static let (\w+)/) {
@@ -27,7 +27,7 @@ struct DocumentationTests {
         }
     }
 
-    @Test func `links between pages lead somewhere`() throws {
+    @Test func `links between pages have targets`() throws {
         for page in ["README.md"] + files(under: "docs", suffix: ".md") {
             let folder = root.appending(path: page).deletingLastPathComponent()
             for match in try text(page).matches(of: /\]\(([^)#:]+)\)/) {
@@ -38,7 +38,7 @@ struct DocumentationTests {
         }
     }
 
-    @Test func `links to headings lead somewhere`() throws {
+    @Test func `links to headings have targets`() throws {
         for page in ["README.md"] + files(under: "docs", suffix: ".md") {
             let folder = root.appending(path: page).deletingLastPathComponent()
             for match in try text(page).matches(of: /\]\(([^)#:]*)#([^)]+)\)/) {
@@ -71,7 +71,7 @@ struct DocumentationTests {
         }
     }
 
-    @Test func `each source file says what its licence is`() throws {
+    @Test func `each source file has its licence`() throws {
         let sources =
             files(under: "Sources", suffix: ".swift") + files(under: "Tests", suffix: ".swift")
         for file in sources {

@@ -6,25 +6,25 @@ import TestKit
 import VFIOClient
 import VMKit
 
-/// The built program while it serves. It does not outlive the test.
+/// The built program as a running server, which ends with the test.
 final class RunningServer {
     let process: ChildProcess
 
-    /// Starts it and waits until it says that it is up.
+    /// Starts the program and waits until it listens.
     init(_ arguments: [String], folder: TemporaryFolder) throws {
         process = try ChildProcess(
             [Server.binary] + arguments, output: folder.file("log-\(UUID().uuidString.prefix(4))"))
         try waitForLog("listening at")
     }
 
-    /// Serves devices at a socket of the folder.
+    /// Starts the program with devices and a socket in the folder.
     convenience init(devices: [String] = [], folder: TemporaryFolder) throws {
         try self.init(
             ["--socket-path", folder.file("socket")] + devices.flatMap { ["--device", $0] },
             folder: folder)
     }
 
-    /// Takes over a process that was started in another way.
+    /// Takes ownership of a process that was started in another way.
     init(_ process: ChildProcess) { self.process = process }
 
     var log: String { process.output }
@@ -37,13 +37,15 @@ final class RunningServer {
         }
     }
 
-    /// Ends it as a service manager does; returns its exit status.
+    /// Ends the program with a signal, as a service manager does.
+    ///
+    /// - Returns: its exit status.
     func terminate(_ signal: Int32 = SIGTERM) throws -> Int32 {
         process.send(signal: signal)
         return try process.waitForExit(within: .seconds(60))
     }
 
-    /// The descriptors that it has open.
+    /// The files behind its open descriptors.
     func openDescriptors() throws -> [String] {
         let folder = "/proc/\(process.processID)/fd"
         return try FileManager.default.contentsOfDirectory(atPath: folder).sorted()
@@ -52,7 +54,7 @@ final class RunningServer {
             }
     }
 
-    /// The ranges of memory that it has mapped.
+    /// The number of its mappings of guest memory.
     func mappings() throws -> Int {
         guard let maps = kernelFile("/proc/\(process.processID)/maps") else {
             throw VMError("the server has ended")

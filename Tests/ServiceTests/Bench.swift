@@ -9,7 +9,7 @@ import TestKit
 import USB
 import VFIOClient
 
-/// A server in this very thread: whoever waits for it turns its loop.
+/// A server in the thread of the test, whose loop runs while the test waits.
 final class Bench {
     let loop: EpollLoop
     let server: Server
@@ -23,20 +23,22 @@ final class Bench {
         try server.listen(on: ListeningSocket(bindingTo: folder.file("socket")))
     }
 
-    /// The monitors that a server in the same thread never has to wait for.
+    /// The monitors whose answers a server in the same thread never waits for.
     static let monitors: [Monitor] = [.cloudHypervisor, .qemu]
 
-    /// A connection whose client turns the server's loop while it waits.
+    /// A connection whose client runs the server's loop while it waits.
     func connect() throws -> WireClient {
         let wire = try WireClient(path: path)
         wire.whileWaiting = { [unowned self] in try turn() }
         return wire
     }
 
-    /// One turn, which ends soon although nothing happens.
+    /// Runs one pass of the loop, of 2 ms at most.
     func turn() throws { try server.turn(until: loop.now + .milliseconds(2)) }
 
-    /// Turns until a condition holds, or the time is over.
+    /// Runs the loop until a condition holds.
+    ///
+    /// - Returns: whether it holds in time.
     func turn(
         atMost limit: Duration = .seconds(30), until condition: () throws -> Bool
     ) throws -> Bool {
@@ -55,7 +57,7 @@ final class Bench {
         try monitor.start(memory: memory ?? GuestRAM(), wire: connect())
     }
 
-    /// A client that has negotiated and asked for nothing yet.
+    /// A client that has negotiated the version and sent nothing else.
     func client(resetsFirst: Bool = false) throws -> CloudHypervisorClient {
         let client = CloudHypervisorClient(
             wire: try connect(), memory: [], resetsFirst: resetsFirst)

@@ -7,7 +7,7 @@ import Testing
 import USB
 import VFIOClient
 
-/// Clients that come, go, die and wait, while devices stay.
+/// Clients that connect, disconnect, wait and crash, while devices stay attached.
 struct ClientLifeTests {
     private let bench: Bench
 
@@ -26,7 +26,7 @@ struct ClientLifeTests {
         let second = try bench.machine()
         #expect(try second.client.readRegister(configure, as: UInt32.self) == 0)
         #expect(try second.client.readConfiguration(4, as: UInt16.self) == 0)
-        #expect(second.interruptCount(vector: 0) == 0, "nothing of the first client's is pending")
+        #expect(second.interruptCount(vector: 0) == 0, "no interrupt is pending")
         let driver = GuestDriver(second)
         try driver.start()
         #expect(try driver.addressNewDevice().slotContext.state == .addressed)
@@ -49,7 +49,7 @@ struct ClientLifeTests {
         }
     }
 
-    @Test func `a second client waits until the first has left`() throws {
+    @Test func `a second client waits until the first has disconnected`() throws {
         let first = try bench.client()
         let second = CloudHypervisorClient(wire: try bench.connect(), memory: [])
         second.wire.timeout = .milliseconds(100)
@@ -57,12 +57,12 @@ struct ClientLifeTests {
         #expect(try first.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
 
         first.kill()
-        // What the second sent before is still there to be answered.
+        // The request that the second client sent before is answered now.
         second.wire.timeout = .seconds(30)
         #expect(try second.wire.receiveMessage().command == WireMessage.Command.version)
     }
 
-    @Test func `a client that gave up waiting does not trouble the next`() throws {
+    @Test func `a client that disconnects while it waits does not affect the next`() throws {
         let first = try bench.client()
         let second = try bench.connect()
         try bench.turn()
@@ -85,14 +85,14 @@ struct ClientLifeTests {
         #expect(try bench.client().readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
     }
 
-    @Test func `a client that breaks the protocol is left, and the next served`() throws {
+    @Test func `a client that violates the protocol is disconnected`() throws {
         let wire = try bench.connect()
         try wire.send(Array(repeating: 0xff, count: 64))
         #expect(try wire.isClosedByServer())
         #expect(try bench.client().readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
     }
 
-    @Test func `a driver that was running finds its events gone with the old client`() throws {
+    @Test func `the memory of a client that has disconnected is not written`() throws {
         let device = TestDevice()
         try bench.server.bus.attach(device)
         let memory = try GuestRAM()

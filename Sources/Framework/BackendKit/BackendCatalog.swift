@@ -10,7 +10,7 @@ public struct BackendCatalog: Sendable {
     /// Joins backends to a catalog.
     ///
     /// Schemes must differ, and operations of one name must have the same arguments, because the
-    /// program cannot tell them apart: it traps otherwise.
+    /// program could not distinguish them: it traps otherwise.
     public init(_ backends: any DeviceBackend.Type...) {
         self.backends = backends
         var operations: [BackendOperation] = []
@@ -57,8 +57,9 @@ public struct BackendCatalog: Sendable {
         return try DeviceSpecification(parsing: text)
     }
 
-    /// Finds the backend that a specification or bare name means and checks the names of the
-    /// parameters. It opens nothing.
+    /// Finds the backend that a specification or bare name means.
+    ///
+    /// It checks the names of the parameters, and opens nothing.
     ///
     /// - Throws: if no backend has the scheme, or a parameter is unknown or missing.
     public func resolve(

@@ -10,10 +10,14 @@ public struct BackendContext {
     /// The program's log.
     public let logger: Logger
     /// The file or device node that the specification names, opened by the client that asked for the
-    /// device; `nil` if the backend is to open it. A backend that takes it opens nothing itself.
+    /// device; `nil` if the backend must open it.
+    ///
+    /// A backend that takes the descriptor opens nothing itself.
     public let descriptor: ReceivedDescriptor?
-    /// Whether the loop is running. A backend's initializer must not block then, and the backend is
-    /// started by ``DeviceBackend/start(on:completion:)``.
+    /// Whether the loop is running.
+    ///
+    /// A backend's initializer must not block then, and the backend is started by
+    /// ``DeviceBackend/start(on:completion:)``.
     public let isServing: Bool
 
     /// Creates a context.

@@ -25,8 +25,9 @@ public struct BackendOperation: Sendable {
     /// The arguments of a call that works, such as `file=other.img`, as they are typed after the
     /// device's id; may be empty.
     public let example: String
-    /// The text that the subcommand prints after success, such as `ejected`. `{NAME}` stands for the
-    /// value of an argument.
+    /// The text that the subcommand prints after success, such as `ejected`.
+    ///
+    /// `{NAME}` stands for the value of an argument.
     public let confirmation: String
     /// The rest of the error "a device of the kind 'loopback' …" for devices without the operation,
     /// such as `has no medium`.

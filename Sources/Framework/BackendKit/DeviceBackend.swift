@@ -72,8 +72,10 @@ public protocol DeviceBackend: AnyObject, SendableMetatype {
 }
 
 extension DeviceBackend {
+    /// No names without a scheme.
     public static var bareNames: [BareName] { [] }
 
+    /// Attaches the devices by ``start(on:)``.
     public func start(on bus: any USBBus, completion: @escaping (BackendError?) -> Void) {
         do throws(BackendError) {
             try start(on: bus)
@@ -83,6 +85,7 @@ extension DeviceBackend {
         }
     }
 
+    /// Detaches the devices by ``stop()``.
     public func stop(completion: @escaping (BackendError?) -> Void) {
         do throws(BackendError) {
             try stop()
@@ -92,6 +95,7 @@ extension DeviceBackend {
         }
     }
 
+    /// Returns `nil`: there is nothing to open.
     public static func open(
         _ specification: DeviceSpecification
     ) throws(BackendError) -> OpenedDevice? { nil }

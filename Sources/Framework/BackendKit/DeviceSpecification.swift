@@ -9,7 +9,7 @@ public struct DeviceSpecification: Equatable, Sendable {
     public let text: String
     /// The word before the colon, which names a backend.
     public let scheme: String
-    /// The parameters in the order of writing. A flag without an equals sign has the value `nil`.
+    /// The parameters in the order of writing; a flag without an equals sign has the value `nil`.
     public let parameters: [(name: String, value: String?)]
 
     /// Parses a specification.

@@ -41,14 +41,14 @@ extension BackendOperation {
 
     /// The type of an argument's value, with its bounds.
     public enum Kind: Sendable, Equatable {
-        /// A string of at most so many bytes of UTF-8, which may be empty. A request as a whole has at
-        /// most 65536 bytes.
+        /// A string of at most `maximumLength` bytes in UTF-8, which may be empty. A whole request has
+        /// at most 65536 bytes.
         case text(maximumLength: Int = .max)
         /// The path of a file or device node, of 1 to 4095 bytes.
         ///
-        /// With an access mode, `usbvfiod` opens the file with the rights of its own process and
-        /// passes it along as ``OperationCall/descriptor``; the server may then get such a descriptor
-        /// or a path to open itself.
+        /// With an access mode, `usbvfiod` opens the file with its own rights and passes the descriptor
+        /// along as ``OperationCall/descriptor``. A request of another client may come without one; the
+        /// backend then opens the path.
         case path(opening: PathAccess? = nil)
         /// A whole number within bounds.
         case integer(ClosedRange<Int>)
@@ -159,8 +159,9 @@ extension BackendOperation.Argument {
         }
     }
 
-    /// The value that a word of the command line stands for. Numbers are decimal, or hexadecimal after
-    /// `0x`.
+    /// The value that a word of the command line stands for.
+    ///
+    /// Numbers are decimal, or hexadecimal after `0x`.
     ///
     /// - Throws: an error that says which values the argument takes.
     public func value(of word: String) throws(BackendError) -> ArgumentValue {

@@ -2,8 +2,9 @@
 
 public import Platform
 
-/// A descriptor that came with a control request and waits for its one user. It is closed with this
-/// object unless it has been taken.
+/// A descriptor that came with a control request and waits for its one user.
+///
+/// It is closed with this object unless it has been taken.
 public final class ReceivedDescriptor {
     private var descriptor: OwnedDescriptor?
 

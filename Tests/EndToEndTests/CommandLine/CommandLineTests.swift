@@ -5,14 +5,14 @@ import TestKit
 import Testing
 import VMKit
 
-/// What an operator types and is told.
+/// The command line: its help, its lists and its errors.
 struct CommandLineTests {
     private let folder: TemporaryFolder
     private var socket: String { folder.file("socket") }
 
     init() throws { folder = try TemporaryFolder() }
 
-    @Test func `help teaches by example`() throws {
+    @Test func `help has examples`() throws {
         let help = try runProgram("--help")
         #expect(help.status == 0)
         for word in [
@@ -25,21 +25,24 @@ struct CommandLineTests {
         }
     }
 
-    @Test func `the version is a version`() throws {
+    @Test func `the version has three numbers`() throws {
         let version = try runProgram("--version")
         #expect(version.status == 0)
         #expect(version.output.wholeMatch(of: /\d+\.\d+\.\d+\n/) != nil)
     }
 
-    @Test func `backends are listed with their parameters and an example`() throws {
+    @Test func `backends are listed with parameters, operations and an example`() throws {
         let list = try runProgram("backends")
         #expect(list.status == 0)
-        for word in ["storage:", "file=PATH", "[readonly]", "host:", "bus=", "--device storage:"] {
+        for word in [
+            "storage:", "file=PATH", "[readonly]", "host:", "bus=", "--device storage:",
+            "--device /dev/bus/usb/BUS/ADDRESS", "usbvfiod insert <id> <medium> [--force]",
+        ] {
             #expect(list.output.contains(word), "\(word) is missing")
         }
     }
 
-    @Test func `the list of backends can be read by programs`() throws {
+    @Test func `the list of backends as JSON has parameters and operations`() throws {
         let list = try runProgram("backends", "--json")
         let object = try JSONSerialization.jsonObject(with: Data(list.output.utf8))
         let backends = try #require((object as? [String: Any])?["backends"] as? [[String: Any]])
@@ -48,9 +51,14 @@ struct CommandLineTests {
         let file = try #require(parameters.first { $0["name"] as? String == "file" })
         #expect(file["required"] as? Bool == true)
         #expect(file["value"] as? String == "PATH")
+        let operations = try #require(backends.first?["operations"] as? [[String: Any]])
+        #expect(operations.compactMap { $0["name"] as? String } == ["insert", "eject"])
+        let arguments = try #require(operations.first?["arguments"] as? [[String: Any]])
+        #expect(arguments.compactMap { $0["type"] as? String } == ["specification", "flag"])
+        #expect(backends.map { $0["bareNames"] as? [String] ?? [] }.joined().count == 1)
     }
 
-    @Test func `devices of this host are listed, for people and for programs`() throws {
+    @Test func `devices of this host are listed, as text and as JSON`() throws {
         let text = try runProgram("devices")
         #expect(text.status == 0)
         #expect(!text.output.isEmpty && !text.output.contains("\u{1b}"))
@@ -59,16 +67,16 @@ struct CommandLineTests {
         #expect((object as? [String: Any])?["devices"] is [[String: Any]])
     }
 
-    @Test func `capabilities are what management tools ask of backend programs`() throws {
+    @Test func `capabilities are JSON with a type`() throws {
         let capabilities = try runProgram("--print-capabilities")
         #expect(capabilities.status == 0)
         let object = try JSONSerialization.jsonObject(with: Data(capabilities.output.utf8))
         #expect((object as? [String: Any])?["type"] is String)
     }
 
-    /// A call that is wrong by itself: exit code 64, what is wrong, what is allowed.
+    /// A mistake on the command line ends with exit code 64, what is wrong and what is allowed.
     @Test(
-        "a wrong call is answered with what is allowed",
+        "a mistake on the command line is answered with what is allowed",
         arguments: [
             ([], "--socket-path PATH"),
             (["--socket-path", "/x", "--fd", "3"], "exclude each other"),
@@ -91,22 +99,22 @@ struct CommandLineTests {
         #expect(program.output.isEmpty)
     }
 
-    /// A call that is right, in a world that is not: exit code 1 and one line.
-    @Test func `what cannot be opened is named`() throws {
+    /// Any other error ends with exit code 1 and one line.
+    @Test func `an image that cannot be opened is named`() throws {
         let missing = try runProgram(
             "--socket-path", socket, "--device", "storage:file=\(folder.path)/missing.img")
         #expect(missing.status == 1)
         #expect(missing.errors.contains("missing.img"))
-        #expect(!FileManager.default.fileExists(atPath: socket), "it must not listen then")
+        #expect(!FileManager.default.fileExists(atPath: socket), "it must not listen")
     }
 
-    @Test func `values that a backend refuses are named`() throws {
+    @Test func `a value that a backend refuses is named`() throws {
         let wrong = try runProgram("--socket-path", socket, "--device", "host:bus=300,address=4")
         #expect(wrong.status == 1)
         #expect(wrong.errors.contains("'bus=300' must be a number from"))
     }
 
-    @Test func `a socket cannot be made in a folder that is not there`() throws {
+    @Test func `a socket cannot be made in a missing folder`() throws {
         let program = try runProgram("--socket-path", folder.file("no/socket"))
         #expect(program.status == 1)
         #expect(program.errors.contains("no/socket"))
@@ -120,7 +128,7 @@ struct CommandLineTests {
         #expect(program.errors.contains("107"))
     }
 
-    @Test func `a file that is no socket is left alone`() throws {
+    @Test func `a file that is not a socket is not replaced`() throws {
         try "precious".write(toFile: socket, atomically: false, encoding: .utf8)
         let program = try runProgram("--socket-path", socket)
         #expect(program.status == 1)

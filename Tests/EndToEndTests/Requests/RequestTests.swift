@@ -8,8 +8,8 @@ import Testing
 import VFIOClient
 import VMKit
 
-/// The built program asked by the built program, while a guest's driver uses the controller.
-struct ControlTests {
+/// The built program as a client of the built program, while a guest's driver uses the controller.
+struct RequestTests {
     private let folder: TemporaryFolder
     private var socket: String { folder.file("socket") }
     private var controlPath: String { folder.file("control") }
@@ -22,7 +22,7 @@ struct ControlTests {
                 + devices.flatMap { ["--device", $0] }, folder: folder)
     }
 
-    /// An image whose blocks all have the same bytes.
+    /// Makes an image whose bytes are all the same.
     private func image(_ name: String, blocks: Int, of byte: UInt8) throws -> String {
         let path = folder.file(name)
         try Data(repeating: byte, count: blocks * 512).write(to: URL(filePath: path))
@@ -48,7 +48,7 @@ struct ControlTests {
         return driver
     }
 
-    @Test func `a stick comes, gets another medium, loses it, and goes`() throws {
+    @Test func `a stick is attached, gets another medium, loses it, and is detached`() throws {
         let server = try serve()
         let driver = try boot()
         let first = try image("first.img", blocks: 64, of: 1)
@@ -62,7 +62,7 @@ struct ControlTests {
         try stick.write(written, block: 3)
 
         try succeed("insert", "stick", "file=\(second),readonly")
-        // The command that meets the change fails once.
+        // The next command reports the change (UNIT ATTENTION).
         #expect(throws: GuestStick.Failure.self) { try stick.read(block: 0, count: 1) }
         #expect(try stick.blockCount() == 32)
         #expect(try stick.read(block: 0, count: 32) == Array(repeating: 2, count: 32 * 512))
@@ -81,7 +81,7 @@ struct ControlTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `a list is for people, and as JSON for programs`() throws {
+    @Test func `devices are listed as text and as JSON`() throws {
         let path = try image("a.img", blocks: 8, of: 0)
         let server = try serve(
             "storage:file=\(path),readonly", "storage:file=\(path),readonly,id=b")
@@ -97,18 +97,18 @@ struct ControlTests {
         let devices = try #require(object?["devices"] as? [[String: Any]])
         #expect(devices.map { $0["id"] as? String } == ["storage-1", "b"])
         #expect(devices.map { $0["port"] as? Int } == [9, 10])
-        let refused = try ask("detach", "nobody", "--json")
+        let refused = try ask("detach", "missing", "--json")
         #expect(refused.status == 1)
         #expect(refused.output.contains(#""code":"no-such-device""#))
         withExtendedLifetime(driver) {}
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `an image that the server may not open is handed over by who may`() throws {
+    @Test func `an image is opened by the client and passed to the server`() throws {
         let server = try serve()
         let driver = try boot()
         let path = try image("a.img", blocks: 8, of: 5)
-        // A path that means something to the asking program alone: its own folder.
+        // The path is relative to the client's working directory.
         let program = try runProgram(
             ["attach", "storage:file=a.img", "--control-path", controlPath, "--json"],
             folder: folder.path)
@@ -125,7 +125,7 @@ struct ControlTests {
     @Test(
         "what goes wrong ends with a status, a reason and a way out",
         arguments: [
-            (["detach", "nobody"], "there are: storage-1"),
+            (["detach", "missing"], "there are: storage-1"),
             (["attach", "storage:file=/nowhere/a.img"], "there is no '/nowhere/a.img'"),
             (["attach", "tape:file=x"], "there are: storage"),
             (["attach", "/dev/bus/usb/250/120"], "no device 250:120"),
@@ -143,7 +143,19 @@ struct ControlTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `faults of a test device are replaced while it is plugged in`() throws {
+    @Test func `a device without a free port is refused with a way out`() throws {
+        let server = try serve()
+        for _ in 0..<8 { try succeed("attach", "loopback:speed=super") }
+        let refused = try ask("attach", "loopback:speed=super")
+        #expect(refused.status == 1)
+        #expect(
+            refused.errors.contains(
+                "all 8 SuperSpeed ports are in use; use speed=high or detach a device"))
+        try succeed("attach", "loopback:speed=high")
+        #expect(try server.terminate() == 0)
+    }
+
+    @Test func `fault rules of a test device are replaced while it is attached`() throws {
         let server = try serve("loopback:speed=high")
         try succeed("faults", "loopback-1", "bulk-in stall after=9")
         try succeed("faults", "loopback-1", "")
@@ -153,7 +165,7 @@ struct ControlTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `without a server there is a reason too`() throws {
+    @Test func `without a server the error says how to start one`() throws {
         let missing = try ask("list")
         #expect(missing.status == 1)
         #expect(missing.errors.contains("start the server with --control-path"))
@@ -162,7 +174,7 @@ struct ControlTests {
         #expect(unsaid.errors.contains("--control-path PATH"))
     }
 
-    @Test func `the control socket is its owner's, and replaced when it is stale`() throws {
+    @Test func `the control socket has mode 0600, and a stale one is replaced`() throws {
         let first = try serve()
         let attributes = try FileManager.default.attributesOfItem(atPath: controlPath)
         #expect(attributes[.posixPermissions] as? Int == 0o600)
@@ -178,7 +190,8 @@ struct ControlTests {
         #expect(!FileManager.default.fileExists(atPath: controlPath))
     }
 
-    @Test func `what is attached at run time is written when the program ends`() throws {
+    @Test func `the data of a device attached at run time is written when the program ends`() throws
+    {
         let server = try serve()
         let driver = try boot()
         let path = try image("a.img", blocks: 8, of: 0)
@@ -190,7 +203,7 @@ struct ControlTests {
         #expect(try Data(contentsOf: URL(filePath: path)).last == 3)
     }
 
-    @Test func `a thousand comings and goings under load lose nothing and leave nothing`() throws {
+    @Test func `a thousand devices attached and detached under load leak nothing`() throws {
         let steady = try image("steady.img", blocks: 256, of: 0)
         let passing = try image("passing.img", blocks: 8, of: 7)
         let server = try serve("storage:file=\(steady)")
@@ -216,7 +229,7 @@ struct ControlTests {
             #expect(
                 try stick.read(block: block, count: 1)
                     == Array(repeating: UInt8(truncatingIfNeeded: number), count: 512))
-            // The guest's driver has to take the events of the ports.
+            // The event ring has room for the events of a few rounds only.
             stick.driver.discard { _ in true }
         }
         for number in 0..<50 { try round(number) }
@@ -225,12 +238,12 @@ struct ControlTests {
         let memory = server.process.memory("RssAnon")
         for number in 50..<1000 { try round(number) }
         #expect(try holdsEventually { try server.openDescriptors() == descriptors })
-        // Sanitizers keep what was freed for a while.
+        // Sanitizers keep freed memory for a while.
         if !Server.isSanitized { #expect(server.process.memory("RssAnon") < memory + 4096) }
         #expect(try server.terminate() == 0)
         let contents = try [UInt8](Data(contentsOf: URL(filePath: steady)))
         for block in 0..<256 {
-            // The last number below 1000 that was written there.
+            // The last round below 1000 that wrote the block.
             let last = block + (999 - block) / 256 * 256
             #expect(contents[block * 512] == UInt8(truncatingIfNeeded: last))
         }

@@ -9,7 +9,7 @@ import Testing
 import USB
 import VFIOClient
 
-/// Requests that the operations of backends become, and input that is none.
+/// Requests made from the operations of backends, and hostile input to them.
 struct OperationRequestTests {
     private let bench: ControlBench
     private let client: ControlTestClient

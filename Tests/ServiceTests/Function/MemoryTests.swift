@@ -9,7 +9,7 @@ import Testing
 import USB
 import VFIOClient
 
-/// Guest memory that comes, goes, and is reached in different ways.
+/// Guest memory that is mapped, unmapped and accessed by messages.
 struct MemoryTests {
     private let bench: Bench
     private let device = TestDevice { transfer in
@@ -33,9 +33,9 @@ struct MemoryTests {
         return machine
     }
 
-    /// Memory that is not shared needs a client that answers while the server waits for it, so
-    /// end-to-end tests have that case.
-    @Test("commands are carried out for each kind of monitor", arguments: Bench.monitors)
+    /// Memory that is not shared needs a client that answers while the server waits, so only
+    /// end-to-end tests cover it.
+    @Test("commands are executed for each kind of monitor", arguments: Bench.monitors)
     func commands(monitor: Monitor) throws {
         let machine = try bench.machine(monitor)
         let driver = GuestDriver(machine)
@@ -79,7 +79,8 @@ struct MemoryTests {
         #expect(isReusedMemoryIntact(machine))
     }
 
-    @Test func `a client that dies with transfers in flight can be followed by another`() throws {
+    @Test func `a client that crashes with transfers in flight can be followed by another`() throws
+    {
         device.cancelsAtOnce = false
         let first = try machineWithTransferInFlight(.qemu)
         first.client.kill()
@@ -92,7 +93,7 @@ struct MemoryTests {
         try driver.succeed(.command(.noOpCommand))
     }
 
-    @Test func `memory can be given back and given again while the controller runs`() throws {
+    @Test func `memory can be unmapped and mapped again while the controller runs`() throws {
         let machine = try bench.machine(.qemu)
         let client = try #require(machine.client as? QEMUClient)
         let driver = GuestDriver(machine)
@@ -105,7 +106,7 @@ struct MemoryTests {
         }
     }
 
-    @Test func `a controller whose memory was taken away reports it and can be reset`() throws {
+    @Test func `a controller whose memory is unmapped reports an error and can be reset`() throws {
         let machine = try bench.machine()
         let driver = GuestDriver(machine)
         try driver.start()

@@ -5,7 +5,7 @@ import RemoteGuest
 import Testing
 import VFIOClient
 
-/// What a monitor finds when it looks at the function, and how it may treat it.
+/// The PCI function as a monitor sees it: regions, configuration space, reset and interrupts.
 struct FunctionTests {
     private let bench: Bench
 
@@ -41,7 +41,7 @@ struct FunctionTests {
         #expect(try client.readConfiguration(0x100, as: UInt32.self) == 0)
     }
 
-    @Test func `the registers tell of xHCI 1_1 in a read of any width`() throws {
+    @Test func `HCIVERSION is 1_1 in a read of any width`() throws {
         let client = try bench.client()
         let whole = try client.readRegister(0, as: UInt32.self)
         #expect(whole >> 16 == 0x0110)
@@ -50,12 +50,12 @@ struct FunctionTests {
         #expect(try client.readRegister(0, as: UInt64.self) & 0xffff_ffff == UInt64(whole))
     }
 
-    @Test func `reset may come before anything else`() throws {
+    @Test func `DEVICE_RESET may be the first request`() throws {
         let client = try bench.client(resetsFirst: true)
         #expect(try client.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
     }
 
-    @Test func `reset returns registers and configuration and keeps interrupts`() throws {
+    @Test func `DEVICE_RESET resets registers and configuration space and keeps eventfds`() throws {
         let machine = try bench.machine(.qemu)
         let client = try #require(machine.client as? QEMUClient)
         let configure = UInt64(GuestRegisters(machine).configure)
@@ -69,7 +69,7 @@ struct FunctionTests {
         #expect(try client.waitForInterrupt(3))
     }
 
-    @Test func `reset again and again changes nothing`() throws {
+    @Test func `DEVICE_RESET may be repeated`() throws {
         let machine = try bench.machine(.qemu)
         let client = try #require(machine.client as? QEMUClient)
         for _ in 0..<100 { try client.reset() }
@@ -86,7 +86,7 @@ struct FunctionTests {
         }
     }
 
-    @Test func `a masked message waits, is shown as pending, and comes when unmasked`() throws {
+    @Test func `a masked message is pending until its vector is unmasked`() throws {
         let machine = try bench.machine()
         let client = machine.client
         try client.setIRQs(IRQSet.dataNone | IRQSet.mask, start: 2, count: 1)
@@ -98,7 +98,7 @@ struct FunctionTests {
         #expect(try client.readRegion(2, at: 0x1000, count: 8) == Array(repeating: 0, count: 8))
     }
 
-    @Test func `a message without an eventfd waits for one`() throws {
+    @Test func `a message is pending until its vector has an eventfd`() throws {
         let client = try bench.client()
         try client.trigger(1)
         #expect(try client.readRegion(2, at: 0x1000, count: 1) == [2])
@@ -106,7 +106,7 @@ struct FunctionTests {
         #expect(try client.waitForInterrupt(1))
     }
 
-    @Test func `the interrupt table is memory of the guest`() throws {
+    @Test func `the MSI-X table keeps what the guest writes`() throws {
         let client = try bench.client()
         let entry: [UInt8] = [0, 0, 0xe0, 0xfe, 0, 0, 0, 0, 0x41, 0, 0, 0, 0, 0, 0, 0]
         try client.writeRegion(2, at: 0x10, entry)

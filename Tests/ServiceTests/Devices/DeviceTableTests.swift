@@ -7,8 +7,8 @@ import Testing
 import USB
 import VFIOClient
 
-/// What can be asked of a running server, and what is answered.
-struct ControlTests {
+/// Requests about devices: list, attach, detach and operations, with their answers.
+struct DeviceTableTests {
     private let bench: ControlBench
     private let client: ControlTestClient
 
@@ -25,7 +25,7 @@ struct ControlTests {
         #expect(try bench.permissions() == 0o600)
     }
 
-    @Test func `a list tells of devices, of the client and of the protocol's version`() throws {
+    @Test func `a list has the devices, the client and the version of the protocol`() throws {
         let empty = try client.ask(#"{"request":"list"}"#)
         #expect(empty.isGood && empty.devices == [] && empty.hasClient == false)
         #expect(empty.version == 1)
@@ -42,7 +42,7 @@ struct ControlTests {
         withExtendedLifetime(monitor) {}
     }
 
-    @Test func `a device is plugged in and unplugged before the eyes of a guest`() throws {
+    @Test func `a guest sees a device connect and disconnect`() throws {
         let driver = GuestDriver(try bench.bench.machine())
         try driver.start()
         #expect(try attach("fake").device?.port == 1)
@@ -54,7 +54,7 @@ struct ControlTests {
         #expect(bench.backends.isEmpty, "nothing holds what was detached")
     }
 
-    @Test func `an id is not given again`() throws {
+    @Test func `the number of an id is not used twice`() throws {
         #expect(try attach("fake").device?.id == "fake-1")
         #expect(try attach("fake:id=fake-2").device?.id == "fake-2")
         try client.ask(#"{"request":"detach","id":"fake-1"}"#)
@@ -105,7 +105,7 @@ struct ControlTests {
         #expect(excess == 0 || answer.error?.contains("8192") == true)
     }
 
-    @Test func `there are no more devices than the limit says, and one that goes makes room`()
+    @Test func `the number of devices is limited, and a detached one makes room`()
         throws
     {
         for _ in 0..<ServiceLimits.devices { #expect(try attach("fake:portless").isGood) }
@@ -115,7 +115,7 @@ struct ControlTests {
         #expect(try attach("fake:portless").isGood)
     }
 
-    @Test func `a device beyond the ports is refused and leaves nothing`() throws {
+    @Test func `a device without a free port is refused and released`() throws {
         for _ in 0..<8 { #expect(try attach("fake").isGood) }
         let answer = try attach("fake")
         #expect(answer.code == .refused)
@@ -124,7 +124,7 @@ struct ControlTests {
         #expect(try attach("fake:speed=super").isGood)
     }
 
-    @Test func `a device that left by itself is waiting`() throws {
+    @Test func `a device that disconnects by itself is waiting`() throws {
         _ = try attach("fake")
         try #require(bench.backends.first).device.port?.disconnect()
         #expect(try bench.turn { try client.list().first?.state == .waiting })
@@ -132,7 +132,8 @@ struct ControlTests {
         #expect(try client.ask(#"{"request":"detach","id":"fake-1"}"#).isGood)
     }
 
-    @Test func `nothing is left of a device that left by itself when another one has come`() throws
+    @Test func `a device that disconnected by itself is deallocated when another one is attached`()
+        throws
     {
         _ = try attach("fake")
         let backend = try #require(bench.backends.first)
@@ -142,7 +143,7 @@ struct ControlTests {
         #expect(try client.list().first?.state == .attached)
     }
 
-    @Test func `a detach is answered when the data is written, and the others do not wait`() throws
+    @Test func `a detach is answered when the data is written, and blocks no other client`() throws
     {
         _ = try attach("fake:slow")
         let backend = try #require(bench.backends.first)
@@ -157,7 +158,7 @@ struct ControlTests {
         #expect(try other.list().isEmpty)
     }
 
-    @Test func `data that could not be written is told of, and the device is gone`() throws {
+    @Test func `a detach that cannot write data fails, and the device is removed`() throws {
         _ = try attach("fake:slow")
         let backend = try #require(bench.backends.first)
         try client.send(#"{"request":"detach","id":"fake-1"}"#)
@@ -169,7 +170,7 @@ struct ControlTests {
         #expect(try client.list().isEmpty)
     }
 
-    @Test func `a change that was made and lost data is told of as that`() throws {
+    @Test func `an operation that takes effect and loses data fails`() throws {
         _ = try attach("fake:slow")
         let backend = try #require(bench.backends.first)
         try client.send(#"{"request":"eject","id":"fake-1","force":true}"#)
@@ -178,7 +179,7 @@ struct ControlTests {
         #expect(try client.answer().code == .failed)
     }
 
-    @Test func `the end tells whether all could be written, and ends all`() throws {
+    @Test func `stop returns whether all data was written, and stops all backends`() throws {
         _ = try attach("fake")
         _ = try attach("fake:full")
         _ = try attach("fake")
@@ -188,7 +189,7 @@ struct ControlTests {
         #expect(bench.devices.stop())
     }
 
-    @Test func `a client that leaves while its request is under way harms nobody`() throws {
+    @Test func `a client may disconnect while its request is executed`() throws {
         _ = try attach("fake:slow")
         let backend = try #require(bench.backends.first)
         let leaving = try bench.client()
@@ -201,7 +202,7 @@ struct ControlTests {
         #expect(try client.list().isEmpty)
     }
 
-    @Test func `changes reach the backend with all they say`() throws {
+    @Test func `an operation reaches the backend with its arguments`() throws {
         _ = try attach("fake")
         let backend = try #require(bench.backends.first)
         #expect(try client.ask(#"{"request":"insert","id":"fake-1","spec":"file=a:b"}"#).isGood)
@@ -223,7 +224,7 @@ struct ControlTests {
             ])
     }
 
-    @Test func `a backend that cannot be changed says so`() throws {
+    @Test func `a device of another kind has no medium and makes no faults`() throws {
         _ = try attach("fixed")
         let medium = try client.ask(#"{"request":"eject","id":"fixed-1"}"#)
         #expect(medium.code == .refused && medium.error?.contains("no medium") == true)
@@ -231,7 +232,7 @@ struct ControlTests {
         #expect(faults.code == .refused && faults.error?.contains("faults") == true)
     }
 
-    @Test func `requests for what is not there name what is`() throws {
+    @Test func `a request for an unknown device names the known ones`() throws {
         for request in ["detach", "eject"] {
             let answer = try client.ask(#"{"request":"\#(request)","id":"x"}"#)
             #expect(answer.code == .noSuchDevice)

@@ -6,10 +6,11 @@ import RemoteGuest
 import Testing
 import VFIOClient
 
-/// A monitor that speaks as Cloud Hypervisor does, byte for byte, with a real stick that a server
-/// passes through: VMTests runs this in a host that has one.
+/// A real stick that a server passes through to a monitor with Cloud Hypervisor's messages. VMTests
+/// runs this in a virtual host that has a stick.
 ///
-/// `USBVFIOD_SERVED_STICK` is the server's socket; what was read is left beside it.
+/// `USBVFIOD_SERVED_STICK` is the path of the server's socket. The test writes the stick's contents to
+/// a file beside it.
 @Suite(.enabled(if: servedStick != nil, "it needs a server with a USB stick; VMTests runs it"))
 struct ServedStickTests {
     private let socket: String
@@ -26,7 +27,7 @@ struct ServedStickTests {
         return try GuestStick(driver)
     }
 
-    @Test func `start, use, eject, and the same again after a reconnect`() throws {
+    @Test func `a stick is used, ejected, and used again after a reconnect`() throws {
         let stick = try boot()
         let contents = try stick.readAll()
         try Data(contents).write(to: URL(filePath: "\(socket).read"))

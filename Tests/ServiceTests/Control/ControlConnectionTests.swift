@@ -9,8 +9,8 @@ import TestKit
 import Testing
 import VFIOClient
 
-/// The control socket under clients that are in a hurry, wrong, slow or hostile.
-struct ControlSocketTests {
+/// The control socket with clients that are fast, slow, wrong or hostile.
+struct ControlConnectionTests {
     private static let list = #"{"request":"list"}"#
 
     private let bench: ControlBench
@@ -23,7 +23,7 @@ struct ControlSocketTests {
     }
 
     @Test(
-        "what is no request is answered with what is wrong, and the next line is heard",
+        "a line that is no request is answered with what is wrong, and the next one executed",
         arguments: [
             ("", ControlError.Code.badRequest, "not a JSON object"),
             ("list", .badRequest, #"{"request":"list"}"#),
@@ -53,14 +53,14 @@ struct ControlSocketTests {
         #expect(try client.ask(Self.list).isGood)
     }
 
-    @Test func `bytes that are no text are answered`() throws {
+    @Test func `bytes that are not UTF-8 are answered`() throws {
         let client = try bench.client()
         try client.wire.send([0xff, 0xfe, 0x80, 0x0a])
         #expect(try client.answer().code == .badRequest)
         #expect(try client.ask(Self.list).isGood)
     }
 
-    @Test("a line has a length, beyond which nothing is heard", arguments: [0, 1])
+    @Test("a line that is too long ends the connection", arguments: [0, 1])
     func longLine(excess: Int) throws {
         let client = try bench.client()
         let space = ServiceLimits.controlLine - Self.list.utf8.count + excess
@@ -76,7 +76,7 @@ struct ControlSocketTests {
         try expectService()
     }
 
-    @Test func `a line may come byte by byte, and many lines at once`() throws {
+    @Test func `a line may arrive byte by byte, and many lines at once`() throws {
         let client = try bench.client()
         for byte in Array("\(Self.list)\n".utf8) {
             try client.wire.send([byte])
@@ -92,7 +92,7 @@ struct ControlSocketTests {
         }
     }
 
-    @Test func `answers come in the order of the requests, also of those that take time`() throws {
+    @Test func `answers have the order of the requests, although some take time`() throws {
         let client = try bench.client()
         try client.ask(#"{"request":"attach","spec":"fake:slow"}"#)
         let backend = try #require(bench.backends.first)
@@ -103,7 +103,7 @@ struct ControlSocketTests {
         #expect(try client.answer().devices == [])
     }
 
-    @Test func `a device that takes time to come is there, and others go on meanwhile`() throws {
+    @Test func `a device that takes time to attach is waiting and blocks no other client`() throws {
         let (one, two) = (try bench.client(), try bench.client())
         try one.send(#"{"request":"attach","spec":"fake:late","id":"x"}"#)
         #expect(try bench.turn { !bench.backends.isEmpty })
@@ -119,7 +119,7 @@ struct ControlSocketTests {
         #expect(try two.ask(#"{"request":"detach","id":"x"}"#).isGood)
     }
 
-    @Test func `a device that cannot come after all is gone, and its name is free`() throws {
+    @Test func `a device that fails to attach is removed, and its id is free`() throws {
         let client = try bench.client()
         try client.send(#"{"request":"attach","spec":"fake:late","id":"x"}"#)
         #expect(try bench.turn { !bench.backends.isEmpty })
@@ -132,7 +132,7 @@ struct ControlSocketTests {
         #expect(try client.ask(#"{"request":"attach","spec":"fake","id":"x"}"#).isGood)
     }
 
-    @Test func `a client that has said all hears the answers`() throws {
+    @Test func `a client that shuts down its sending side gets the answers`() throws {
         let client = try bench.client()
         try client.send("\(Self.list)\n\(Self.list)")
         _ = Glibc.shutdown(try #require(client.wire.socketNumber), CInt(SHUT_WR))
@@ -141,7 +141,7 @@ struct ControlSocketTests {
         #expect(try client.wire.isClosedByServer())
     }
 
-    @Test func `half a line at the end is answered and not carried out`() throws {
+    @Test func `an incomplete line at the end is answered and not executed`() throws {
         let client = try bench.client()
         try client.wire.send(Array(#"{"request":"attach","spec":"fake"}"#.utf8))
         _ = Glibc.shutdown(try #require(client.wire.socketNumber), CInt(SHUT_WR))
@@ -150,7 +150,7 @@ struct ControlSocketTests {
         #expect(bench.backends.isEmpty)
     }
 
-    @Test func `a client beyond the limit is told so, and one that leaves makes room`() throws {
+    @Test func `the number of clients is limited, and one that disconnects makes room`() throws {
         var clients: [ControlTestClient] = []
         for _ in 0..<ServiceLimits.controlClients {
             clients.append(try bench.client())
@@ -165,7 +165,7 @@ struct ControlSocketTests {
         try expectService()
     }
 
-    @Test func `half a line that is not continued ends the connection`() throws {
+    @Test func `a line that is not completed in time ends the connection`() throws {
         let client = try bench.client()
         #expect(try client.ask(Self.list).isGood)
         try client.wire.send(Array(Self.list.utf8))
@@ -174,7 +174,7 @@ struct ControlSocketTests {
         #expect(try bench.client().ask(Self.list).isGood)
     }
 
-    @Test func `a client that asks and does not read is left, and the others are served`() throws {
+    @Test func `a client that does not read its answers is disconnected`() throws {
         let client = try bench.client()
         let name = String(repeating: "x", count: 7000)
         for _ in 0..<32 {
@@ -182,7 +182,7 @@ struct ControlSocketTests {
         }
         let greedy = try bench.connect()
         let lines = Array(String(repeating: "\(Self.list)\n", count: 3000).utf8)
-        // The first answer alone is more than the kernel keeps for a client.
+        // The first answer alone is larger than the socket's buffer.
         var sent = 0
         while sent < lines.count, let count = try greedy.sendSome(Array(lines[sent...])) {
             sent += count
@@ -199,7 +199,7 @@ struct ControlSocketTests {
     @Test func `a descriptor reaches the backend of its request`() throws {
         let client = try bench.client()
         let memory = try SharedMemory(size: 4096)
-        // Joined by the kernel, or cut into pieces: it is the line's with which it was sent.
+        // The kernel may join messages or split them; a descriptor stays with the line it was sent with.
         try client.send(Self.list)
         try client.send(#"{"request":"attach","spec":"fake"}"#, descriptors: [memory.descriptor])
         try client.send(#"{"request":"attach","spec":"fake"}"#)
@@ -220,7 +220,7 @@ struct ControlSocketTests {
     private func isThere(_ descriptor: consuming OwnedDescriptor?) -> Bool { descriptor != nil }
 
     @Test(
-        "descriptors that nobody wants are refused and closed",
+        "descriptors without a use are refused and closed",
         arguments: [
             (Self.list, 1), (#"{"request":"detach","id":"x"}"#, 1), ("garbage", 1),
             (#"{"request":"attach","spec":"fake"}"#, 2),
@@ -238,7 +238,7 @@ struct ControlSocketTests {
         #expect(try bench.turn { try passed.isWriteEndClosed(within: .zero) })
     }
 
-    @Test func `a line full of descriptors holds none`() throws {
+    @Test func `a line with many descriptors keeps none`() throws {
         let client = try bench.client()
         let passed = try TestPipe()
         for byte in Array(#"{"request":"attach","#.utf8) {
@@ -253,9 +253,9 @@ struct ControlSocketTests {
         #expect(try client.ask(Self.list).isGood)
     }
 
-    // MARK: - Chance
+    // MARK: - Random input
 
-    @Test("bytes at random harm nobody", arguments: 0..<8)
+    @Test("random bytes do no harm", arguments: 0..<8)
     func randomBytes(seed: UInt64) throws {
         var random = SplitMix64(seed: seed)
         let passed = try TestPipe()

@@ -6,10 +6,10 @@ import TestKit
 import Testing
 import VFIOClient
 
-/// Guest memory that a monitor takes away and gives back while the controller runs.
+/// Guest memory that a monitor unmaps and maps again while the controller runs.
 ///
-/// QEMU does so whenever firmware protects or opens the memory that shadows its ROMs: all of main
-/// memory goes and comes back in other pieces, with a moment between in which there is none.
+/// QEMU does so whenever firmware protects or opens the memory that shadows its ROMs: it unmaps all of
+/// main memory and maps it again in other regions, and in between there is none.
 private final class RearrangedMemory {
     private let bench: Bench
     private let ram: SharedMemory
@@ -17,7 +17,7 @@ private final class RearrangedMemory {
 
     private enum Register {
         static let doorbellOffset: UInt64 = 0x14
-        // From the end of the capability registers on.
+        // Offsets in the operational registers.
         static let command: UInt64 = 0
         static let status: UInt64 = 4
         static let commandRing: UInt64 = 0x18
@@ -25,7 +25,7 @@ private final class RearrangedMemory {
 
     private static let ring: UInt64 = 0x1000
 
-    /// A controller that runs, and whose doorbell has been rung for a command once.
+    /// Starts a controller and rings the doorbell of its command ring once.
     init() throws {
         bench = try Bench()
         ram = try SharedMemory(size: 1 << 20)
@@ -64,7 +64,7 @@ private final class RearrangedMemory {
         return try client.readRegister(operational + Register.status, as: UInt32.self) & 4 != 0
     }
 
-    /// One turn of the loop, which waits for nothing.
+    /// Runs one pass of the loop without waiting.
     func turn() throws { try bench.server.turn(until: now) }
 
     func turn(for time: Duration) throws {
@@ -74,9 +74,9 @@ private final class RearrangedMemory {
 }
 
 struct RearrangedMemoryTests {
-    /// The controller leaves memory alone for 50 ms after a part of it was removed. An attempt that took
-    /// longer, because the machine is busy, says nothing.
-    @Test("memory that comes back in pieces is not missed in between")
+    /// The controller does not access memory for 50 ms after some of it was unmapped. An attempt that
+    /// takes longer, because the machine is busy, proves nothing and is repeated.
+    @Test("memory that is mapped again in time causes no error")
     func rearranged() throws {
         let isComplete = try holdsEventually {
             let memory = try RearrangedMemory()
@@ -94,7 +94,7 @@ struct RearrangedMemoryTests {
         #expect(isComplete, "no attempt took less than 50 ms")
     }
 
-    @Test("memory that stays away is an error when the guest goes on")
+    @Test("memory that stays unmapped is an error when the guest uses the controller")
     func staysAway() throws {
         let memory = try RearrangedMemory()
         try memory.remove()
@@ -103,7 +103,7 @@ struct RearrangedMemoryTests {
         #expect(try memory.hasFailed())
     }
 
-    @Test("the controller does not rest for long, though the guest does nothing")
+    @Test("memory that stays unmapped is an error after a while, though the guest does nothing")
     func restEnds() throws {
         let memory = try RearrangedMemory()
         try memory.ringDoorbell()

@@ -8,7 +8,7 @@ import Testing
 import VFIOClient
 import VMKit
 
-/// The socket of a running server: made, found, handed over, left behind.
+/// The socket of a running server: created, inherited, stale, replaced.
 struct SocketLifeTests {
     private let folder: TemporaryFolder
     private var socket: String { folder.file("socket") }
@@ -16,7 +16,7 @@ struct SocketLifeTests {
 
     init() throws { folder = try TemporaryFolder() }
 
-    /// A client that did all that Cloud Hypervisor does at its start.
+    /// Connects a client, which sends what Cloud Hypervisor sends at its start.
     @discardableResult
     private func connect() throws -> CloudHypervisorClient {
         let client = CloudHypervisorClient(wire: try WireClient(path: socket), memory: [])
@@ -24,7 +24,7 @@ struct SocketLifeTests {
         return client
     }
 
-    @Test("a signal that asks for the end is obeyed", arguments: [SIGTERM, SIGINT])
+    @Test("a termination signal ends the server", arguments: [SIGTERM, SIGINT])
     func termination(signal: Int32) throws {
         let server = try RunningServer(folder: folder)
         let client = try connect()
@@ -33,7 +33,7 @@ struct SocketLifeTests {
         #expect(try client.wire.isClosedByServer())
     }
 
-    @Test func `it says how to connect`() throws {
+    @Test func `the log has the arguments with which monitors connect`() throws {
         let server = try RunningServer(folder: folder)
         try server.waitForLog("-device '{")
         #expect(server.log.contains("--user-device socket=\(socket)"))
@@ -48,13 +48,13 @@ struct SocketLifeTests {
     @Test func `a socket file of a dead server is replaced`() throws {
         let first = try RunningServer(folder: folder)
         first.process.kill()
-        #expect(hasSocketFile, "it had no chance to remove it")
+        #expect(hasSocketFile, "a killed server cannot remove it")
         let second = try RunningServer(folder: folder)
         try connect()
         #expect(try second.terminate() == 0)
     }
 
-    @Test func `a living server is not disturbed by a second one`() throws {
+    @Test func `a second server at the same path does not affect the first`() throws {
         let first = try RunningServer(folder: folder)
         let client = try connect()
         let second = try runProgram("--socket-path", socket)
@@ -66,7 +66,7 @@ struct SocketLifeTests {
         #expect(try first.terminate() == 0)
     }
 
-    @Test func `a socket file that another program made meanwhile is left alone`() throws {
+    @Test func `a socket file that another program has created meanwhile is not removed`() throws {
         let server = try RunningServer(folder: folder)
         try FileManager.default.removeItem(atPath: socket)
         let other = try ListeningSocket(bindingTo: socket)
@@ -75,7 +75,7 @@ struct SocketLifeTests {
         withExtendedLifetime(other) {}
     }
 
-    /// Starts the server with a descriptor as number 3, as systemd and other parents do.
+    /// Starts the server with a descriptor as number 3, as systemd does.
     private func start(
         withDescriptor descriptor: borrowing OwnedDescriptor, _ command: String, says: String
     ) throws -> RunningServer {
@@ -87,7 +87,7 @@ struct SocketLifeTests {
         return server
     }
 
-    @Test func `a connected descriptor is served until its client leaves`() throws {
+    @Test func `a connected descriptor is served until its client disconnects`() throws {
         var client: WireClient?
         var server: RunningServer?
         client = try WireClient.connected { socket in
@@ -101,7 +101,7 @@ struct SocketLifeTests {
     }
 
     @Test(
-        "a listening descriptor is served client after client, and its file left to its owner",
+        "a listening descriptor serves one client after the other, and its file is not removed",
         arguments: [#"exec "$0" --fd 3"#, #"LISTEN_PID=$$ LISTEN_FDS=1 exec "$0""#])
     func listening(command: String) throws {
         let path = socket
@@ -134,7 +134,7 @@ struct SocketLifeTests {
         return descriptor
     }
 
-    @Test func `a thousand clients leave no descriptor and no mapping behind`() throws {
+    @Test func `a thousand clients leak no descriptor and no mapping`() throws {
         let server = try RunningServer(folder: folder)
         let memory = try SharedMemory(size: 1 << 20)
         try connect().kill()
@@ -147,7 +147,7 @@ struct SocketLifeTests {
             try client.start()
             try client.enableMSIX()
             if round % 3 == 0 {
-                // Dies with half a message that carries descriptors.
+                // The client crashes after half a message with descriptors.
                 let message = WireMessage(
                     id: 1, command: WireMessage.Command.dmaMap,
                     payload: WireMessage.dmaMap(flags: 3, offset: 0, address: 1 << 30, size: 4096))

@@ -8,8 +8,8 @@ import Testing
 import VFIOClient
 import VMKit
 
-/// A guest's driver uses an image file through the built program, a real socket, and each kind of
-/// monitor; what the guest sees and what is in the file must agree to the byte.
+/// A guest's driver uses an image file through the built program, a real socket and each kind of
+/// monitor. The guest's data and the file must be the same.
 struct StickTests {
     private let folder: TemporaryFolder
     private let image: String
@@ -28,7 +28,7 @@ struct StickTests {
         [UInt8](try Data(contentsOf: URL(filePath: image)))
     }
 
-    /// A guest whose driver runs.
+    /// Starts a guest's driver.
     private func boot(_ monitor: Monitor = .cloudHypervisor) throws -> GuestDriver {
         let machine = try monitor.start(memory: GuestRAM(), wire: WireClient(path: socket))
         var options = GuestDriver.Options()
@@ -42,7 +42,7 @@ struct StickTests {
         try GuestStick(boot(monitor))
     }
 
-    @Test("the guest reads what is in the file", arguments: Monitor.allCases)
+    @Test("the guest reads the file", arguments: Monitor.allCases)
     func reading(monitor: Monitor) throws {
         let server = try RunningServer(devices: [specification], folder: folder)
         let stick = try stick(monitor)
@@ -53,7 +53,7 @@ struct StickTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test("what the guest writes and flushes is in the file", arguments: Monitor.allCases)
+    @Test("data that the guest has written and flushed is in the file", arguments: Monitor.allCases)
     func writing(monitor: Monitor) throws {
         let server = try RunningServer(devices: [specification], folder: folder)
         let stick = try stick(monitor)
@@ -61,21 +61,21 @@ struct StickTests {
         let new = noise(300 * 512, seed: 2)
         try stick.write(new, block: 5)
         try stick.synchronize()
-        // The server has no chance to do anything more.
+        // The server cannot write anything after this.
         server.process.kill()
         var expected = contents
         expected.replaceSubrange(5 * 512..<305 * 512, with: new)
         #expect(try fileContents() == expected)
     }
 
-    @Test func `a stick on a SuperSpeed port is the same stick`() throws {
+    @Test func `a stick on a SuperSpeed port has the same data`() throws {
         let server = try RunningServer(devices: ["\(specification),speed=super"], folder: folder)
         let stick = try stick()
         #expect(try stick.readAll() == contents)
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `several sticks keep apart`() throws {
+    @Test func `several sticks have their own data`() throws {
         let other = folder.file("other.img")
         let otherContents = noise(64 * 512, seed: 3)
         try Data(otherContents).write(to: URL(filePath: other))
@@ -89,15 +89,14 @@ struct StickTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `a monitor killed while its guest writes leaves flushed bytes and the stick`() throws
-    {
+    @Test func `flushed data and the stick survive a killed monitor`() throws {
         let server = try RunningServer(devices: [specification], folder: folder)
         let first = try stick()
         _ = try first.blockCount()
         let flushed = noise(64 * 512, seed: 4)
         try first.write(flushed, block: 0)
         try first.synchronize()
-        // Half a transfer: its command is out, its data is not taken away yet.
+        // The monitor is killed between two transfers of the guest.
         let machine = try #require(first.driver.machine as? RemoteMachine)
         machine.client.kill()
 
@@ -108,7 +107,7 @@ struct StickTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `guests follow one another on one server`() throws {
+    @Test func `one server serves one guest after the other`() throws {
         let server = try RunningServer(devices: [specification], folder: folder)
         for round in 0..<10 {
             let monitor = Monitor.allCases[round % Monitor.allCases.count]
