@@ -4,7 +4,7 @@ internal import Glibc
 internal import Logging
 internal import SystemPackage
 
-/// A log line on stderr: time, level, message, and what else the logger carries.
+/// The log on standard error: lines of time, level, message and metadata.
 struct ConsoleLog: LogHandler {
     var logLevel: Logger.Level
     var metadata: Logger.Metadata = [:]
@@ -35,11 +35,11 @@ struct ConsoleLog: LogHandler {
         if let more = event.metadata { all.merge(more) { _, new in new } }
         for (key, value) in all.sorted(by: { $0.key < $1.key }) { line += " \(key)=\(value)" }
         line += "\n"
-        // There is nowhere to complain if stderr is gone.
+        // An error of standard error cannot be reported anywhere.
         _ = try? FileDescriptor.standardError.writeAll(line.utf8)
     }
 
-    /// Local time to the millisecond.
+    /// The local time, with milliseconds.
     private static func timeOfDay() -> String {
         var now = timespec()
         var parts = unsafe tm()

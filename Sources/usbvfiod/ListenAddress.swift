@@ -5,21 +5,23 @@ internal import Glibc
 internal import Platform
 internal import SystemPackage
 
-/// Where clients come from: a path, a descriptor that a management tool opened, or systemd.
+/// The socket of the virtual machine monitor: a path, an inherited descriptor, or one from systemd.
 enum ListenAddress {
     case path(String)
     case descriptor(CInt)
 
-    /// A socket that is ready for use.
+    /// An open socket.
     enum Socket: ~Copyable {
         case listening(ListeningSocket)
         case connected(OwnedDescriptor)
     }
 
-    /// systemd hands over descriptors from this number on (`sd_listen_fds(3)`).
+    /// The first descriptor that systemd passes (`sd_listen_fds(3)`).
     private static let firstActivated: CInt = 3
 
-    /// What the options and the environment say.
+    /// Reads the options and the environment.
+    ///
+    /// - Throws: an error of the command line.
     init(path: String?, descriptor: CInt?) throws {
         switch (path, descriptor) {
         case (_?, _?):
@@ -43,7 +45,7 @@ enum ListenAddress {
         }
     }
 
-    /// Opens or takes over the socket.
+    /// Opens the socket, or takes ownership of the inherited one.
     func open() throws -> Socket {
         switch self {
         case .path(let path): return .listening(try Self.listen(at: path))
@@ -63,7 +65,9 @@ enum ListenAddress {
         }
     }
 
-    /// Listens at a path; what goes wrong is said in words.
+    /// Listens at a path.
+    ///
+    /// - Throws: a ``Failure`` with what is wrong and what to do.
     static func listen(
         at path: String, permissions: FilePermissions? = nil
     ) throws -> ListeningSocket {
@@ -74,7 +78,7 @@ enum ListenAddress {
         }
     }
 
-    /// The number of sockets that systemd passed to this very process.
+    /// The number of sockets that systemd passed to this process.
     private static func activatedSockets() -> Int? {
         guard environment("LISTEN_PID") == String(getpid()),
             let count = environment("LISTEN_FDS").flatMap({ Int($0) }), count > 0
@@ -97,7 +101,7 @@ enum ListenAddress {
     }
 }
 
-/// The path as a program in another folder needs it.
+/// Returns a path that is valid in every working directory.
 func absolute(_ path: String) -> String {
     let path = FilePath(path)
     guard path.isRelative, let folder = unsafe getcwd(nil, 0) else { return path.string }

@@ -142,7 +142,7 @@ struct Usbvfiod: ParsableCommand {
             server.stop()
         }
         let table = DeviceTable(catalog: .all, server: server, loop: loop, logger: logger)
-        // The devices are opened before a client can connect, so that errors end the program early.
+        // The devices are opened before a client can connect, so that an error ends the program early.
         for device in devices { try table.open(device) }
         let socket = try address.open()
         let controlSocket = try control.controlPath.map { path in

@@ -8,9 +8,9 @@ import TestKit
 import VFIOClient
 import VMKit
 
-/// A server, and what clients do with it from its start to its end.
+/// A server from its start to its end, with clients that use it while a system call fails.
 final class SweptScene {
-    /// A promise that was broken, whatever failed.
+    /// A behaviour that no failing system call excuses.
     struct Violation: Error, CustomStringConvertible {
         let description: String
 
@@ -23,7 +23,7 @@ final class SweptScene {
     private var socket: String { folder.file("socket") }
     private var control: String { folder.file("control") }
     private var sessions: UInt64 = 0
-    /// Whether one of the system calls that were to fail has failed.
+    /// Whether a system call has failed as injected.
     private(set) var hasMetFault = false
 
     init() throws {
@@ -43,19 +43,21 @@ final class SweptScene {
             ], folder: folder)
     }
 
-    /// All of it without a fault: the system calls that there are to fail.
+    /// Runs the scene without a fault.
+    ///
+    /// - Returns: the system calls of these names, which can be made to fail.
     func rehearse(_ calls: [String]) throws -> [TracedServer.Call] {
         let traced = try start(calls: calls, fault: nil)
         try traced.server.waitForLog("control requests at")
         try session()
         try traced.server.process.waitUntilAsleep()
         guard try traced.server.terminate() == 0 else {
-            throw Violation("it did not end well: \(traced.server.log)")
+            throw Violation("the server ended with an error: \(traced.server.log)")
         }
         return try traced.calls()
     }
 
-    /// The same while a system call fails.
+    /// Runs the scene while a system call fails.
     func play(_ fault: CallFault) throws {
         let traced = try start(calls: [fault.call], fault: fault)
         let server = traced.server
@@ -65,7 +67,7 @@ final class SweptScene {
         }
         guard try hasStarted(server) else { return try checkRefusal(server) }
         let before = try server.openDescriptors()
-        // One call fails in each of two threads, so the third client meets none.
+        // One call fails in each of two threads, so the third client must be served.
         for attempt in 1...3 {
             do {
                 try session()
@@ -74,9 +76,9 @@ final class SweptScene {
                 throw violation
             } catch {
                 guard server.process.isRunning else {
-                    throw Violation("it ended with \(error): \(server.log)")
+                    throw Violation("the server ended with \(error): \(server.log)")
                 }
-                if attempt == 3 { throw Violation("it serves nobody: \(error)\n\(server.log)") }
+                if attempt == 3 { throw Violation("no client is served: \(error)\n\(server.log)") }
             }
         }
         try server.process.waitUntilAsleep()
@@ -85,10 +87,10 @@ final class SweptScene {
             throw Violation("descriptors are left: \(open), and there were \(before)")
         }
         let status = try server.terminate()
-        // The last flush of all is one that may fail, and is told of.
+        // The last flush may fail, and the log then says so.
         let hasLost = status == 1 && server.log.contains("could not be written")
         guard status == 0 || hasLost && fault.call == "fdatasync" else {
-            throw Violation("it ended with status \(status): \(server.log)")
+            throw Violation("the server ended with status \(status): \(server.log)")
         }
         try checkFile()
     }
@@ -106,22 +108,22 @@ final class SweptScene {
         let log = server.log
         let status = try server.process.waitForExit(within: .seconds(1))
         guard status == 1, log.contains("Error: "), !log.contains("Fatal error") else {
-            throw Violation("it did not start, and ended with status \(status): \(log)")
+            throw Violation("the server did not start and ended with status \(status): \(log)")
         }
     }
 
     private func checkFile() throws {
         let bytes = [UInt8](try Data(contentsOf: URL(filePath: image)))
         if bytes != contents {
-            throw Violation("the file is not what the guest was told that it is")
+            throw Violation("the file does not have the data that the guest has flushed")
         }
     }
 
     // MARK: - One client
 
-    /// A monitor and its guest, from connecting to leaving.
+    /// Runs a monitor and its guest, from connect to disconnect.
     ///
-    /// - Throws: ``Violation`` for what no failure excuses.
+    /// - Throws: ``Violation``, or another error that an injected fault excuses.
     private func session() throws {
         sessions += 1
         let wire = try WireClient(path: socket)
@@ -140,7 +142,7 @@ final class SweptScene {
         try askForDevices()
         try read(stick, blocks: 0..<16)
         if !memory.damagedCanaries().isEmpty {
-            throw Violation("memory that was not handed out was written")
+            throw Violation("memory outside of buffers was written")
         }
     }
 
@@ -148,7 +150,7 @@ final class SweptScene {
         guard try stick.blockCount() == contents.count / 512 else {
             throw Violation("the stick has another size")
         }
-        // What is in the others after a client that failed, nobody can tell.
+        // A client that failed may or may not have written the other blocks.
         let written = 8..<48
         try read(stick, blocks: 0..<written.lowerBound)
         try read(stick, blocks: written.upperBound..<contents.count / 512)
@@ -165,10 +167,12 @@ final class SweptScene {
     private func read(_ stick: GuestStick, blocks: Range<Int>) throws {
         let bytes = try stick.read(block: blocks.lowerBound, count: blocks.count)
         let expected = contents[blocks.lowerBound * 512..<blocks.upperBound * 512]
-        if bytes != Array(expected) { throw Violation("other bytes than were written are read") }
+        if bytes != Array(expected) {
+            throw Violation("the stick returns other bytes than were written")
+        }
     }
 
-    /// Waits for a moment, or until the server has something to say.
+    /// Waits for the server for a moment.
     private static func wait(_ wire: WireClient, _ machine: RemoteMachine) throws {
         var entries = [pollfd(fd: wire.socketNumber ?? -1, events: Int16(POLLIN), revents: 0)]
         if let event = machine.client.events.first {
@@ -181,7 +185,7 @@ final class SweptScene {
         _ = machine.client.events.first?.take()
     }
 
-    /// A management tool: a device is listed, attached and detached.
+    /// Lists, attaches and detaches devices as a management tool does.
     private func askForDevices() throws {
         let wire = try WireClient(path: control)
         wire.timeout = .seconds(10)

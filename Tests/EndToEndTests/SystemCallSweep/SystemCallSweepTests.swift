@@ -8,23 +8,23 @@ import Testing
 import VFIOClient
 import VMKit
 
-/// The first system call of a kind fails, then the second, … while clients come, use a stick, ask for
-/// devices and go.
+/// System calls of the built program that fail one at a time, the first of a name, then the second, …,
+/// while clients connect, use a stick, attach devices and disconnect.
 ///
-/// Whatever fails, the program refuses to start and says why, or it serves this client or the next; it
-/// does not crash, hang or spin, keeps no descriptor, and what a guest was told to be on the disk is
-/// there. `SYSTEM_CALL_SWEEP=all` makes each call fail with each error, one that is named in a failure
-/// makes it fail again; without it, a few of each are tried.
+/// With every fault the program either refuses to start and says why, or serves this client or the
+/// next. It does not crash, hang, spin or leak descriptors, and data that a guest has flushed is in the
+/// file. `SYSTEM_CALL_SWEEP=all` makes each call fail with each error; a fault that a failure names runs
+/// that fault again. Without the variable a sample runs.
 @Suite(
     .enabled(
         if: TracedServer.isPossible && !Server.isSanitized,
         "it needs strace, and a machine that lets programs be traced"))
 struct SystemCallSweepTests {
-    /// A system call and the errors that it has in practice.
+    /// A system call with the errors it has in practice.
     struct Sweep: Sendable, CustomTestStringConvertible {
         let call: String
         let errors: [String]
-        /// What the call must have among its arguments, if not all of its kind are meant.
+        /// A text that the arguments of the call contain; empty for all calls of the name.
         var having = ""
 
         var testDescription: String { call }
@@ -45,7 +45,7 @@ struct SystemCallSweepTests {
         Sweep(call: "flock", errors: ["ENOLCK", "EINTR"]),
         Sweep(call: "fstatfs", errors: ["EINTR", "EIO"]),
         Sweep(call: "listen", errors: ["EADDRINUSE"]),
-        // The program's own; those of the allocator end every program.
+        // Only mappings of the program: a failure of the allocator's ends every program.
         Sweep(call: "mmap", errors: ["ENOMEM"], having: "MAP_SHARED"),
         Sweep(call: "mmap", errors: ["ENOMEM", "EAGAIN"], having: "MAP_STACK"),
         Sweep(call: "newfstatat", errors: ["ENOMEM", "EIO"]),
@@ -67,9 +67,9 @@ struct SystemCallSweepTests {
     private static let sweeps = request == nil || isThorough ? allSweeps : []
 
     @Test(.enabled(if: !sweeps.isEmpty), arguments: sweeps)
-    func `no failing system call is more than a failure`(sweep: Sweep) throws {
+    func `a failing system call does no more than fail a request`(sweep: Sweep) throws {
         let scene = try SweptScene()
-        // `main` has begun with the event loop; before it are the loader's calls.
+        // The program begins with the event loop; the calls before it are the loader's.
         let calls = try scene.rehearse([sweep.call, "epoll_create1", "exit_group"])
         guard let begin = calls.firstIndex(where: { $0.name == "epoll_create1" }) else {
             Issue.record("the program made no event loop")
@@ -81,10 +81,10 @@ struct SystemCallSweepTests {
                 .filter { sweep.having.isEmpty || $0.text.contains(sweep.having) }
                 .map(\.number)
         ).sorted()
-        for (place, number) in Self.isThorough ? Array(numbers.enumerated()) : sample(numbers) {
+        for (index, number) in Self.isThorough ? Array(numbers.enumerated()) : sample(numbers) {
             let errors =
                 Self.isThorough
-                ? sweep.errors : [sweep.errors[place % sweep.errors.count]]
+                ? sweep.errors : [sweep.errors[index % sweep.errors.count]]
             for error in errors {
                 let fault = CallFault(call: sweep.call, error: error, number: number)
                 do { try scene.play(fault) } catch { Issue.record("\(fault): \(error)") }
@@ -94,7 +94,7 @@ struct SystemCallSweepTests {
     }
 
     @Test(.enabled(if: request != nil && !isThorough))
-    func `the system call that was asked for fails`() throws {
+    func `the fault in SYSTEM_CALL_SWEEP does no more than fail a request`() throws {
         let fault = try #require(CallFault(Self.request ?? ""))
         let scene = try SweptScene()
         _ = try scene.rehearse([fault.call, "exit_group"])
@@ -102,12 +102,12 @@ struct SystemCallSweepTests {
         #expect(scene.hasMetFault)
     }
 
-    /// All of a few; of many the first, the last, and some between them.
+    /// All of up to 16 numbers; of more the first, the last and some in between.
     private func sample(_ numbers: [Int]) -> [(offset: Int, element: Int)] {
         guard numbers.count > 16 else { return Array(numbers.enumerated()) }
         let wanted = 6
-        return (0..<wanted).map { place in
-            (place, numbers[place * (numbers.count - 1) / (wanted - 1)])
+        return (0..<wanted).map { index in
+            (index, numbers[index * (numbers.count - 1) / (wanted - 1)])
         }
     }
 }

@@ -5,11 +5,11 @@ import Platform
 import TestKit
 import VMKit
 
-/// A system call that is to fail, once in each thread.
+/// A fault for strace to inject: one failing system call in each thread.
 struct CallFault: CustomStringConvertible, Sendable {
     let call: String
     let error: String
-    /// The first call is 1.
+    /// The number of the call among those of its name in its thread, from 1.
     let number: Int
 
     var description: String { "\(call):error=\(error):when=\(number)" }
@@ -20,7 +20,7 @@ struct CallFault: CustomStringConvertible, Sendable {
         self.number = number
     }
 
-    /// What ``description`` says.
+    /// Parses a ``description``.
     init?(_ text: String) {
         let parts = text.split(separator: ":")
         guard parts.count == 3, parts[1].hasPrefix("error="), parts[2].hasPrefix("when="),
@@ -30,12 +30,11 @@ struct CallFault: CustomStringConvertible, Sendable {
     }
 }
 
-/// The built program with strace at its side, which makes system calls fail or writes them down.
+/// The built program under strace, which makes system calls fail or records them.
 ///
-/// The tracer is the program's child, not the other way round: signals, exit status and `/proc` are the
-/// program's own.
+/// strace is the program's child (`-D`), so signals, exit status and `/proc` are the program's own.
 struct TracedServer {
-    /// Whether a program may be traced here; containers often forbid it.
+    /// Whether this machine allows tracing; containers often do not.
     static let isPossible: Bool = {
         guard let folder = try? TemporaryFolder(),
             let child = try? ChildProcess(
@@ -51,7 +50,7 @@ struct TracedServer {
 
     /// Starts the program.
     ///
-    /// - Parameter fault: `nil` writes down all calls of the names instead.
+    /// - Parameter fault: the fault to inject; with `nil` all calls of the names are recorded.
     init(
         calls: [String], fault: CallFault?, _ arguments: [String], folder: TemporaryFolder
     ) throws {
@@ -67,27 +66,29 @@ struct TracedServer {
                 command + [Server.binary] + arguments, output: folder.file("log-\(name)")))
     }
 
-    /// Whether the fault has happened.
+    /// Whether the fault has been injected.
     func hasMetFault() throws -> Bool {
         try String(contentsOfFile: trace, encoding: .utf8).contains("(INJECTED)")
     }
 
-    /// A call that was written down.
+    /// A recorded system call.
     struct Call {
         let thread: Int
         let name: String
         let text: String
-        /// The how manieth of its name in its thread.
+        /// The number of the call among those of its name in its thread, from 1.
         let number: Int
     }
 
-    /// The calls of a program that has ended and whose `exit_group` was to be written down.
+    /// The recorded calls of a program that has ended, `exit_group` among them.
     func calls() throws -> [Call] {
         var counts: [String: Int] = [:]
-        // The tracer ends after it.
+        // strace ends after the program.
         try server.process.waitForEndOfOutput(within: .seconds(60))
         let text = try String(contentsOfFile: trace, encoding: .utf8)
-        guard text.contains("exit_group(") else { throw VMError("strace has not written all") }
+        guard text.contains("exit_group(") else {
+            throw VMError("the record of strace is incomplete")
+        }
         return text.split(separator: "\n")
             .compactMap { line in
                 let parts = line.split(separator: " ", maxSplits: 1)

@@ -8,7 +8,7 @@ import Platform
 import SystemPackage
 import USB
 
-/// A simulated loop that knows which backends were made for it.
+/// A simulated loop that keeps the backends made for it.
 final class ControlLoop: EventLoop {
     private let inner = SimulatedLoop()
     private(set) var backends: [ControlBackend] = []
@@ -30,22 +30,21 @@ final class ControlLoop: EventLoop {
 
     func add(_ backend: ControlBackend) { backends.append(backend) }
 
-    /// Ends the cycle of loop and backends.
+    /// Releases the backends, which refer to the loop.
     func forget() { backends = [] }
 }
 
-/// A backend that does what its specification says of it: it is broken, it has no port, it answers
-/// later.
+/// A backend whose specification decides how it behaves: broken, without a port, slow, lossy.
 final class ControlBackend: OperableBackend {
     static let scheme = "fake"
-    static let summary = "what control requests are tried with"
+    static let summary = "a target of control requests"
     static let example = "fake:slow"
     static let parameters = [
         Parameter("file", value: "PATH", summary: "nothing"),
         Parameter("portless", value: nil, summary: "no device"),
         Parameter("slow", value: nil, summary: "answers later"),
         Parameter("broken", value: nil, summary: "cannot be opened"),
-        Parameter("lossy", value: nil, summary: "every change goes wrong"),
+        Parameter("lossy", value: nil, summary: "fails every operation"),
     ]
 
     private let device = TestDevice()
@@ -53,7 +52,7 @@ final class ControlBackend: OperableBackend {
     private let isLossy: Bool
     private let hasPort: Bool
     private weak var bus: (any USBBus)?
-    /// What came with the request; a change may replace it.
+    /// The last descriptor that came with a request.
     private var passed: ReceivedDescriptor?
     private var waiting: [(BackendError?) -> Void] = []
     private(set) var stopCount = 0
@@ -107,7 +106,7 @@ final class ControlBackend: OperableBackend {
         complete(completion)
     }
 
-    /// The device leaves by itself.
+    /// Disconnects the device.
     func disconnect() { device.disconnect() }
 
     private func complete(_ completion: @escaping (BackendError?) -> Void) {

@@ -8,7 +8,7 @@ import Service
 import TestKit
 import VFIOClient
 
-/// A control socket with devices behind it, and a client that counts lines and answers.
+/// A control socket with devices, and a client that counts lines and answers.
 final class ControlBench {
     /// The bound of docs/limits.md.
     private static let longestLine = ServiceLimits.controlLine
@@ -20,17 +20,17 @@ final class ControlBench {
     private let folder: TemporaryFolder
     private var path: String { folder.file("control") }
     private var client: WireClient
-    /// Lines that must be answered.
+    /// The number of lines that must be answered.
     private var lines = 0
     private var line: [UInt8] = []
     private var answers = 0
     private var received: [UInt8] = []
-    /// What the last list told.
+    /// The devices in the last list.
     private var listed: [ControlDevice] = []
     private var isClosed = false
-    /// The client took too long, or sent no lines: then it need not be answered.
+    /// Whether the server may have closed the connection: the client was slow or sent no lines.
     private var isLate = false
-    /// Copies of its write end are sent to the server.
+    /// A pipe whose write end is sent to the server.
     private let pipe: TestPipe
 
     init() throws {
@@ -58,7 +58,7 @@ final class ControlBench {
                 rest = rest.dropFirst(sent)
                 attached = []
             }
-            try settle()
+            try runUntilIdle()
         }
     }
 
@@ -75,20 +75,20 @@ final class ControlBench {
         }
     }
 
-    private func leave() {
+    private func close() {
         client.close()
         isClosed = true
     }
 
     func reconnect() throws {
-        leave()
-        try settle()
+        close()
+        try runUntilIdle()
         for backend in loop.backends { backend.finish() }
-        try settle()
+        try runUntilIdle()
         client = try WireClient(path: path)
         (lines, answers, line, received) = (0, 0, [], [])
         (isClosed, isLate) = (false, false)
-        try settle()
+        try runUntilIdle()
     }
 
     func finishOne(_ index: Int) {
@@ -102,19 +102,19 @@ final class ControlBench {
     }
 
     func pass(_ duration: Duration) throws {
-        // Half a line that is not ended in time ends the connection.
+        // An incomplete line ends the connection.
         if !line.isEmpty { isLate = true }
         loop.pass(duration)
-        try settle()
+        try runUntilIdle()
     }
 
     // MARK: - The server
 
-    private func settle() throws {
+    private func runUntilIdle() throws {
         var turns = 0
         while loop.turn() {
             turns += 1
-            try require(turns < 10_000, "the control socket is never at rest")
+            try require(turns < 10_000, "the control socket never becomes idle")
         }
         try receive()
     }
@@ -148,12 +148,12 @@ final class ControlBench {
 
     // MARK: - The end
 
-    /// All lines are answered in the end, and a new client can take every device away.
+    /// Checks that all lines are answered, and that a new client can detach every device.
     func finish() throws {
         try finishAll { lines == answers || isClosed }
         try require(lines == answers || isLate, "\(answers) answers to \(lines) lines")
-        leave()
-        try settle()
+        close()
+        try runUntilIdle()
         client = try WireClient(path: path)
         (lines, answers, line, received) = (0, 0, [], [])
         (isClosed, isLate) = (false, false)
@@ -166,8 +166,8 @@ final class ControlBench {
         try require(lines == answers, "\(answers) answers to \(lines) detaches")
         try require(listed.isEmpty, "left: \(listed)")
         try require(loop.backends.allSatisfy { $0.stopCount <= 1 }, "a backend is stopped twice")
-        leave()
-        try settleLast()
+        close()
+        try runUntilDisconnected()
         loop.forget()
         try require(pipe.areCopiesClosed(), "a descriptor of the client is kept")
     }
@@ -175,23 +175,23 @@ final class ControlBench {
     private func list() throws { try send(Array(#"{"request":"list"}"#.utf8) + [10]) }
 
     private func finishAll(until isDone: () -> Bool) throws {
-        // What fits between the two ends at a time is little against all lines of an input.
+        // The sockets' buffers hold only a part of all answers.
         var rounds = 0
         while !isDone(), rounds < 200 {
             let before = answers
             for backend in loop.backends { backend.finish() }
-            try settle()
+            try runUntilIdle()
             rounds = answers > before ? 0 : rounds + 1
         }
         for backend in loop.backends { backend.finish() }
-        try settle()
+        try runUntilIdle()
     }
 
-    private func settleLast() throws {
-        let hasLeft = holdsEventually {
+    private func runUntilDisconnected() throws {
+        let isDisconnected = holdsEventually {
             _ = loop.turn()
             return control.clientCount == 0
         }
-        try require(hasLeft, "a client that has left is kept")
+        try require(isDisconnected, "a disconnected client is kept")
     }
 }

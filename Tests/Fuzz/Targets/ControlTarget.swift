@@ -26,14 +26,14 @@ enum ControlTarget: FuzzTarget {
         }
     }
 
-    /// The longest line, and more; ends of lines are fewer, since each of them is a request.
+    /// Sends a byte up to 65535 times, and a line feed up to 511 times, because each is a request.
     private static func repeated(_ input: inout FuzzInput, _ bench: ControlBench) throws {
         let byte = input.byte()
         let count = input.number(0...65_535)
         try bench.send([UInt8](repeating: byte, count: byte == 10 ? count % 512 : count))
     }
 
-    /// A request that is mostly right.
+    /// Sends a request that is mostly valid.
     private static func request(_ input: inout FuzzInput, _ bench: ControlBench) throws {
         let id = input.pick(["a", "b", "fake-1", "loopback-1", ""])
         let specification = input.pick([

@@ -7,7 +7,7 @@ internal import SystemPackage
 internal import VFIOUser
 internal import XHCI
 
-/// The controller's interrupts as the client receives them: one eventfd a vector.
+/// The controller's MSI-X messages, each sent to the client as a write to its vector's eventfd.
 final class InterruptMessages: InterruptSink {
     private var state: MSIXState
     private var events: [EventDescriptor?]
@@ -30,7 +30,7 @@ final class InterruptMessages: InterruptSink {
             do throws(Errno) {
                 events[vector] = try EventDescriptor(descriptor)
             } catch {
-                logger.warning("the client's eventfd for vector \(vector) is of no use: \(error)")
+                logger.warning("cannot use the client's eventfd for vector \(vector): \(error)")
             }
         }
         if state.setConnected(vector, events[vector] != nil) { send(vector) }
@@ -44,10 +44,10 @@ final class InterruptMessages: InterruptSink {
         }
     }
 
-    /// The function was reset; the client's eventfds stay.
+    /// Resets the MSI-X state; the client's eventfds stay connected.
     func reset() { state.reset() }
 
-    /// The client is gone, and its eventfds with it.
+    /// Closes the client's eventfds and resets the MSI-X state.
     func disconnectAll() {
         for vector in events.indices { connect(vector, to: nil) }
         state.reset()

@@ -4,10 +4,9 @@ internal import DMA
 internal import SystemPackage
 internal import VFIOUser
 
-/// Guest memory without a descriptor, reached by asking the client for it.
+/// Guest memory without a descriptor, accessed by DMA_READ and DMA_WRITE messages to the client.
 ///
-/// A client that serves none, as Cloud Hypervisor, makes such an access fail as on a bus without a
-/// target.
+/// A client that does not serve them, such as Cloud Hypervisor, makes the access fail as unmapped.
 final class RemoteMemoryByMessages: RemoteMemory {
     private weak var connection: Connection?
 

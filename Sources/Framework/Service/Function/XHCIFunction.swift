@@ -8,14 +8,14 @@ internal import SystemPackage
 internal import VFIOUser
 internal import XHCI
 
-/// The controller as a PCI function on the other side of a socket: a ``VFIODevice`` made of a
-/// register file, a configuration space and interrupt messages.
+/// The controller as a PCI function behind vfio-user: a ``VFIODevice`` made of a ``Controller``, a
+/// configuration space and MSI-X messages.
 ///
-/// It adapts and decides nothing: what a register means is the controller's knowledge, what a message
-/// means the session's. It lives as long as the program; ``clientDisconnected()`` lies between two clients.
+/// It only connects the three: the controller interprets registers, the session interprets messages.
+/// It exists as long as the program; ``clientDisconnected()`` prepares it for the next client.
 ///
-/// While the controller waits for guest memory that is reached by messages, the client's requests
-/// are served in the midst of ``service(now:)``; ``Controller`` says what that allows.
+/// While the controller waits for guest memory that is accessed by messages, the client's requests
+/// are served within ``service(now:)``; ``Controller`` says which of them are allowed then.
 final class XHCIFunction: VFIODevice {
     /// The time for which the controller does not access guest memory after the client has unmapped
     /// some, unless the guest accesses the function before.
@@ -37,7 +37,7 @@ final class XHCIFunction: VFIODevice {
     private let logger: Logger
     /// The time until which the controller pauses because the client remaps memory.
     private var pausedUntil: Duration?
-    /// Keeps what `memory` only refers to weakly.
+    /// The owner of the object that `memory` refers to weakly.
     private var remoteMemory: RemoteMemoryByMessages?
 
     init(capabilities: Capabilities = .init(), loop: any EventLoop, logger: Logger) {
@@ -52,26 +52,28 @@ final class XHCIFunction: VFIODevice {
             repeating: .absent, count: InterruptDescription.PCI.count)
         types[InterruptDescription.PCI.msix] = InterruptDescription(
             count: layout.vectorCount, flags: [.eventFD, .maskable])
-        // Never raised, but QEMU warns its user of a device that cannot report errors.
+        // It is never raised, but QEMU prints a warning for a device without it.
         types[InterruptDescription.PCI.error] = InterruptDescription(count: 1, flags: .eventFD)
         interrupts = types
     }
 
-    /// Does the controller's work and returns when there will be more.
+    /// Services the controller.
+    ///
+    /// - Returns: the time at which it must be serviced next; `nil` if only an event requires it.
     func service(now: Duration) -> Duration? {
         if let pausedUntil, now < pausedUntil { return pausedUntil }
         pausedUntil = nil
         return controller.service(now: now)
     }
 
-    /// A client is there; memory that it gives without a descriptor is reached through it.
+    /// Prepares for a client, to whom accesses to memory without a descriptor are sent.
     func clientConnected(_ connection: Connection) {
         let remote = RemoteMemoryByMessages(connection)
         remoteMemory = remote
         memory.remote = remote
     }
 
-    /// The client is gone: nothing of it stays, devices stay plugged in.
+    /// Resets the function and unmaps the client's memory; devices stay attached.
     func clientDisconnected() {
         pausedUntil = nil
         remoteMemory = nil
@@ -93,7 +95,7 @@ final class XHCIFunction: VFIODevice {
         case RegionDescription.PCI.configuration:
             configuration.read(at: offset, into: &bytes)
         default:
-            // Absent regions have no bytes; the session answers what is not appended.
+            // An absent region has no bytes; the session fills the reply with ones.
             break
         }
     }

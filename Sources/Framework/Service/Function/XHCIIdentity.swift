@@ -4,22 +4,22 @@ internal import PCI
 internal import VFIOUser
 internal import XHCI
 
-/// How the controller presents itself on the PCI bus (xHCI 1.1, 5.2).
+/// The controller's PCI identity: header, BARs and capabilities (xHCI 1.1, 5.2).
 ///
-/// The numbers are those of QEMU's `qemu-xhci`, which every guest knows and none has workarounds for.
-/// There is neither an interrupt pin, which would cost Cloud Hypervisor a message for each register
-/// access, nor a power management or PCI Express capability, which no driver needs.
+/// The IDs are those of QEMU's `qemu-xhci`, which every guest has a driver and no guest a workaround
+/// for. There is no interrupt pin, because it would cost Cloud Hypervisor a message for each register
+/// access, and no power management or PCI Express capability, because no driver needs one.
 enum XHCIIdentity {
     static let header = PCIHeader(
         classCode: 0x0c_03_30, vendorID: 0x1b36, deviceID: 0x000d, revisionID: 0x01,
         subsystemVendorID: 0x1af4, subsystemID: 0x1100,
         baseAddressRegisters: [registers, interruptMemory])
 
-    /// The register space, 64 bits wide as the specification wants it (5.2.1).
+    /// BAR 0, the register space: a 64-bit BAR (5.2.1).
     static let registers = BaseAddressRegister(
         index: 0, width: .bits64, size: Controller.registerSpaceSize)
 
-    /// MSI-X lies apart, so that no client needs to cut register pages out of it.
+    /// BAR 2, MSI-X table and PBA: apart from the registers, so that a client can trap either.
     static let interruptMemory = BaseAddressRegister(index: 2, width: .bits32, size: 0x2000)
 
     static func interruptLayout(vectors: Int) -> MSIXLayout {
