@@ -7,7 +7,7 @@ import TestKit
 import Testing
 import USB
 
-/// How a program finds a backend by what the operator wrote.
+/// The catalog: backends found by specification or bare name, and the operations they declare.
 struct BackendCatalogTests {
     private let catalog = BackendCatalog(Disk.self, Host.self)
 
@@ -29,12 +29,12 @@ struct BackendCatalogTests {
         }
     }
 
-    @Test func `an unknown backend is answered with those there are`() {
+    @Test func `an unknown backend is refused with the known ones`() {
         let error = #expect(throws: BackendError.self) { try catalog.resolve("tape:file=x") }
         #expect(error?.reason == "no backend 'tape'; there are: disk, host")
     }
 
-    @Test func `an unknown parameter is answered with those there are`() {
+    @Test func `an unknown parameter is refused with the known ones`() {
         let error = #expect(throws: BackendError.self) {
             try catalog.resolve("disk:file=x,colour=1")
         }
@@ -42,7 +42,7 @@ struct BackendCatalogTests {
             error?.reason == "'colour' is not a parameter of 'disk'; there are: file, readonly, id")
     }
 
-    @Test func `a missing parameter is answered with an example`() {
+    @Test func `a missing parameter is refused with an example`() {
         let error = #expect(throws: BackendError.self) { try catalog.resolve("disk:readonly") }
         #expect(error?.reason.contains("lacks 'file=PATH'") == true)
         #expect(error?.reason.contains("disk:file=disk.img") == true)

@@ -3,9 +3,9 @@
 import BackendKit
 import Testing
 
-/// What operators may write after `--device`, and what they are told when they may not.
+/// Device specifications: their parsing, and the errors of those that are wrong.
 struct DeviceSpecificationTests {
-    @Test func `a scheme and its parameters are told apart`() throws {
+    @Test func `a specification has a scheme and parameters`() throws {
         let specification = try DeviceSpecification(parsing: "storage:file=a.img,readonly,serial=7")
         #expect(specification.scheme == "storage")
         #expect(specification.parameters.map(\.name) == ["file", "readonly", "serial"])
@@ -33,13 +33,13 @@ struct DeviceSpecificationTests {
         #expect(try specification.flag("readonly") == true)
     }
 
-    @Test func `a value keeps what it has of equals signs, colons and spaces`() throws {
+    @Test func `a value may contain equals signs, colons and spaces`() throws {
         let specification = try DeviceSpecification(parsing: "storage:file=/a=b:c d.img")
         #expect(try specification.value(of: "file") == "/a=b:c d.img")
     }
 
     @Test(
-        "what has no form is refused",
+        "a malformed specification is refused",
         arguments: [
             "", ":", ":file=x", "Storage:file=x", "a b", "stor/age:x=1", "storage:=x",
             "storage:file=a,", "storage:file=a,,,b=", "storage:file=a,file=b", "/dev/sda",
@@ -48,7 +48,7 @@ struct DeviceSpecificationTests {
     func malformed(text: String) {
         #expect(throws: BackendError.self) {
             let specification = try DeviceSpecification(parsing: text)
-            // A name without an equals sign is a flag, which only a value's reader refuses.
+            // A name without an equals sign is a flag, which only value(of:) refuses.
             for parameter in specification.parameters {
                 _ = try specification.value(of: parameter.name)
             }

@@ -4,7 +4,7 @@ import BackendKit
 import Testing
 import USB
 
-/// The arguments of operations: which values are taken, and how the others are refused.
+/// The arguments of operations: the values that are accepted, and the errors of the others.
 struct OperationTests {
     private typealias Argument = BackendOperation.Argument
 
@@ -78,7 +78,7 @@ struct OperationTests {
         #expect(reason(fields) == error)
     }
 
-    @Test func `an argument that must be there is missed`() {
+    @Test func `a required argument must be there`() {
         #expect(reason([:]) == "the request lacks 'channel'")
     }
 
@@ -91,7 +91,9 @@ struct OperationTests {
         #expect(try operation.arguments[0].value(of: word) == value)
     }
 
-    @Test("and others are refused", arguments: ["", "0x", "7 ", "1.0", "99999999999999999999"])
+    @Test(
+        "words that are no number of the range are refused",
+        arguments: ["", "0x", "7 ", "1.0", "99999999999999999999"])
     func wrongWords(word: String) {
         let error = #expect(throws: BackendError.self) {
             try operation.arguments[0].value(of: word)
@@ -99,13 +101,13 @@ struct OperationTests {
         #expect(error?.reason == "'channel' must be a number from -1 to 99")
     }
 
-    @Test func `a device without the operation says what it lacks`() {
+    @Test func `the error for a device without the operation says so`() {
         #expect(
             operation.absent(from: Radio.self).reason
                 == "a device of the kind 'radio' has no operation 'tune'")
     }
 
-    @Test func `a descriptor belongs to an operation that takes one`() {
+    @Test func `an operation takes a descriptor if one of its arguments does`() {
         #expect(operation.takesDescriptor)
         #expect(
             !BackendOperation(
@@ -113,7 +115,7 @@ struct OperationTests {
             ).takesDescriptor)
     }
 
-    @Test func `names that requests or subcommands have already trap`() async {
+    @Test func `a declaration with reserved names or a conflict traps`() async {
         await #expect(processExitsWith: .failure) {
             _ = BackendCatalog(ReservedName.self)
         }
@@ -126,7 +128,7 @@ struct OperationTests {
     }
 }
 
-/// A backend whose only use is its declaration.
+/// A backend that only declares operations.
 private protocol DeclarationOnly: OperableBackend {}
 
 extension DeclarationOnly {

@@ -9,7 +9,7 @@ import TestKit
 import Testing
 import USB
 
-/// The device of docs/writing-a-backend.md, used by a guest through the real controller.
+/// The die of docs/writing-a-backend.md, used by a guest through the real controller.
 @Suite struct DiceTests {
     let guest: Guest
 
@@ -41,7 +41,7 @@ import USB
         withExtendedLifetime(backend) {}
     }
 
-    @Test func `the number of sides is told on request, and nothing else`() throws {
+    @Test func `the die answers the request for its number of sides, and no other`() throws {
         let backend = try start("dice:sides=20")
         let slot = try guest.driver.addressNewDevice()
         let question = SetupPacket(requestType: 0xc0, request: 1, value: 0, index: 0, length: 1)
@@ -52,7 +52,7 @@ import USB
         withExtendedLifetime(backend) {}
     }
 
-    @Test func `a transfer that waits can be taken back`() throws {
+    @Test func `a transfer that waits can be cancelled`() throws {
         let backend = try start("dice")
         let endpoint = try configure(guest.driver.addressNewDevice())
         endpoint.submit(endpoint.trbs(guest.memory.allocate(1), 1))
@@ -61,7 +61,7 @@ import USB
         withExtendedLifetime(backend) {}
     }
 
-    @Test func `a halted endpoint answers with a stall until it is cleared`() throws {
+    @Test func `a halted endpoint stalls until the halt is cleared`() throws {
         let backend = try start("dice")
         let slot = try guest.driver.addressNewDevice()
         let endpoint = try configure(slot)
@@ -76,7 +76,7 @@ import USB
         withExtendedLifetime(backend) {}
     }
 
-    @Test func `stopping the backend unplugs the die`() throws {
+    @Test func `stopping the backend detaches the die`() throws {
         let backend = try start("dice")
         let slot = try guest.driver.addressNewDevice()
         try backend.stop()

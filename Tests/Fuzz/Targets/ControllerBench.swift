@@ -10,11 +10,11 @@ import TestKit
 import USB
 import XHCI
 
-/// A controller with devices, and a guest whose memory and registers the input has in its hands.
+/// A controller with devices, and a guest whose memory and registers are controlled by the input.
 ///
-/// The memory that the controller is given lies between two guards that it is not given.
+/// The memory that is mapped lies between two guards that are not mapped.
 final class ControllerBench {
-    /// What is plugged in and how far its driver has come.
+    /// The attached devices and the state of their driver.
     enum Setup: CaseIterable {
         case unaddressed, faulty, streams, stick, both, loopback
     }
@@ -22,7 +22,7 @@ final class ControllerBench {
     private static let memorySize = 1 << 20
     private static let guardSize = 16 << 10
     private static let guardByte: UInt8 = 0x5a
-    /// Accesses to memory in one turn: beyond it the controller does not know when to stop.
+    /// The most memory accesses of one service pass; more are an endless loop.
     private static let mostAccesses = 100_000
 
     private let kind: SimulatedMachine.MemoryKind
@@ -31,8 +31,8 @@ final class ControllerBench {
     private(set) var slots: [GuestSlot] = []
     private(set) var endpoints: [GuestEndpoint] = []
     private(set) var streams: GuestStreams?
-    /// Where structures are that the controller looks at.
-    private(set) var places: [GuestAddress] = []
+    /// The addresses of the structures that the controller reads.
+    private(set) var structures: [GuestAddress] = []
     let data: GuestAddress
     private var devices: [WatchedDevice] = []
     private var stick: StorageBackend?
@@ -40,7 +40,7 @@ final class ControllerBench {
     private var accesses = 0
     private var services = 0
 
-    /// All that the guest does is what a driver may do: then each transfer ends once.
+    /// Whether the guest has done only what a driver may do, so that each transfer must end once.
     var isHonest = true
     private var cookies: [UInt64: Int] = [:]
     private var pushed: [Int] = []
@@ -61,59 +61,59 @@ final class ControllerBench {
         driver = GuestDriver(machine)
         data = memory.allocate(64 << 10, alignment: 4096)
         _ = try machine.bus.unmap(memory.base, count: UInt64(memory.size))
-        for piece in Self.pieces { try give(piece) }
+        for part in Self.parts { try map(part) }
         try driver.start()
-        try plugIn(setup, seed: seed, faults: faults, rules: rules)
-        findPlaces()
+        try attachDevices(setup, seed: seed, faults: faults, rules: rules)
+        findStructures()
         accesses = machine.remote.accessCount
     }
 
-    /// The memory between the guards, in two pieces. Structures are in the first.
-    private static let pieces = [
+    /// The two mapped parts of the memory. The structures are in the first.
+    private static let parts = [
         guardSize..<memorySize / 2, memorySize / 2..<memorySize - guardSize,
     ]
 
-    private func give(_ piece: Range<Int>) throws {
+    private func map(_ part: Range<Int>) throws {
         let memory = machine.memory
-        let count = UInt64(piece.count)
-        let start = memory.base + piece.lowerBound
+        let count = UInt64(part.count)
+        let start = memory.base + part.lowerBound
         switch kind {
         case .local:
             try machine.bus.map(
-                memory.descriptor(), offset: UInt64(piece.lowerBound), count: count, at: start,
+                memory.descriptor(), offset: UInt64(part.lowerBound), count: count, at: start,
                 writable: true)
         case .remote: try machine.bus.mapRemote(count: count, at: start, writable: true)
         }
     }
 
-    /// The client takes all memory away and gives it back at once, or only the piece with structures.
-    func takeMemory(givingBack: Bool) throws {
+    /// Unmaps all memory and maps the part with structures again, or all of it.
+    func remapMemory(completely: Bool) throws {
         isHonest = false
         let memory = machine.memory
-        for piece in Self.pieces {
-            let start = memory.base + piece.lowerBound
-            let count = UInt64(piece.count)
+        for part in Self.parts {
+            let start = memory.base + part.lowerBound
+            let count = UInt64(part.count)
             guard let region = try? machine.bus.unmap(start, count: count) else { continue }
             machine.controller.endAccess(to: region)
         }
-        try give(Self.pieces[0])
-        if givingBack { try give(Self.pieces[1]) }
+        try map(Self.parts[0])
+        if completely { try map(Self.parts[1]) }
     }
 
-    /// The client resets the device.
+    /// Resets the controller, as DEVICE_RESET does.
     func reset() {
         isHonest = false
         machine.controller.reset()
     }
 
-    /// A device wants to be woken, whether it sleeps or not.
+    /// Signals remote wakeup, whether the device is suspended or not.
     func wake(_ index: Int) {
         if devices.indices.contains(index) { devices[index].wake() }
     }
 
     // MARK: - Devices
 
-    private func plugIn(_ setup: Setup, seed: UInt64, faults: Bool, rules: String) throws {
+    private func attachDevices(_ setup: Setup, seed: UInt64, faults: Bool, rules: String) throws {
         var behaviour = faults ? FaultyDevice.Faults.all : .none
         if faults { behaviour.disconnect = 50 }
         func faulty(_ speed: USBSpeed) -> FaultyDevice {
@@ -161,7 +161,7 @@ final class ControllerBench {
         try plug(backend, [.bulkIn(1), .bulkOut(2)], configuration: 1)
     }
 
-    /// Plugs a backend's device in, and configures it as far as it lets.
+    /// Attaches a backend's device and configures it, as far as its faults allow.
     @discardableResult
     private func plug(
         _ backend: some DeviceBackend, _ wanted: [GuestEndpointConfiguration],
@@ -178,7 +178,7 @@ final class ControllerBench {
         return slot
     }
 
-    /// The test device, with the faults that the input has thought of.
+    /// Attaches the test device with the fault rules of the input.
     private func addLoopback(_ rules: String) throws {
         let backend = try LoopbackBackend(
             DeviceSpecification(parsing: "loopback:speed=high"), context: context)
@@ -204,14 +204,14 @@ final class ControllerBench {
             logger: .silent)
     }
 
-    /// Takes a backend's device, so that a watched one can be plugged in.
+    /// A bus that keeps a backend's device, which is then attached through a ``WatchedDevice``.
     private final class Bus: USBBus {
         var device: (any USBDevice)?
         func attach(_ device: any USBDevice) throws(AttachError) { self.device = device }
         func detach(_ device: any USBDevice) {}
     }
 
-    /// Plugs a device out, or in again.
+    /// Detaches a device, and attaches it again or not.
     func replug(_ index: Int, isIn: Bool) {
         guard devices.indices.contains(index) else { return }
         isHonest = false
@@ -219,27 +219,27 @@ final class ControllerBench {
         if isIn { try? machine.attach(devices[index]) }
     }
 
-    private func findPlaces() {
+    private func findStructures() {
         let memory = machine.memory
-        places = [driver.commandRing.start, driver.deviceContexts, data, data + 4096]
-        for ring in driver.eventRings { places += [ring.table, ring.segments[0].address] }
+        structures = [driver.commandRing.start, driver.deviceContexts, data, data + 4096]
+        for ring in driver.eventRings { structures += [ring.table, ring.segments[0].address] }
         for slot in slots {
-            places += [slot.inputContext, slot.deviceContext, slot.control.ring.start]
+            structures += [slot.inputContext, slot.deviceContext, slot.control.ring.start]
             endpoints.append(slot.control)
         }
-        places += endpoints.map(\.ring.start)
+        structures += endpoints.map(\.ring.start)
         if let streams {
-            places +=
+            structures +=
                 [streams.array]
                 + streams.rings.keys.sorted().compactMap { streams.rings[$0]?.start }
         }
-        // Where the two pieces meet, and where the memory ends.
-        places.append(memory.base + (Self.memorySize / 2 - 64))
-        places.append(memory.base + (Self.memorySize - Self.guardSize - 64))
+        // The end of the first part, and the end of the memory.
+        structures.append(memory.base + (Self.memorySize / 2 - 64))
+        structures.append(memory.base + (Self.memorySize - Self.guardSize - 64))
         pushed = endpoints.map { _ in 0 }
     }
 
-    /// An address of the guest's own memory with room for `count` bytes.
+    /// The nearest address in mapped memory with room for `count` bytes.
     func own(_ address: GuestAddress, count: Int) -> GuestAddress {
         let memory = machine.memory
         let first = memory.base.rawValue + UInt64(Self.guardSize)
@@ -249,11 +249,12 @@ final class ControllerBench {
 
     // MARK: - Transfers
 
-    /// Puts a TD on an endpoint's ring. One that tells of its end by an Event Data TRB must tell once.
-    func push(_ index: Int, _ trbs: [GuestTRB], telling: Bool) {
+    /// Puts a TD on an endpoint's ring. With `reporting` it ends in an Event Data TRB, which must produce
+    /// one event.
+    func push(_ index: Int, _ trbs: [GuestTRB], reporting: Bool) {
         guard endpoints.indices.contains(index) else { return }
         var trbs = trbs
-        if telling {
+        if reporting {
             let cookie = 0xf022_0000_0000_0000 | UInt64(cookies.count)
             cookies[cookie] = 0
             trbs = trbs.map { $0.adding(.chain) } + [.eventData(cookie, .interruptOnCompletion)]
@@ -268,14 +269,14 @@ final class ControllerBench {
 
     func turn() throws {
         machine.turn()
-        try settleStick()
+        try runStickUntilIdle()
         try check()
     }
 
     func pass(_ duration: Duration) throws {
         services = machine.serviceCount
         machine.pass(duration)
-        try settleStick()
+        try runStickUntilIdle()
         let most = Int(duration / .microseconds(125)) * 8 + 4000
         let count = machine.serviceCount - services
         try require(count <= most, "\(count) turns in \(duration)")
@@ -283,12 +284,12 @@ final class ControllerBench {
         try check()
     }
 
-    private func settleStick() throws {
+    private func runStickUntilIdle() throws {
         var rounds = 0
         while let stick, !stick.isIdle {
             _ = machine.loop.turn(wait: 100)
             rounds += 1
-            try require(rounds < 1000, "the stick does not come to an end")
+            try require(rounds < 1000, "the stick never becomes idle")
         }
     }
 
@@ -296,19 +297,19 @@ final class ControllerBench {
         let count = machine.remote.accessCount - accesses
         accesses = machine.remote.accessCount
         try require(count <= Self.mostAccesses, "\(count) accesses in one turn")
-        try require(!machine.isSpinning, "the controller wants to work at once, for ever")
+        try require(!machine.isSpinning, "the controller asks for service at once, endlessly")
         for device in devices {
             if let violation = device.violation { throw Violation(violation) }
         }
         guard isHonest else { return }
         driver.collect()
         for event in driver.events where event.isTransfer && event.isEventData {
-            // A stop tells of a transfer that goes on afterwards.
+            // A stopped transfer resumes later.
             if [.stopped, .stoppedLengthInvalid, .stoppedShortPacket].contains(event.code) {
                 continue
             }
             guard let count = cookies[event.parameter] else {
-                throw Violation("the end of a transfer that was not begun: \(event)")
+                throw Violation("an event of a transfer that was not submitted: \(event)")
             }
             try require(count == 0, "a transfer ends twice: \(event)")
             cookies[event.parameter] = 1
@@ -318,14 +319,13 @@ final class ControllerBench {
 
     // MARK: - The end
 
-    /// Whatever a guest did, a reset brings the controller back, and no byte is written that was not
-    /// the guest's to give.
+    /// Checks that the controller runs again after a reset, and that no byte of the guards was written.
     func finish() throws {
         machine.remote.failingAccess = nil
-        try require((try? driver.start()) != nil, "a reset does not bring the controller back")
+        try require((try? driver.start()) != nil, "the controller does not start after a reset")
         let answer = try? driver.command(.command(.noOpCommand))
         try require(answer?.code == .success, "no command is answered after a reset")
-        try settleStick()
+        try runStickUntilIdle()
         for device in devices { machine.detach(device) }
         machine.turn()
         for device in devices {
@@ -338,7 +338,7 @@ final class ControllerBench {
             let bytes = memory.bytes(at: memory.base + start, count: Self.guardSize)
             try require(
                 bytes.allSatisfy { $0 == Self.guardByte },
-                "memory is written that the controller was not given")
+                "memory is written that is not mapped")
         }
     }
 }

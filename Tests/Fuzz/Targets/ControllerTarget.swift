@@ -5,7 +5,7 @@ import GuestKit
 import USB
 import XHCI
 
-/// A guest that writes anything into registers and into memory of its own: rings, contexts, tables.
+/// A guest that writes random values into registers and into its own rings, contexts and tables.
 enum ControllerTarget: FuzzTarget {
     static let name = "controller"
 
@@ -33,17 +33,17 @@ enum ControllerTarget: FuzzTarget {
         case 11: storeTRB(&input, bench)
         case 12:
             bench.isHonest = false
-            let place = bench.own(address(&input, bench), count: 8)
-            bench.machine.memory.store(pointer(&input, bench), at: place)
+            let target = bench.own(address(&input, bench), count: 8)
+            bench.machine.memory.store(pointer(&input, bench), at: target)
         case 13:
             bench.isHonest = false
-            let place = bench.own(address(&input, bench), count: 4)
-            bench.machine.memory.store(input.integer(UInt32.self), at: place)
+            let target = bench.own(address(&input, bench), count: 4)
+            bench.machine.memory.store(input.integer(UInt32.self), at: target)
         case 14:
             bench.isHonest = false
             let count = input.number(0...2048)
-            let place = bench.own(address(&input, bench), count: count)
-            bench.machine.memory.fill(input.byte(), at: place, count: count)
+            let target = bench.own(address(&input, bench), count: count)
+            bench.machine.memory.fill(input.byte(), at: target, count: count)
         case 15, 16: register(&input, bench)
         case 17:
             bench.isHonest = false
@@ -56,7 +56,7 @@ enum ControllerTarget: FuzzTarget {
             bench.machine.remote.failingAccess =
                 bench.machine.remote.accessCount + input.number(1...200)
         case 19: bench.replug(input.number(0...1), isIn: input.flag())
-        case 20: try bench.takeMemory(givingBack: input.flag())
+        case 20: try bench.remapMemory(completely: input.flag())
         case 21: bench.reset()
         default: bench.wake(input.number(0...1))
         }
@@ -68,11 +68,10 @@ enum ControllerTarget: FuzzTarget {
     private static func address(
         _ input: inout FuzzInput, _ bench: ControllerBench
     ) -> GuestAddress {
-        let place = input.pick(bench.places)
-        return place + input.number(0...255) * 4
+        input.pick(bench.structures) + input.number(0...255) * 4
     }
 
-    /// What a guest may write where an address belongs.
+    /// A value for a field that holds an address.
     private static func pointer(_ input: inout FuzzInput, _ bench: ControllerBench) -> UInt64 {
         let kind = input.byte()
         switch kind & 7 {
@@ -80,14 +79,14 @@ enum ControllerTarget: FuzzTarget {
         case 1: return bench.data.rawValue + UInt64(input.integer(UInt16.self))
         case 2: return input.integer()
         default:
-            let place = input.pick(bench.places).rawValue
-            return place &+ UInt64(kind >> 4) &* 16 &+ UInt64(kind >> 3 & 1)
+            let address = input.pick(bench.structures).rawValue
+            return address &+ UInt64(kind >> 4) &* 16 &+ UInt64(kind >> 3 & 1)
         }
     }
 
-    // MARK: - What drivers do
+    // MARK: - Valid input
 
-    /// A TD of one to four TRBs.
+    /// Submits a TD of one to four TRBs.
     private static func transfer(_ input: inout FuzzInput, _ bench: ControllerBench) {
         let options = input.byte()
         let kind: GuestTRB.Kind = options & 1 != 0 ? .isochronous : .normal
@@ -107,11 +106,11 @@ enum ControllerTarget: FuzzTarget {
             bench.isHonest = false
             streams.submit(input.number(0...9), trbs)
         } else {
-            bench.push(input.number(0...7), trbs, telling: options & 16 == 0)
+            bench.push(input.number(0...7), trbs, reporting: options & 16 == 0)
         }
     }
 
-    /// A control transfer, which may lack stages.
+    /// Submits a control transfer, which may lack stages.
     private static func control(_ input: inout FuzzInput, _ bench: ControllerBench) {
         bench.isHonest = false
         guard let slot = bench.slots.first else { return }
@@ -129,7 +128,7 @@ enum ControllerTarget: FuzzTarget {
         if !trbs.isEmpty { slot.control.submit(trbs) }
     }
 
-    /// A command on the command ring.
+    /// Submits a command with random fields.
     private static func command(_ input: inout FuzzInput, _ bench: ControllerBench) {
         bench.isHonest = false
         let kind = GuestTRB.Kind(rawValue: UInt8(input.number(9...24)))
@@ -140,7 +139,7 @@ enum ControllerTarget: FuzzTarget {
                     | UInt32(input.byte() % 5) << 24), bench)
     }
 
-    /// A command that leaves rings as they are.
+    /// Submits a command that does not move a ring's dequeue pointer.
     private static func isolated(_ input: inout FuzzInput, _ bench: ControllerBench) {
         let kind: GuestTRB.Kind = input.pick([.stopEndpoint, .resetEndpoint, .noOpCommand])
         let endpoint = bench.endpoints.isEmpty ? nil : input.pick(bench.endpoints)
@@ -159,7 +158,7 @@ enum ControllerTarget: FuzzTarget {
         bench.driver.ringDoorbell(slot: slot, target: target, stream: Int(input.byte()))
     }
 
-    /// A CBW, data and a CSW for the stick that may be there.
+    /// Submits a CBW, data and a CSW to the stick, if there is one.
     private static func stickCommand(_ input: inout FuzzInput, _ bench: ControllerBench) {
         guard bench.endpoints.count >= 2 else { return }
         let isIn = input.flag()
@@ -169,23 +168,23 @@ enum ControllerTarget: FuzzTarget {
         memory.write(
             StickHost.wrapper(block, length: length, isIn ? .in : .out, tag: 1), at: bench.data)
         let data = GuestTRB.normal(bench.data + 4096, length)
-        bench.push(1, [.normal(bench.data, 31)], telling: true)
-        if length > 0 { bench.push(isIn ? 0 : 1, [data], telling: true) }
-        bench.push(0, [.normal(bench.data + 64, 13)], telling: true)
+        bench.push(1, [.normal(bench.data, 31)], reporting: true)
+        if length > 0 { bench.push(isIn ? 0 : 1, [data], reporting: true) }
+        bench.push(0, [.normal(bench.data + 64, 13)], reporting: true)
     }
 
-    // MARK: - What they do not
+    // MARK: - Invalid input
 
     private static func storeTRB(_ input: inout FuzzInput, _ bench: ControllerBench) {
         bench.isHonest = false
-        let place = bench.own(input.pick(bench.places) + input.number(0...63) * 16, count: 16)
+        let target = bench.own(input.pick(bench.structures) + input.number(0...63) * 16, count: 16)
         let memory = bench.machine.memory
-        memory.store(pointer(&input, bench), at: place)
-        memory.store(input.integer(UInt32.self), at: place + 8)
+        memory.store(pointer(&input, bench), at: target)
+        memory.store(input.integer(UInt32.self), at: target + 8)
         let kind = UInt32(input.number(0...40))
         memory.store(
             UInt32(input.integer(UInt16.self)) << 16
-                | kind << 10 | UInt32(input.integer(UInt16.self)) & 0x3ff, at: place + 12)
+                | kind << 10 | UInt32(input.integer(UInt16.self)) & 0x3ff, at: target + 12)
     }
 
     private static func register(_ input: inout FuzzInput, _ bench: ControllerBench) {
