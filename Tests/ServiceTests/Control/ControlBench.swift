@@ -6,6 +6,7 @@ import Foundation
 import GuestKit
 import Platform
 import Service
+import SystemPackage
 import TestKit
 import VFIOClient
 
