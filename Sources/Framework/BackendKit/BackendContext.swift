@@ -19,6 +19,8 @@ public struct BackendContext {
     /// A backend's initializer must not block then, and the backend is started by
     /// ``DeviceBackend/start(on:completion:)``.
     public let isServing: Bool
+    /// The resources that the backends of the program share.
+    public let resources: SharedResources
 
     /// Creates a context.
     ///
@@ -27,13 +29,15 @@ public struct BackendContext {
     ///   - logger: the program's log.
     ///   - descriptor: what the specification names, if a client has opened it.
     ///   - isServing: whether the loop is running.
+    ///   - resources: those of the program; by default the backend shares nothing.
     public init(
         loop: any EventLoop, logger: Logger, descriptor: ReceivedDescriptor? = nil,
-        isServing: Bool = false
+        isServing: Bool = false, resources: SharedResources = SharedResources()
     ) {
         self.loop = loop
         self.logger = logger
         self.descriptor = descriptor
         self.isServing = isServing
+        self.resources = resources
     }
 }

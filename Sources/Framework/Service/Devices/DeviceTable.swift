@@ -32,6 +32,7 @@ public final class DeviceTable {
     private let server: Server
     private let loop: any EventLoop
     private let logger: Logger
+    private let resources = SharedResources()
     private var entries: [Entry] = []
     /// Devices that are open and not attached yet.
     private var opened: [Entry] = []
@@ -108,7 +109,8 @@ public final class DeviceTable {
         let id = try identifiers.identifier(
             for: specification, wanted: id, taken: (entries + opened).map(\.id))
         let context = BackendContext(
-            loop: loop, logger: logger, descriptor: descriptor, isServing: isServing)
+            loop: loop, logger: logger, descriptor: descriptor, isServing: isServing,
+            resources: resources)
         let backend = try Self.refusing { () throws(BackendError) in
             try type.init(specification, context: context)
         }
