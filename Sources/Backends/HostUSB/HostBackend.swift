@@ -7,10 +7,10 @@ public import USB
 
 /// The backend `host`: a USB device of this host, passed through to the guest by libusb-1.0.
 ///
-/// What is given is a rule (``DeviceRule``), and the rule follows one device at a time. The device is
-/// taken from the host's drivers and given back to them at the program's end. When it leaves, the
-/// guest sees it unplugged; a rule that is not about an address then waits for a device that it
-/// means and plugs that in anew.
+/// Its specification is a rule (``DeviceRule``), which selects one device at a time. The device is
+/// detached from the host's drivers, and released to them at the end. When it is disconnected the
+/// guest sees it unplugged. A rule that is not about an address then waits for a device that it
+/// matches, and attaches that as a new one.
 public final class HostBackend: DeviceBackend {
     public static let scheme = "host"
     public static let summary = "a USB device of this host, passed through to the guest"
@@ -20,10 +20,12 @@ public final class HostBackend: DeviceBackend {
             "address", value: "N", summary: "its address on the bus, which lsusb calls 'Device'"),
         Parameter(
             "port", value: "BUS-PORT",
-            summary: "or where it is plugged in, such as 1-2.3; waits for a device there"),
-        Parameter("vendor", value: "ID", summary: "or the ids that it has, such as 0x46f4; waits"),
-        Parameter("product", value: "ID", summary: "for such a device"),
-        Parameter("serial", value: "TEXT", summary: "its serial number, to tell equal ones apart"),
+            summary: "or the port it is plugged into, such as 1-2.3; waits for a device there"),
+        Parameter(
+            "vendor", value: "ID", summary: "or its ids, such as 0x46f4; waits for such a device"),
+        Parameter("product", value: "ID", summary: "the second of the ids"),
+        Parameter(
+            "serial", value: "TEXT", summary: "its serial number, to distinguish equal devices"),
     ]
     public static let example = "host:bus=1,address=4"
     public static let bareNames = [
@@ -39,72 +41,69 @@ public final class HostBackend: DeviceBackend {
         }
     ]
 
-    // What is not private is for the extension that follows devices.
+    // The members that are not private belong to the extension that probes for devices as well.
 
-    /// How often a device that just came is tried again while permission is missing, which udev gives
-    /// in its own time.
-    static let patience = 10
-    static let patienceStep = Duration.milliseconds(200)
+    /// Attempts to open a new device while permission is missing, which udev may set after a while.
+    static let accessAttempts = 10
+    static let accessRetryDelay = Duration.milliseconds(200)
 
     let rule: DeviceRule
     let loop: any EventLoop
     let logger: Logger
+    let services: HostUSBServices
     let context: LibUSBContext
-    /// For what has to be known of a device before it is opened.
-    let lookout: Worker
+    /// Reads names and opens devices.
+    let jobs: SerialQueue
     var bus: (any USBBus)?
-    /// The device that the rule follows now.
+    /// The device that the rule has selected.
     var current: HostDeviceSession?
-    /// Whether ``current`` is plugged in, and not only about to be.
+    /// Whether ``current`` is attached to the bus, and not only about to be.
     var isAttached = false
-    /// Devices that are not followed any more, until they are closed and libusb does not have them.
-    var leaving: [HostDeviceSession] = []
-    /// Until one of them may be taken anew.
-    var returning: Watch?
+    /// Former devices, until they are closed and disconnected.
+    var closing: [HostDeviceSession] = []
+    /// Runs until a device that was reported as disconnected, but is not, may be selected again.
+    var returnTimer: Watch?
 
-    /// The lookout is at work for this.
-    var isLooking = false
-    var looksAgain = false
-    var attempts = 0
-    var retry: Watch?
+    /// A job of the prober runs.
+    var isProbing = false
+    var needsReprobe = false
+    var openingAttempts = 0
+    var probeTimer: Watch?
 
-    /// Nothing may be waited for: what is named is opened when the backend starts.
+    /// The loop serves a client, so the backend blocks it neither here nor later.
     private let isServing: Bool
-    /// What came along, until then.
-    private var passed: ReceivedDescriptor?
-    /// Who waits to hear whether the start succeeded.
-    var starting: ((BackendError?) -> Void)?
+    /// The device as the client of the control socket has opened it, until the start.
+    private var received: ReceivedDescriptor?
+    var startCompletion: ((BackendError?) -> Void)?
 
     public init(
         _ specification: DeviceSpecification, context environment: BackendContext
     ) throws(BackendError) {
+        let loop = environment.loop
         rule = try DeviceRule(specification)
-        loop = environment.loop
+        self.loop = loop
         logger = environment.logger
-        do {
-            lookout = try Worker(name: "host", loop: loop)
-        } catch {
-            throw BackendError("cannot start a thread for \(rule): \(error)")
+        services = try environment.resources.resource { () throws(BackendError) in
+            try HostUSBServices(loop: loop)
         }
-        do throws(LibUSBError) {
-            context = try LibUSBContext(loop: loop)
-        } catch {
+        jobs = services.threads.makeQueue()
+        do throws(LibUSBError) { context = try services.context() } catch {
             throw Diagnosis.noUSB(error)
         }
         isServing = environment.isServing
         if isServing {
-            passed = environment.descriptor
+            received = environment.descriptor
             return
         }
-        if let passed = environment.descriptor?.take() {
-            current = try adopt(passed)
+        if let descriptor = environment.descriptor?.take() {
+            current = try adopt(descriptor)
             return
         }
         let present = context.devices().map { (node: $0, name: HostDeviceName($0)) }
-        let meant = present.filter { rule.means($0.name) }
-        if meant.count > 1 { throw Diagnosis.ambiguous(rule, candidates: meant.map(\.name)) }
-        if let (node, name) = meant.first {
-            current = try pass(node, name, open(node, name))
+        let matching = present.filter { rule.matches($0.name) }
+        if matching.count > 1 { throw Diagnosis.ambiguous(rule, candidates: matching.map(\.name)) }
+        if let (node, name) = matching.first {
+            current = try makeSession(node, name, open(node, name))
         } else if case .address(let bus, let address) = rule {
             throw Diagnosis.noDevice(
                 bus: bus, address: address,
@@ -122,42 +121,42 @@ public final class HostBackend: DeviceBackend {
         }
     }
 
-    func pass(
+    func makeSession(
         _ node: LibUSBDevice, _ name: HostDeviceName, _ opened: LibUSBHandle.Opened,
-        _ passed: ReceivedDescriptor? = nil
+        received: ReceivedDescriptor? = nil
     ) throws(BackendError) -> HostDeviceSession {
         try HostDeviceSession(
-            node, name: name, opened, passed: passed, context: context, loop: loop, logger: logger)
+            node, name: name, opened, received: received, context: context,
+            jobs: services.threads.makeQueue(), loop: loop, logger: logger)
     }
 
-    /// Takes over a device that somebody else has opened, if it is the one that the rule means.
+    /// Takes over a device that another process has opened, if the rule matches it.
     private func adopt(_ descriptor: consuming OwnedDescriptor) throws(BackendError)
         -> HostDeviceSession
     {
         let number = descriptor.rawValue
-        let passed = ReceivedDescriptor(descriptor)
+        let received = ReceivedDescriptor(descriptor)
         let pointer: LibUSBHandle.Pointer
         do throws(LibUSBError) {
             pointer = try context.wrapper.wrap(number)
         } catch {
-            throw Diagnosis.noNode(rule, error)
+            throw Diagnosis.notANode(rule, error)
         }
         guard let node = context.device(of: pointer) else {
             pointer.close()
-            throw Diagnosis.noNode(rule, .noDevice)
+            throw Diagnosis.notANode(rule, .noDevice)
         }
         let name = HostDeviceName(node)
-        return try adopt(
-            node, name, pointer, ReceivedNode(number, path: name.node), passed)
+        return try adopt(node, name, pointer, ReceivedNode(number, path: name.node), received)
     }
 
     func adopt(
         _ node: LibUSBDevice, _ name: HostDeviceName, _ pointer: LibUSBHandle.Pointer,
-        _ received: ReceivedNode, _ passed: ReceivedDescriptor
+        _ receivedNode: ReceivedNode, _ received: ReceivedDescriptor
     ) throws(BackendError) -> HostDeviceSession {
         do throws(BackendError) {
-            guard rule.means(name) else { throw Diagnosis.otherNode(rule, name) }
-            do throws(OpeningError) { try received.lock.get() } catch {
+            guard rule.matches(name) else { throw Diagnosis.wrongNode(rule, name) }
+            do throws(OpeningError) { try receivedNode.lock.get() } catch {
                 throw Diagnosis.cannotOpen(name, error)
             }
         } catch {
@@ -165,26 +164,26 @@ public final class HostBackend: DeviceBackend {
             throw error
         }
         let opened = LibUSBHandle.Opened(
-            pointer: pointer, longestRequest: received.longestRequest)
-        return try pass(node, name, opened, passed)
+            pointer: pointer, longestRequest: receivedNode.longestRequest)
+        return try makeSession(node, name, opened, received: received)
     }
 
-    // MARK: - The start
+    // MARK: - Start
 
     public func start(on bus: any USBBus) throws(BackendError) {
         if let current {
             do throws(BackendError) {
                 try attach(current, to: bus, problems: current.claim())
             } catch {
-                _ = current.giveBack()
+                _ = current.shutDown()
                 self.current = nil
                 throw error
             }
         }
-        follow(on: bus)
-        if rule.isLasting && current == nil {
-            sayWaiting()
-            look()
+        observeDevices(for: bus)
+        if rule.isPersistent && current == nil {
+            logWaiting()
+            probe()
         }
     }
 
@@ -198,124 +197,124 @@ public final class HostBackend: DeviceBackend {
             }
             return
         }
-        starting = completion
-        follow(on: bus)
-        if let descriptor = passed?.take() { adoptLater(descriptor) } else { look() }
+        startCompletion = completion
+        observeDevices(for: bus)
+        if let descriptor = received?.take() { adoptLater(descriptor) } else { probe() }
     }
 
-    private func follow(on bus: any USBBus) {
+    private func observeDevices(for bus: any USBBus) {
         self.bus = bus
-        context.whenDeparted = { [weak self] in self?.departed($0) }
-        guard rule.isLasting else { return }
-        context.whenArrived = { [weak self] in
-            self?.attempts = 0
-            self?.look()
+        context.addObserver(self)
+        if rule.isPersistent && !SystemFiles.hasUdev {
+            logger.warning("\(rule): \(Diagnosis.noHotplug)")
         }
-        if !SystemFiles.hasUdev { logger.warning("\(rule): \(Diagnosis.noHotplug)") }
     }
 
-    private func sayWaiting() {
+    private func logWaiting() {
         logger.notice("\(rule) is not here yet: waiting for it to be plugged in")
     }
 
-    func started() { starting.take()?(nil) }
+    func completeStart() { startCompletion.take()?(nil) }
 
-    /// Ends a start that has failed, or says what has gone wrong later.
+    /// Fails the start, or logs an error of later.
     ///
-    /// - Parameter device: what was opened for it. Who hears of the end and tries again must not find
-    ///   it taken.
-    func fail(_ error: BackendError, givingBack device: HostDeviceSession? = nil) {
-        let done = starting.take()
-        if done == nil {
+    /// - Parameter session: an opened device, which is closed before the start completes: the client
+    ///   may try again at once.
+    func fail(_ error: BackendError, closing session: HostDeviceSession? = nil) {
+        let completion = startCompletion.take()
+        if completion == nil {
             logger.error("\(rule): \(error)")
         } else {
-            unfollow()
+            detach()
         }
-        guard let device else {
-            done?(error)
+        guard let session else {
+            completion?(error)
             return
         }
-        leave(device)
-        device.giveBack { _ in done?(error) }
+        keepUntilClosed(session)
+        session.shutDown { _ in completion?(error) }
     }
 
-    /// A start finds no device that the rule means.
-    func findNothing() {
-        guard starting != nil else { return }
+    /// The rule matches no device at the start: that fails for an address, otherwise it completes.
+    func completeStartWithoutDevice() {
+        guard startCompletion != nil else { return }
         if case .address(let bus, let address) = rule {
             fail(
                 Diagnosis.noDevice(
                     bus: bus, address: address,
-                    of: context.devices().filter { !$0.isHub }.map { HostDeviceName(bare: $0) }))
+                    of: context.devices().filter { !$0.isHub }
+                        .map { HostDeviceName(withoutStrings: $0) }))
         } else {
-            sayWaiting()
-            started()
+            logWaiting()
+            completeStart()
         }
     }
 
-    // MARK: - The end
+    // MARK: - Stop
 
-    private func unfollow() {
-        retry = nil
-        returning = nil
-        context.whenArrived = nil
-        context.whenDeparted = nil
+    /// Unplugs the device and selects no other.
+    private func detach() {
+        probeTimer = nil
+        returnTimer = nil
+        context.removeObserver(self)
         if let current, isAttached { bus?.detach(current.device) }
         isAttached = false
         bus = nil
-        if let current { leave(current) }
+        if let current { keepUntilClosed(current) }
         current = nil
     }
 
     public func stop() {
-        unfollow()
-        endLooking()
-        for device in leaving where !device.giveBack() { logger.warning("\(late([device]))") }
-        leaving = []
+        detach()
+        waitForProber()
+        for session in closing where !session.shutDown() {
+            logger.warning("\(timeoutError([session]))")
+        }
+        closing = []
     }
 
-    /// Waits for the lookout, as what it opens belongs to libusb's context. What it does not end in time
-    /// is left open for good.
-    private func endLooking() {
-        guard isLooking else { return }
-        isLooking = false
+    /// Waits for the prober's job, which may open a device of libusb's context. If the job takes too
+    /// long, all that it uses stays allocated.
+    private func waitForProber() {
+        guard isProbing else { return }
+        isProbing = false
         let hasEnded = Locked(false)
-        lookout.run {
+        jobs.run {
             hasEnded.withLock { $0 = true }
         } completion: {
         }
-        let deadline = loop.now + HostDeviceSession.shutDownTime
+        let deadline = loop.now + HostDeviceSession.shutDownTimeout
         while !hasEnded.withLock({ $0 }) {
             guard loop.now < deadline else {
-                // With the lookout goes what its jobs use.
-                _ = unsafe Unmanaged.passRetained(lookout)
+                _ = unsafe Unmanaged.passRetained(services)
                 _ = unsafe Unmanaged.passRetained(context)
-                logger.warning("\(rule): a device does not answer, and is left as it is")
+                logger.warning("\(rule): a device does not answer, and stays as it is")
                 return
             }
             context.handleEvents(waiting: .milliseconds(10))
+            jobs.checkForStall()
         }
     }
 
     public func stop(completion: @escaping (BackendError?) -> Void) {
-        unfollow()
-        var missing: [HostDeviceSession] = []
-        var count = leaving.count + 1
-        // Each of them holds on to this backend.
+        detach()
+        var late: [HostDeviceSession] = []
+        var count = closing.count + 1
+        // The completions retain this backend.
         let end = { [self] in
             count -= 1
             guard count == 0 else { return }
-            leaving = []
-            completion(missing.isEmpty ? nil : late(missing))
+            closing = []
+            completion(late.isEmpty ? nil : timeoutError(late))
         }
-        for device in leaving {
-            device.giveBack { isDone in
-                if !isDone { missing.append(device) }
+        for session in closing {
+            session.shutDown { isInTime in
+                if !isInTime { late.append(session) }
                 end()
             }
         }
-        if isLooking {
-            lookout.run {
+        if isProbing {
+            jobs.run {
             } completion: {
                 end()
             }
@@ -324,15 +323,15 @@ public final class HostBackend: DeviceBackend {
         }
     }
 
-    private func late(_ devices: [HostDeviceSession]) -> BackendError {
-        let names = devices.map(\.name.identity).joined(separator: ", ")
+    private func timeoutError(_ sessions: [HostDeviceSession]) -> BackendError {
+        let names = sessions.map(\.name.displayName).joined(separator: ", ")
         return BackendError(
             "\(names) did not answer in time; the host's drivers may be missing")
     }
 
-    /// For a backend that was opened and never started, or whose start failed.
+    /// Closes the device of a backend that was never started, or whose start failed.
     deinit {
-        endLooking()
-        if let current, !current.giveBack() { logger.warning("\(late([current]))") }
+        waitForProber()
+        if let current, !current.shutDown() { logger.warning("\(timeoutError([current]))") }
     }
 }

@@ -16,4 +16,10 @@ enum HostUSBLimits {
     static let keptTransferBytes = 1 << 20
     /// Bytes that a device keeps for further transfers in all.
     static let keptBytesPerDevice = 16 << 20
+    /// Threads for calls that may block, shared by all devices.
+    static let threads = 4
+    /// Threads while system calls hang: the pool starts a further one whenever no job has started for
+    /// ``stallTime`` although jobs wait.
+    static let threadsWhenStalled = 32
+    static let stallTime = Duration.seconds(1)
 }

@@ -6,11 +6,11 @@ import USB
 
 @testable import HostUSB
 
-/// What changes a device as a whole, and what waits for it.
+/// Operations on a device, and the transfers that wait for them.
 extension HostDeviceTests {
     // MARK: - Streams
 
-    @Test func `a stream's transfers are handed over`() {
+    @Test func `a stream's transfers are submitted`() {
         device.submit(
             Transfer(
                 id: .init(rawValue: 1), endpoint: Self.bulkIn, kind: .bulk(stream: 7),
@@ -59,7 +59,7 @@ extension HostDeviceTests {
         #expect(port.take() == ["1 completed 0"])
     }
 
-    @Test func `streams change when the operation before is taken back`() {
+    @Test func `streams change when the operation before them is dropped`() {
         bulk(1, Self.bulkIn)
         device.cancel(.init(rawValue: 1))
         control(2, .clearHalt(0x81))
@@ -70,7 +70,7 @@ extension HostDeviceTests {
     }
 
     @Test func `descriptors offer the streams that the host has`() throws {
-        device.offer.streams = StreamLimit(granted: 7, of: 16)
+        device.descriptorFilter.streamLimit = StreamLimit(granted: 7, of: 16)
         let whole = StreamLimitTests.disk()
         let offered = StreamLimitTests.disk(exponent: 2)
         func answer(_ id: UInt64, _ setup: SetupPacket) -> [UInt8] {
@@ -87,17 +87,17 @@ extension HostDeviceTests {
         }
         #expect(answer(1, get(0x80, 0x200)) == offered)
         #expect(answer(2, get(0x80, 0x201)) == offered)
-        // What others ask for in words like these means something else.
+        // The same bytes in another descriptor, or of another recipient, stay.
         #expect(answer(3, get(0x80, 0x300)) == whole)
         #expect(answer(4, get(0xc0, 0x200)) == whole)
         #expect(answer(5, get(0x81, 0x200)) == whole)
-        device.offer.streams = nil
+        device.descriptorFilter.streamLimit = nil
         #expect(answer(6, get(0x80, 0x200)) == whole)
     }
 
-    /// Drivers ask for the beginning first.
+    /// Drivers read the first bytes of a configuration before the whole.
     @Test(arguments: [(2, 7), (2, 8), (2, 9), (2, 18), (7, 9)] as [(UInt8, Int)])
-    func `a guest is not offered that the device wakes it`(type: UInt8, count: Int) {
+    func `a guest is not offered remote wakeup`(type: UInt8, count: Int) {
         let whole: [UInt8] = [9, type, 18, 0, 1, 1, 0, 0xe0, 50, 9, 4, 0, 0, 0, 0xe0, 1, 1, 0x20]
         let part = Array(whole.prefix(count))
         let bytes = Bytes(part)
@@ -136,7 +136,7 @@ extension HostDeviceTests {
         #expect(port.take() == ["1 stalled 0"])
     }
 
-    /// The kernel has the device locked meanwhile: a transfer would stop the loop.
+    /// The kernel locks the device meanwhile: a submission would block the loop.
     @Test func `while a halt is cleared all transfers wait`() {
         control(1, .clearHalt(0x81))
         #expect(handle.operations == [.clearHalt(Self.bulkIn)])
@@ -149,7 +149,7 @@ extension HostDeviceTests {
         #expect(handle.inFlightIDs == [4, 3, 2])
     }
 
-    @Test func `a halt is not cleared before the cancelled transfers of the endpoint are back`() {
+    @Test func `a halt is not cleared before the endpoint's cancelled transfers have ended`() {
         bulk(1, Self.bulkIn)
         bulk(2, Self.bulkIn)
         bulk(3, Self.bulkOut)
@@ -160,13 +160,13 @@ extension HostDeviceTests {
         #expect(handle.operations == [.clearHalt(Self.bulkIn)])
     }
 
-    @Test func `clearing a halt does not wait for a transfer that nobody cancelled`() {
+    @Test func `clearing a halt does not wait for a transfer that is not cancelled`() {
         bulk(1, Self.bulkIn)
         control(2, .clearHalt(0x81))
         #expect(handle.operations == [.clearHalt(Self.bulkIn)])
     }
 
-    @Test func `a configuration is not set before what it ends is back`() {
+    @Test func `a configuration is not set before the transfers it cancels have ended`() {
         bulk(1, Self.bulkIn)
         bulk(2, Self.bulkIn)
         bulk(3, Self.interruptIn)
@@ -182,7 +182,7 @@ extension HostDeviceTests {
         #expect(port.disconnections == 0)
     }
 
-    @Test func `a setting ends the transfers of its interface and no others`() {
+    @Test func `an alternate setting cancels the transfers of its interface and no others`() {
         device.endpoints = InterfaceEndpoints(in: [
             9, 2, 0, 0, 2, 1, 0, 0x80, 0,
             9, 4, 0, 0, 1, 3, 0, 0, 0, 7, 5, 0x82, 3, 8, 0, 8,
@@ -191,7 +191,7 @@ extension HostDeviceTests {
         ])
         bulk(1, Self.bulkIn)
         bulk(2, Self.interruptIn)
-        handle.answers = [.noMemory]
+        handle.results = [.noMemory]
         bulk(3, Self.bulkIn)
         control(4, .setInterface(1, 0))
         #expect(handle.cancelled == [1])
@@ -254,7 +254,7 @@ extension HostDeviceTests {
         #expect(handle.inFlightIDs == [2])
     }
 
-    @Test func `a cancelled request that still waits for the kernel is forgotten`() {
+    @Test func `a cancelled request whose operation has not started is dropped`() {
         bulk(1, Self.bulkIn)
         device.cancel(.init(rawValue: 1))
         control(2, .clearHalt(0x81))
@@ -279,7 +279,8 @@ extension HostDeviceTests {
 
     // MARK: - Reset
 
-    @Test func `a reset ends what is in flight, then resets, then lets later transfers go`() {
+    @Test func `a reset cancels the transfers in flight, then resets, then starts later transfers`()
+    {
         bulk(1, Self.bulkIn)
         device.reset()
         #expect(handle.cancelled == [1])
@@ -293,7 +294,7 @@ extension HostDeviceTests {
         #expect(handle.inFlightIDs == [2])
     }
 
-    @Test func `a reset ends what waits`() {
+    @Test func `a reset cancels waiting transfers`() {
         control(1, .setConfiguration(1))
         bulk(2, Self.bulkIn)
         device.reset()
@@ -308,7 +309,7 @@ extension HostDeviceTests {
         #expect(port.take() == [])
     }
 
-    @Test func `a second reset is spared while the device was only read`() {
+    @Test func `a second reset is skipped if the device was only read`() {
         device.reset()
         handle.endOperation(.done)
         control(1, .getDeviceDescriptor)
@@ -325,7 +326,7 @@ extension HostDeviceTests {
         SetupPacket(requestType: 0x21, request: 0xff, value: 0, index: 0, length: 0),
         SetupPacket(requestType: 0xc0, request: 1, value: 0, index: 0, length: 4),
     ])
-    func `a device that was changed is reset again`(setup: SetupPacket) {
+    func `a modified device is reset again`(setup: SetupPacket) {
         device.reset()
         handle.endOperation(.done)
         control(1, setup)
@@ -336,7 +337,7 @@ extension HostDeviceTests {
         #expect(handle.operations.filter { $0 == .reset }.count == 2)
     }
 
-    @Test func `a device that cannot be reset stays`() {
+    @Test func `a device that cannot be reset stays attached`() {
         device.reset()
         handle.endOperation(.refused, warnings: ["reset failed: Other error"])
         #expect(port.disconnections == 0)
@@ -345,7 +346,7 @@ extension HostDeviceTests {
         #expect(handle.operations == [.reset, .reset])
     }
 
-    // MARK: - Departure
+    // MARK: - Disconnection
 
     @Test func `a device that is another after its reset is unplugged`() {
         device.reset()
@@ -355,15 +356,15 @@ extension HostDeviceTests {
         #expect(port.disconnections == 1)
     }
 
-    @Test func `a departure ends everything and is told once`() {
-        var departures = 0
-        device.whenLost = { departures += 1 }
+    @Test func `a disconnection ends everything and is reported once`() {
+        var disconnections = 0
+        device.whenDisconnected = { disconnections += 1 }
         bulk(1, Self.bulkIn)
         bulk(2, Self.bulkIn)
         control(3, .clearHalt(0x02))
         bulk(4, Self.bulkOut)
         handle.end(1, .disconnected)
-        device.deviceLeft()
+        device.deviceDisconnected()
         handle.end(2, .cancelled)
         handle.endOperation(.disconnected)
         bulk(5, Self.bulkOut)
@@ -373,12 +374,12 @@ extension HostDeviceTests {
                 "5 disconnected 0",
             ])
         #expect(port.disconnections == 1)
-        #expect(departures == 1)
+        #expect(disconnections == 1)
         #expect(handle.inFlightIDs == [])
     }
 
-    @Test func `a departure that shows at submission is told`() {
-        handle.answers = [.disconnected]
+    @Test func `a disconnection that shows at submission is reported`() {
+        handle.results = [.disconnected]
         bulk(1, Self.bulkIn)
         #expect(port.take() == ["1 disconnected 0"])
         #expect(port.disconnections == 1)
@@ -386,17 +387,17 @@ extension HostDeviceTests {
         #expect(handle.operations == [])
     }
 
-    @Test func `a departure while waiting transfers start ends them all`() {
+    @Test func `a disconnection while waiting transfers start ends them all`() {
         control(1, .setConfiguration(1))
         bulk(2, Self.bulkIn)
         bulk(3, Self.bulkIn)
-        handle.answers = [.disconnected]
+        handle.results = [.disconnected]
         handle.endOperation(.done)
         #expect(port.take().sorted() == ["1 completed 0", "2 disconnected 0", "3 disconnected 0"])
         #expect(port.disconnections == 1)
     }
 
-    @Test func `a detached device cancels its transfers and says no more`() {
+    @Test func `a detached device cancels its transfers and completes none`() {
         bulk(1, Self.bulkIn)
         control(2, .clearHalt(0x81))
         bulk(3, Self.bulkIn)

@@ -6,7 +6,7 @@ import USB
 
 @testable import HostUSB
 
-/// How transfers, operations and resets are put in order, with a scripted kernel.
+/// The order of transfers, operations and resets, with a scripted kernel.
 struct HostDeviceTests {
     let handle = ScriptedHandle()
     let port = RecordingPort()
@@ -61,7 +61,7 @@ struct HostDeviceTests {
         #expect(handle.inFlightIDs == [3, 4, 5])
     }
 
-    @Test func `a stall reaches the guest and stops what is behind it`() {
+    @Test func `a stall reaches the guest and cancels the transfers behind it`() {
         for id in 1...3 as ClosedRange<UInt64> { bulk(id, Self.bulkIn) }
         bulk(4, Self.bulkOut)
         handle.end(1, .stalled)
@@ -74,7 +74,7 @@ struct HostDeviceTests {
     }
 
     @Test(arguments: [Transfer.Status.babbled, .failed])
-    func `an error stops what is behind it`(status: Transfer.Status) {
+    func `an error cancels the transfers behind it`(status: Transfer.Status) {
         bulk(1, Self.bulkIn)
         bulk(2, Self.bulkIn)
         handle.end(1, status, transferred: 512)
@@ -82,7 +82,7 @@ struct HostDeviceTests {
         #expect(port.take() == ["1 \(status) 512"])
     }
 
-    @Test func `a stalled control transfer stops nothing`() {
+    @Test func `a stalled control transfer cancels nothing`() {
         control(1, .getDeviceDescriptor)
         control(2, .getDeviceDescriptor)
         handle.end(1, .stalled)
@@ -90,13 +90,13 @@ struct HostDeviceTests {
         #expect(port.take() == ["1 stalled 0"])
     }
 
-    @Test func `what the kernel takes back by itself has failed`() {
+    @Test func `a transfer that the kernel cancels by itself has failed`() {
         bulk(1, Self.bulkIn)
         handle.end(1, .cancelled)
         #expect(port.take() == ["1 failed 0"])
     }
 
-    @Test func `a cancelled transfer ends as what it had become`() {
+    @Test func `a cancelled transfer may have completed already`() {
         bulk(1, Self.bulkIn)
         bulk(2, Self.bulkIn)
         device.cancel(.init(rawValue: 1))
@@ -116,16 +116,16 @@ struct HostDeviceTests {
     }
 
     @Test
-    func `what the kernel refuses is a stall of the control endpoint and a failure elsewhere`() {
-        handle.answers = [.refused, .refused]
+    func `a refused transfer is a stall of the control endpoint and a failure elsewhere`() {
+        handle.results = [.refused, .refused]
         control(1, .getDeviceDescriptor)
         bulk(2, Self.bulkIn)
         #expect(port.take() == ["1 stalled 0", "2 failed 0"])
     }
 
-    @Test func `a refused transfer is answered after those before it`() {
+    @Test func `a refused transfer completes after the transfers before it`() {
         bulk(1, Self.bulkIn)
-        handle.answers = [.refused]
+        handle.results = [.refused]
         bulk(2, Self.bulkIn)
         #expect(port.take() == [])
         handle.end(1, transferred: 512)
@@ -145,7 +145,7 @@ struct HostDeviceTests {
         #expect(device.keepsIsochronousTime)
     }
 
-    @Test func `a lost packet of an isochronous endpoint stops nothing`() {
+    @Test func `a lost packet of an isochronous endpoint cancels nothing`() {
         for id in 1...3 as ClosedRange<UInt64> { isochronous(id) }
         handle.end(1, transferred: 192)
         handle.end(2, .failed)
@@ -154,7 +154,7 @@ struct HostDeviceTests {
         #expect(port.take() == ["1 completed 192", "2 failed 0", "3 completed 10"])
     }
 
-    @Test func `who shares a batch with a cancelled transfer is cancelled too`() {
+    @Test func `a transfer in the batch of a cancelled one is cancelled too`() {
         for id in 1...2 as ClosedRange<UInt64> { isochronous(id) }
         device.cancel(.init(rawValue: 2))
         handle.end(1, .cancelled)
@@ -162,8 +162,8 @@ struct HostDeviceTests {
         #expect(port.take() == ["1 cancelled 0", "2 cancelled 0"])
     }
 
-    @Test func `the operator hears what the handle notes`() {
-        device.noted("no memory")
+    @Test func `a problem that the handle reports is logged`() {
+        device.report("no memory")
         #expect(log.all == ["warning: host 1:4: no memory"])
     }
 
@@ -171,7 +171,7 @@ struct HostDeviceTests {
 
     @Test func `a transfer without memory waits for another to end`() {
         bulk(1, Self.bulkIn)
-        handle.answers = [.noMemory]
+        handle.results = [.noMemory]
         bulk(2, Self.bulkIn)
         bulk(3, Self.bulkIn)
         #expect(handle.inFlightIDs == [1])
@@ -180,67 +180,67 @@ struct HostDeviceTests {
     }
 
     @Test func `a transfer without memory is tried again when nothing of ours is in flight`() {
-        handle.answers = [.noMemory, .noMemory]
+        handle.results = [.noMemory, .noMemory]
         bulk(1, Self.bulkIn)
-        loop.advance(by: HostDevice.starvationStep)
+        loop.advance(by: HostDevice.memoryRetryDelay)
         #expect(handle.inFlightIDs == [])
-        loop.advance(by: HostDevice.starvationStep)
+        loop.advance(by: HostDevice.memoryRetryDelay)
         #expect(handle.inFlightIDs == [1])
         #expect(log.all == [])
     }
 
     @Test func `a transfer that never gets memory fails and the limit is named`() {
-        handle.answers = [HostSubmission](repeating: .noMemory, count: 1000)
+        handle.results = [SubmissionResult](repeating: .noMemory, count: 1000)
         bulk(1, Self.bulkIn, count: 4096)
-        loop.advance(by: HostDevice.longestStarvation - HostDevice.starvationStep)
+        loop.advance(by: HostDevice.memoryTimeout - HostDevice.memoryRetryDelay)
         #expect(port.take() == [])
-        loop.advance(by: HostDevice.starvationStep)
+        loop.advance(by: HostDevice.memoryRetryDelay)
         #expect(port.take() == ["1 failed 0"])
         #expect(log.all.count == 1)
         #expect(log.all.first?.contains("usbfs_memory_mb") == true)
         #expect(log.all.first?.contains("4096 bytes") == true)
-        handle.answers = []
+        handle.results = []
         bulk(2, Self.bulkIn)
         #expect(handle.inFlightIDs == [2])
     }
 
-    @Test func `transfers that wait for the device do not hide that there is no memory`() {
+    @Test func `small transfers that end do not prolong the wait for memory`() {
         handle.memory = 1000
         bulk(1, Self.interruptIn, count: 8)
         bulk(2, Self.bulkOut, count: 1 << 20)
         for id in 3..<60 as Range<UInt64> {
-            loop.advance(by: HostDevice.starvationStep)
+            loop.advance(by: HostDevice.memoryRetryDelay)
             handle.end(handle.inFlightIDs[0], transferred: 8)
             bulk(id, Self.interruptIn, count: 8)
         }
         #expect(port.take().contains("2 failed 0"))
     }
 
-    @Test func `a slow device with large transfers starves nobody`() {
+    @Test func `each large transfer that ends prolongs the wait for memory`() {
         bulk(1, Self.bulkIn, count: 1 << 20)
         bulk(2, Self.bulkIn, count: 1 << 20)
-        handle.answers = [HostSubmission](repeating: .noMemory, count: 100_000)
+        handle.results = [SubmissionResult](repeating: .noMemory, count: 100_000)
         bulk(3, Self.bulkIn, count: 1 << 20)
-        loop.advance(by: HostDevice.longestStarvation - HostDevice.starvationStep)
+        loop.advance(by: HostDevice.memoryTimeout - HostDevice.memoryRetryDelay)
         handle.end(1, transferred: 1 << 20)
-        loop.advance(by: HostDevice.longestStarvation - HostDevice.starvationStep)
-        handle.answers = []
+        loop.advance(by: HostDevice.memoryTimeout - HostDevice.memoryRetryDelay)
+        handle.results = []
         handle.end(2, transferred: 1 << 20)
         #expect(handle.inFlightIDs == [3])
         #expect(log.all == [])
     }
 
-    @Test func `what waits for memory is not started behind a failure`() {
+    @Test func `a transfer that waits for memory is not started behind a failure`() {
         bulk(1, Self.bulkIn)
         bulk(2, Self.bulkIn)
-        handle.answers = [.noMemory]
+        handle.results = [.noMemory]
         bulk(3, Self.bulkIn)
         bulk(4, Self.bulkIn)
         handle.end(1, .stalled)
         handle.end(2, .cancelled)
         #expect(
             port.take() == ["1 stalled 0", "2 cancelled 0", "3 cancelled 0", "4 cancelled 0"])
-        loop.advance(by: HostDevice.longestStarvation * 2)
+        loop.advance(by: HostDevice.memoryTimeout * 2)
         #expect(handle.inFlightIDs == [])
         bulk(5, Self.bulkIn)
         #expect(handle.inFlightIDs == [5])
@@ -250,14 +250,14 @@ struct HostDeviceTests {
         handle.memory = 1000
         bulk(1, Self.bulkIn, count: 1 << 20)
         bulk(2, Self.bulkIn)
-        loop.advance(by: HostDevice.longestStarvation)
+        loop.advance(by: HostDevice.memoryTimeout)
         #expect(port.take() == ["1 failed 0", "2 cancelled 0"])
         #expect(handle.inFlightIDs == [])
     }
 
-    @Test func `nothing is started behind a refused transfer that has not been answered`() {
+    @Test func `nothing is started behind a refused transfer that has not completed`() {
         bulk(1, Self.bulkIn)
-        handle.answers = [.refused]
+        handle.results = [.refused]
         bulk(2, Self.bulkIn)
         bulk(3, Self.bulkIn)
         #expect(handle.inFlightIDs == [1])
@@ -267,19 +267,19 @@ struct HostDeviceTests {
         #expect(handle.inFlightIDs == [4])
     }
 
-    @Test func `a refusal ends the wait for memory, and the next one has its own time`() {
-        handle.answers = [.noMemory, .refused]
+    @Test func `a refusal ends the wait for memory, and the next wait has its own timeout`() {
+        handle.results = [.noMemory, .refused]
         bulk(1, Self.bulkIn)
-        loop.advance(by: HostDevice.starvationStep)
+        loop.advance(by: HostDevice.memoryRetryDelay)
         #expect(port.take() == ["1 failed 0"])
         handle.memory = 1000
         bulk(2, Self.bulkIn, count: 1 << 20)
-        loop.advance(by: HostDevice.longestStarvation)
+        loop.advance(by: HostDevice.memoryTimeout)
         #expect(port.take() == ["2 failed 0"])
     }
 
-    @Test func `a starved transfer can be cancelled`() {
-        handle.answers = [.noMemory]
+    @Test func `a transfer that waits for memory can be cancelled`() {
+        handle.results = [.noMemory]
         bulk(1, Self.bulkIn)
         device.cancel(.init(rawValue: 1))
         #expect(port.take() == ["1 cancelled 0"])

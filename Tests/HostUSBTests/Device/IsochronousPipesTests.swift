@@ -1,150 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import CLibUSB
 import Platform
 import Testing
 import USB
 
 @testable import HostUSB
 
-/// The libusb transfer that a batch describes, and the completions it makes of libusb's results, with
-/// the test as the kernel.
-struct IsochronousBatchTests {
-    let batch: IsochronousBatch
-
-    init() throws {
-        batch = try IsochronousBatch(
-            context: LibUSBContext(loop: ManualLoop()), memory: TransferMemory())
-    }
-
-    private func transfer(
-        _ id: UInt64, _ direction: Direction, _ buffer: TransferBuffer
-    ) -> Transfer {
-        Transfer(
-            id: .init(rawValue: id), endpoint: EndpointAddress(3, direction), kind: .isochronous,
-            buffer: buffer)
-    }
-
-    /// Ends the prepared batch as the kernel would, each packet with its status and count.
-    private func end(
-        _ whole: libusb_transfer_status = LIBUSB_TRANSFER_COMPLETED,
-        _ packets: (libusb_transfer_status, UInt32)...
-    ) -> [String] {
-        var found: [String] = []
-        batch.whenFinished = { _, answers in
-            found = answers.map { "\($0.1.id.rawValue) \($0.1.status) \($0.1.transferred)" }
-        }
-        batch.withRaw { raw, descriptors in
-            raw.pointee.status = whole
-            for (index, packet) in packets.enumerated() {
-                descriptors[index].status = packet.0
-                descriptors[index].actual_length = packet.1
-            }
-        }
-        batch.finish()
-        return found
-    }
-
-    @Test func `each transfer is a packet of its own length`() throws {
-        let parts = [Bytes([1, 2, 3]), Bytes([4]), Bytes([5, 6])]
-        try batch.prepare([
-            transfer(1, .out, parts[0].buffer), transfer(2, .out, TransferBuffer()),
-            transfer(3, .out, Bytes.buffer([parts[1], parts[2]])),
-        ])
-        batch.withRaw { raw, packets in
-            #expect(raw.pointee.type == UInt8(LIBUSB_TRANSFER_TYPE_ISOCHRONOUS.rawValue))
-            #expect(raw.pointee.endpoint == 3)
-            #expect(raw.pointee.num_iso_packets == 3)
-            #expect(raw.pointee.length == 6)
-            #expect((0..<3).map { packets[$0].length } == [3, 0, 3])
-            #expect((0..<6).map { raw.pointee.buffer[$0] } == [1, 2, 3, 4, 5, 6])
-        }
-        // Not every controller counts what it sent.
-        let done = LIBUSB_TRANSFER_COMPLETED
-        #expect(
-            end(done, (done, 3), (done, 0), (done, 0))
-                == ["1 completed 3", "2 completed 0", "3 completed 3"])
-    }
-
-    @Test func `IN data goes from each packet to its own buffer`() throws {
-        let parts = [Bytes([9, 9, 9]), Bytes([9, 9]), Bytes([9]), Bytes([9, 9])]
-        try batch.prepare([
-            transfer(1, .in, parts[0].buffer), transfer(2, .in, parts[1].buffer),
-            transfer(3, .in, Bytes.buffer([parts[2], parts[3]])),
-        ])
-        batch.withRaw { raw, _ in
-            for offset in 0..<8 { raw.pointee.buffer[offset] = UInt8(offset + 1) }
-        }
-        let done = LIBUSB_TRANSFER_COMPLETED
-        #expect(
-            end(done, (done, 1), (LIBUSB_TRANSFER_ERROR, 0), (done, 2))
-                == ["1 completed 1", "2 failed 0", "3 completed 2"])
-        #expect(parts.map(\.content) == [[1, 9, 9], [9, 9], [6], [7, 9]])
-    }
-
-    @Test func `a count over the room is cut`() throws {
-        let bytes = Bytes([0, 0])
-        try batch.prepare([transfer(1, .in, bytes.buffer)])
-        #expect(
-            end(LIBUSB_TRANSFER_COMPLETED, (LIBUSB_TRANSFER_OVERFLOW, .max)) == ["1 babbled 2"])
-    }
-
-    @Test func `of a cancelled batch counts what was done`() throws {
-        let buffers = (0..<3).map { _ in Bytes([0, 0]).buffer }
-        try batch.prepare(
-            buffers.enumerated().map { transfer(UInt64($0.offset), .in, $0.element) })
-        batch.cancel()
-        #expect(
-            end(
-                LIBUSB_TRANSFER_CANCELLED, (LIBUSB_TRANSFER_COMPLETED, 2),
-                (LIBUSB_TRANSFER_COMPLETED, 0), (LIBUSB_TRANSFER_ERROR, 0))
-                == ["0 completed 2", "1 cancelled 0", "2 cancelled 0"])
-    }
-
-    @Test(arguments: [
-        (LIBUSB_TRANSFER_CANCELLED, "failed"), (LIBUSB_TRANSFER_NO_DEVICE, "disconnected"),
-        (LIBUSB_TRANSFER_ERROR, "failed"),
-    ])
-    func `a batch that the kernel ends by itself has failed`(
-        whole: libusb_transfer_status, status: String
-    ) throws {
-        try batch.prepare([transfer(1, .in, Bytes([0]).buffer)])
-        #expect(end(whole, (LIBUSB_TRANSFER_COMPLETED, 0)) == ["1 \(status) 0"])
-    }
-
-    @Test func `an isochronous endpoint does not stall`() throws {
-        try batch.prepare([transfer(1, .out, Bytes([0]).buffer)])
-        #expect(end(LIBUSB_TRANSFER_COMPLETED, (LIBUSB_TRANSFER_STALL, 0)) == ["1 failed 0"])
-    }
-
-    @Test func `a batch has a bound, and something in it`() throws {
-        let many = (0..<HostUSBLimits.packetsPerRequest + 1).map {
-            transfer(UInt64($0), .in, Bytes([0]).buffer)
-        }
-        try batch.prepare(Array(many.dropLast()))
-        #expect(throws: LibUSBError.invalidParameter) { try batch.prepare(many) }
-        #expect(throws: LibUSBError.invalidParameter) { try batch.prepare([]) }
-    }
-
-    @Test func `a batch is used again, and lets go of the guest's memory when it has ended`() throws
-    {
-        weak var memory: Bytes?
-        for round in 1...2 as ClosedRange<UInt64> {
-            do {
-                let bytes = Bytes([UInt8](repeating: 0, count: 100 * Int(round)))
-                memory = bytes
-                try batch.prepare([transfer(round, .in, bytes.buffer)])
-            }
-            batch.cancel()
-            #expect(
-                end(LIBUSB_TRANSFER_CANCELLED, (LIBUSB_TRANSFER_COMPLETED, 0))
-                    == ["\(round) cancelled 0"])
-            #expect(memory == nil)
-        }
-    }
-}
-
-/// How transfers are put together, with the test as libusb.
+/// The collection of transfers into batches, with the test as libusb.
 final class IsochronousPipesTests {
     let loop = ManualLoop()
     let pipes: IsochronousPipes
@@ -153,7 +15,7 @@ final class IsochronousPipesTests {
 
     private final class Kernel {
         var batches: [(batch: IsochronousBatch, ids: [UInt64])] = []
-        /// What the next batches are answered with.
+        /// Thrown for the next batches.
         var errors: [LibUSBError] = []
     }
 
@@ -194,7 +56,7 @@ final class IsochronousPipesTests {
 
     private func turn() { loop.advance(by: .zero) }
 
-    @Test func `what comes in one turn is spread over a few batches`() {
+    @Test func `the transfers of one turn are spread over a few batches`() {
         start(1...8)
         #expect(take() == [])
         turn()
@@ -202,7 +64,7 @@ final class IsochronousPipesTests {
         #expect(!pipes.isIdle)
     }
 
-    @Test func `one alone is not held back`() {
+    @Test func `a single transfer waits for no other`() {
         start(1...1)
         turn()
         #expect(take() == [[1]])
@@ -237,7 +99,7 @@ final class IsochronousPipesTests {
         #expect(results.ended.count == 12)
     }
 
-    @Test func `a transfer that waits is cancelled in the next turn`() {
+    @Test func `a waiting transfer is cancelled in the next turn`() {
         start(1...2)
         #expect(pipes.cancel(.init(rawValue: 1)))
         #expect(results.ended == [])
@@ -248,14 +110,14 @@ final class IsochronousPipesTests {
         #expect(pipes.cancel(.init(rawValue: 2)))
     }
 
-    @Test func `the end of everything needs no turn`() {
+    @Test func `all transfers are cancelled without another turn`() {
         start(1...2)
         pipes.cancelAll()
         #expect(results.ended == ["1 cancelled", "2 cancelled"])
         #expect(pipes.isIdle)
     }
 
-    @Test func `without memory the rest waits for the end of a batch`() {
+    @Test func `without memory of the kernel the rest waits for the end of a batch`() {
         start(1...1)
         turn()
         let first = kernel.batches.removeFirst()
@@ -269,7 +131,7 @@ final class IsochronousPipesTests {
         #expect(take() == [[2], [3]])
     }
 
-    @Test func `without memory and without hope transfers fail, and somebody says so`() {
+    @Test func `without memory and without a batch in flight transfers fail, which is reported`() {
         kernel.errors = [.noMemory]
         start(1...1)
         turn()
@@ -278,7 +140,7 @@ final class IsochronousPipesTests {
         #expect(pipes.isIdle)
     }
 
-    @Test func `a device that is gone ends what is started on it`() {
+    @Test func `transfers of a disconnected device end as disconnected`() {
         kernel.errors = [.noDevice]
         start(1...1)
         turn()

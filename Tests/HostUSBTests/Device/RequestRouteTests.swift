@@ -5,7 +5,7 @@ import USB
 
 @testable import HostUSB
 
-/// Which control requests reach the device, and which become calls of the host's kernel.
+/// The control requests that reach the device, and those that the host's kernel executes.
 struct RequestRouteTests {
     private func route(
         _ type: UInt8, _ request: UInt8, value: UInt16 = 0, index: UInt16 = 0, length: UInt16 = 0
@@ -23,7 +23,7 @@ struct RequestRouteTests {
         #expect(route(0x41, 11, value: 1) == .forward)
     }
 
-    @Test func `configuration, interface and halt are the kernel's`() {
+    @Test func `the kernel sets configuration and interface and clears halts`() {
         #expect(route(0, 9, value: 1) == .operate(.setConfiguration(1)))
         #expect(route(0, 9, value: 0) == .operate(.setConfiguration(0)))
         #expect(route(1, 11, value: 2, index: 3) == .operate(.setInterface(3, setting: 2)))
@@ -39,7 +39,7 @@ struct RequestRouteTests {
         #expect(route(2, 3, value: 0, index: 0x81) == .forward)
     }
 
-    @Test func `what concerns the link is acknowledged`() {
+    @Test func `requests about the link are acknowledged`() {
         #expect(route(0, 5, value: 7) == .acknowledge)
         for feature in 48...50 as ClosedRange<UInt16> {
             #expect(route(0, 3, value: feature) == .acknowledge)

@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-import Foundation
-import Glibc
-import Platform
-import TestKit
 import Testing
 import USB
 
 @testable import HostUSB
 
-/// What a guest is offered of a device's streams.
+/// The streams that a guest is offered.
 struct StreamLimitTests {
     /// A configuration as a UAS disk has it: setting 0 without streams, setting 1 with 2^`exponent`.
     static func disk(exponent: UInt8 = 4, configuration: UInt8 = 1) -> [UInt8] {
@@ -21,7 +17,7 @@ struct StreamLimitTests {
             [9, 4, 0, 1, 3, 8, 6, 0x62, 0],
             [7, 5, 0x81, 2, 0, 4, 0], [6, 0x30, 15, exponent, 0, 0], [4, 0x24, 3, 0],
             [7, 5, 0x02, 2, 0, 4, 0], [6, 0x30, 15, exponent, 0, 0], [4, 0x24, 4, 0],
-            // The streams' number is something else for endpoints that are not bulk.
+            // In companions of interrupt endpoints the same bits have another meaning.
             [7, 5, 0x83, 3, 0, 4, 8], [6, 0x30, 0, 3, 0, 4],
         ]
         return parts.flatMap(\.self)
@@ -46,7 +42,8 @@ struct StreamLimitTests {
     }
 
     @Test(arguments: [(4, 16), (7, 128), (8, 255), (16, 255)] as [(UInt8, Int)])
-    func `as many streams are tried as our controller can use`(exponent: UInt8, count: Int) {
+    func `as many streams are tried as the guest's controller can use`(exponent: UInt8, count: Int)
+    {
         let endpoint = StreamEndpoint(interface: 0, setting: 0, address: 1, exponent: exponent)
         #expect(endpoint.offered == count)
     }
@@ -68,7 +65,7 @@ struct StreamLimitTests {
         #expect(seen(Self.disk(exponent: 1), limit) == Self.disk(exponent: 1))
     }
 
-    @Test func `without streams there is no setting for UAS`() throws {
+    @Test func `without streams there is no alternate setting for UAS`() throws {
         let limit = try #require(StreamLimit(granted: 0, of: 16))
         var expected = Self.disk(exponent: 0)
         let setting = try #require(expected.firstRange(of: [8, 6, 0x62] as [UInt8]))
@@ -76,8 +73,7 @@ struct StreamLimitTests {
         #expect(seen(Self.disk(), limit) == expected)
     }
 
-    /// Whatever a guest asks for is a beginning of the whole.
-    @Test func `the beginning of descriptors is changed as the whole`() throws {
+    @Test func `the first bytes of descriptors are changed as in the whole`() throws {
         for granted in [0, 7] {
             let limit = try #require(StreamLimit(granted: granted, of: 16))
             let whole = Self.disk()
@@ -89,7 +85,7 @@ struct StreamLimitTests {
                     #expect(byte == seen(whole, limit)[index])
                 }
             }
-            // What is decided by bytes that are there is decided.
+            // A change does not need the bytes behind it.
             #expect(
                 seen(Array(whole.dropLast(3)), limit) == Array(seen(whole, limit).dropLast(3)))
         }
@@ -97,39 +93,9 @@ struct StreamLimitTests {
 
     @Test(
         arguments: [[], [0, 0], [1, 2], [9], [9, 2], [255, 4, 1], [2, 48, 6, 48, 0]] as [[UInt8]])
-    func `what is no descriptor changes nothing`(bytes: [UInt8]) throws {
+    func `malformed descriptors are not changed`(bytes: [UInt8]) throws {
         #expect(StreamEndpoint.greatest(in: bytes, configuration: 1) == nil)
         let limit = try #require(StreamLimit(granted: 0, of: 16))
         #expect(seen(bytes, limit) == bytes)
-    }
-}
-
-/// The lock that keeps a device for one.
-struct NodeMarkTests {
-    @Test func `a node is kept once, until its mark goes`() throws {
-        let folder = try TemporaryFolder()
-        let path = folder.file("node")
-        try Data().write(to: folder.url("node"))
-        var mark: DeviceNodeLock? = try DeviceNodeLock.keep(path)
-        // A process that another test has just forked has the node open, too, and is named.
-        func isTaken(_ body: () throws -> Void) -> Bool {
-            holdsEventually {
-                do { try body() } catch OpeningError.taken(by: []) { return true } catch {}
-                return false
-            }
-        }
-        #expect(isTaken { _ = try DeviceNodeLock.keep(path) })
-        let other = try SystemFiles.openNode(path)
-        #expect(isTaken { try DeviceNodeLock.tryKeeping(other.rawValue, of: path).get() })
-        _ = mark
-        mark = nil
-        try eventually { try DeviceNodeLock.tryKeeping(other.rawValue, of: path).get() }
-        #expect(isTaken { _ = try DeviceNodeLock.keep(path) })
-    }
-
-    @Test func `a node that is missing is so`() {
-        #expect(throws: OpeningError.refused(.noDevice)) {
-            try DeviceNodeLock.keep("/dev/bus/usb/250/127")
-        }
     }
 }

@@ -4,25 +4,25 @@ import Testing
 
 @testable import HostUSB
 
-/// libusb on a loop that cannot watch any more.
+/// libusb's descriptors on the loop, and the observers of its devices.
 struct LibUSBContextTests {
-    @Test func `a loop that watches nothing more refuses libusb, which is ended once`() {
+    @Test func `without room for libusb's descriptors the context is refused and ended once`() {
         let loop = ManualLoop()
         loop.limit = 0
         #expect(throws: LibUSBError.noMemory) { _ = try LibUSBContext(loop: loop) }
     }
 
-    @Test func `what the loop cannot watch is watched when it can`() throws {
+    @Test func `a descriptor that the loop cannot watch is tried again`() throws {
         let loop = ManualLoop()
         loop.limit = 1
         let context = try LibUSBContext(loop: loop)
-        loop.advance(by: LibUSBContext.retryStep)
+        loop.advance(by: LibUSBContext.retryDelay)
         #expect(loop.watched == 1)
         loop.limit = .max
-        loop.advance(by: LibUSBContext.retryStep)
+        loop.advance(by: LibUSBContext.retryDelay)
         let watched = loop.watched
         #expect(watched > 1)
-        loop.advance(by: LibUSBContext.retryStep * 2)
+        loop.advance(by: LibUSBContext.retryDelay * 2)
         #expect(loop.watched == watched)
         withExtendedLifetime(context) {}
     }

@@ -225,7 +225,7 @@ struct TransferSlotTests {
         #expect(end(raw, count: 0)?.status == status)
     }
 
-    @Test func `that the kernel has no memory is known of every kind of transfer`() {
+    @Test func `a lack of memory is recognised for every kind of transfer`() {
         func failure(_ result: LibUSBError, _ cause: CInt) -> LibUSBError? {
             do throws(LibUSBError) {
                 try submission {

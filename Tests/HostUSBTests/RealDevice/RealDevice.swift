@@ -9,28 +9,27 @@ import TestKit
 import Testing
 import USB
 
-/// A real device of this machine behind the backend, with the test as the controller.
+/// A real device of this machine, attached by the backend, with the test as the controller.
 ///
-/// It needs a machine whose devices may be played with: the outer guest of the test bed, which says
-/// so with USBVFIOD_REAL_DEVICES. The tests that use it are run there by `VMTests`.
+/// It needs a machine whose devices may be disturbed: the outer guest of the test bed, where
+/// USBVFIOD_REAL_DEVICES is set. `VMTests` runs the tests that use it there.
 final class RealDevice: USBBus, USBPort {
-    static let areHere = ProcessInfo.processInfo.environment["USBVFIOD_REAL_DEVICES"] != nil
+    static let areAvailable = ProcessInfo.processInfo.environment["USBVFIOD_REAL_DEVICES"] != nil
 
-    private static let patience = Duration.seconds(20)
+    private static let timeout = Duration.seconds(20)
 
     let loop: EpollLoop
     let log: LogRecorder.Lines
     private let backend: any DeviceBackend
-    private var plugged: (any USBDevice)?
+    private var attached: (any USBDevice)?
     private var completions: [UInt64: Transfer.Completion] = [:]
     private(set) var order: [UInt64] = []
     private(set) var disconnections = 0
     private var nextID: UInt64 = 1
 
-    /// Passes through the device whose ids these are, as it is found under /sys.
+    /// Passes through the device with these ids, which is looked up in sysfs.
     ///
-    /// - Parameter isServing: as while the program serves others: nothing is waited for but in turns of
-    ///   the loop.
+    /// - Parameter isServing: whether the backend starts and stops without blocking the loop.
     init(
         vendor: String, product: String, serial: String? = nil, isServing: Bool = false
     ) throws {
@@ -52,37 +51,37 @@ final class RealDevice: USBBus, USBPort {
 
     func stop() { try? backend.stop() }
 
-    /// The same while the loop turns.
+    /// Stops without blocking the loop.
     func stopLater() throws { try finish { backend.stop(completion: $0) } }
 
-    /// Begins something that does not wait, and turns the loop until it has ended.
+    /// Begins a call that does not block, and turns the loop until it has completed.
     private func finish(_ begin: (@escaping (BackendError?) -> Void) -> Void) throws {
         var ends: [BackendError?] = []
         begin { ends.append($0) }
-        #expect(ends.isEmpty, "it has waited")
+        #expect(ends.isEmpty, "it has blocked")
         try turn { !ends.isEmpty }
         #expect(ends.count == 1)
         if let error = ends.first ?? nil { throw error }
     }
 
     var device: any USBDevice {
-        get throws { try #require(plugged) }
+        get throws { try #require(attached) }
     }
 
     // MARK: - The controller's part
 
     func attach(_ device: any USBDevice) throws(AttachError) {
-        plugged = device
+        attached = device
         device.attach(to: self)
     }
 
     func detach(_ device: any USBDevice) {
-        plugged = nil
+        attached = nil
         device.detached()
     }
 
     func complete(_ completion: Transfer.Completion) {
-        #expect(completions[completion.id.rawValue] == nil, "answered twice: \(completion)")
+        #expect(completions[completion.id.rawValue] == nil, "completed twice: \(completion)")
         completions[completion.id.rawValue] = completion
         order.append(completion.id.rawValue)
     }
@@ -111,13 +110,13 @@ final class RealDevice: USBBus, USBPort {
 
     func hasEnded(_ id: UInt64) -> Bool { completions[id] != nil }
 
-    /// Turns the loop until something is so.
-    func turn(within limit: Duration = patience, until isDone: () -> Bool) throws {
+    /// Turns the loop until a condition holds.
+    func turn(within limit: Duration = timeout, until isDone: () -> Bool) throws {
         let deadline = loop.now + limit
         while !isDone() && loop.now < deadline {
             try loop.turn(until: min(deadline, loop.now + .milliseconds(50)))
         }
-        #expect(isDone(), "waited \(limit) in vain; logged: \(log.all)")
+        #expect(isDone(), "timed out after \(limit); logged: \(log.all)")
     }
 
     func control(_ setup: SetupPacket, _ data: [UInt8]? = nil) throws -> (
@@ -134,12 +133,12 @@ final class RealDevice: USBBus, USBPort {
             SetupPacket(
                 requestType: 0x80, request: 6, value: 0x200 + index, index: 0, length: 255))
         var addresses: [UInt8] = []
-        var place = 0
-        while place + 3 < descriptor.count && descriptor[place] >= 2 {
-            if descriptor[place + 1] == 5 && descriptor[place + 3] & 3 == 2 {
-                addresses.append(descriptor[place + 2])
+        var offset = 0
+        while offset + 3 < descriptor.count && descriptor[offset] >= 2 {
+            if descriptor[offset + 1] == 5 && descriptor[offset + 3] & 3 == 2 {
+                addresses.append(descriptor[offset + 2])
             }
-            place += Int(descriptor[place])
+            offset += Int(descriptor[offset])
         }
         let first = try #require(addresses.first { $0 & 0x80 != 0 })
         return (first & 0xf, try #require(addresses.first { $0 & 0x80 == 0 }))
@@ -187,7 +186,7 @@ final class RealDevice: USBBus, USBPort {
     }
 }
 
-/// The Bulk-Only Transport of a stick, as its driver speaks it.
+/// A USB stick, used by the Bulk-Only Transport.
 struct Stick {
     static let ids = (vendor: "46f4", product: "0001")
 

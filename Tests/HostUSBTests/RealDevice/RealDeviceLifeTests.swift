@@ -7,10 +7,10 @@ import USB
 
 @testable import HostUSB
 
-/// How real devices are taken and given back, and what they offer. The suite's other tests pull
-/// devices out, so they come later: tests run in the order of files and lines.
+/// How real devices are opened and released, and their descriptors. The suite's other tests unplug
+/// devices, so they come later: tests run in the order of files and lines.
 extension RealDeviceTests {
-    @Test func `the host's driver is taken away and comes back`() throws {
+    @Test func `the host's driver is detached and attached again`() throws {
         let ids = Stick.ids
         #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
         let stick = try Stick()
@@ -20,7 +20,7 @@ extension RealDeviceTests {
         #expect(stick.device.log.all == [])
     }
 
-    @Test func `the same while the loop turns, and nothing waits`() throws {
+    @Test func `the same without blocking the loop`() throws {
         let ids = Stick.ids
         for _ in 0..<3 {
             #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
@@ -30,7 +30,7 @@ extension RealDeviceTests {
             _ = try stick.device.start(
                 EndpointAddress(stick.inNumber, .in), .bulk(stream: 0),
                 Bytes([UInt8](repeating: 0, count: 4096)).buffer)
-            // One that waits for the turn's end does not reach the kernel, and is the last to end.
+            // This one waits for the end of the turn, does not reach the kernel, and ends last.
             _ = try stick.device.start(
                 EndpointAddress(stick.inNumber, .in), .isochronous,
                 Bytes([UInt8](repeating: 0, count: 8)).buffer)
@@ -41,7 +41,7 @@ extension RealDeviceTests {
     }
 
     @Test(arguments: [false, true])
-    func `a second rule for a device is refused, and told why`(isServing: Bool) throws {
+    func `a second rule for a device is refused with the reason`(isServing: Bool) throws {
         let stick = try Stick()
         do {
             _ = try RealDevice(
@@ -49,24 +49,25 @@ extension RealDeviceTests {
             Issue.record("opened twice")
         } catch {
             #expect(
-                "\(error)".hasSuffix("is passed on already, by another --device of this server"))
+                "\(error)".hasSuffix(
+                    "is passed through already, by another --device of this server"))
         }
-        // The refused one has left the device alone.
+        // The refused rule has not changed the device.
         try stick.command([0, 0, 0, 0, 0, 0], dataIn: false, count: 0)
         _ = try stick.status()
         stick.device.stop()
         try Stick(isServing: isServing).device.stop()
     }
 
-    /// Most programs know nothing of marks.
+    /// Most programs do not use the lock.
     @Test(arguments: [false, true])
     func `a device in use is refused and its user is named`(isServing: Bool) throws {
         let context = try LibUSBContext(loop: EpollLoop())
         let node = try #require(
             context.devices().first { $0.vendor == 0x46f4 && $0.product == 1 })
         let user = DeviceControl(try node.opener.open(), portPath: node.portPath, node: "")
-        #expect(user.begin().claimed == [0])
-        // The one that was refused is not in the way of the next.
+        #expect(user.claimDevice().claimed == [0])
+        // The first refusal does not cause the second.
         for _ in 0..<2 {
             do {
                 _ = try RealDevice(
@@ -77,12 +78,13 @@ extension RealDeviceTests {
                 #expect("\(error)".contains("held by 'usbfs'"))
             }
         }
-        user.giveBack(resetting: false)
+        user.release(resetting: false)
         user.close()
         try Stick().device.stop()
     }
 
-    @Test func `a device that is stopped with transfers in flight goes back to its driver`() throws
+    @Test func `a device that is stopped with transfers in flight is released to its driver`()
+        throws
     {
         let keyboard = try Keyboard()
         for _ in 0..<8 { _ = try keyboard.listen() }
@@ -91,7 +93,7 @@ extension RealDeviceTests {
         #expect(keyboard.device.log.all == [])
     }
 
-    @Test func `the same while the loop turns`() throws {
+    @Test func `the same, with the loop turning`() throws {
         let keyboard = try Keyboard()
         for _ in 0..<8 { _ = try keyboard.listen() }
         try keyboard.device.stopLater()

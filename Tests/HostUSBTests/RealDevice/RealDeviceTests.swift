@@ -7,10 +7,11 @@ import USB
 
 @testable import HostUSB
 
-/// The backend with real devices, a real usbfs and the real libusb; see ``RealDevice``.
+/// The backend with real devices, usbfs and libusb; see ``RealDevice``.
 @Suite(
     .serialized,
-    .enabled(if: RealDevice.areHere, "it needs USB devices to play with; VMTests runs it"))
+    .enabled(
+        if: RealDevice.areAvailable, "it needs USB devices that it may disturb; VMTests runs it"))
 struct RealDeviceTests {
     @Test func `a stick is read and written in large transfers, several in flight`() throws {
         let stick = try Stick()
@@ -23,7 +24,7 @@ struct RealDeviceTests {
         #expect(sent.transferred == 1 << 20)
         #expect(try stick.status() == 0)
 
-        // In one piece, in sixteen transfers, and in one transfer of many pieces.
+        // In one transfer, in sixteen, and in one with many segments.
         try stick.command(Stick.readBlocks(64, count: 2048), dataIn: true, count: 1 << 20)
         let (completion, data) = try device.read(1 << 20, from: stick.inNumber)
         #expect(completion.status == .completed)
@@ -51,7 +52,7 @@ struct RealDeviceTests {
         device.stop()
     }
 
-    @Test func `a short answer is a completed transfer with fewer bytes`() throws {
+    @Test func `a short packet completes a transfer with fewer bytes`() throws {
         let stick = try Stick()
         try stick.command([0x12, 0, 0, 0, 36, 0], dataIn: true, count: 36)
         let (completion, data) = try stick.device.read(4096, from: stick.inNumber)
@@ -62,7 +63,7 @@ struct RealDeviceTests {
         stick.device.stop()
     }
 
-    @Test func `what the device does not know is a stall, and the next request works`() throws {
+    @Test func `an unsupported request is a stall, and the next request works`() throws {
         let stick = try Stick()
         let device = stick.device
         for _ in 0..<3 {
@@ -80,12 +81,12 @@ struct RealDeviceTests {
     @Test func `a halted endpoint works again once its halt is cleared`() throws {
         let stick = try Stick()
         let device = stick.device
-        // A command wrapper of nonsense: the device stalls.
-        let nonsense = try device.write([UInt8](repeating: 0xee, count: 31), to: stick.outNumber)
-        #expect([.stalled, .completed].contains(nonsense.status))
+        // The device stalls an invalid command block wrapper.
+        let invalid = try device.write([UInt8](repeating: 0xee, count: 31), to: stick.outNumber)
+        #expect([.stalled, .completed].contains(invalid.status))
         let (refused, _) = try device.read(13, from: stick.inNumber)
         #expect(refused.status == .stalled)
-        // The recovery of the specification: class reset, then both halts.
+        // Reset Recovery: class reset, then both halts (Bulk-Only Transport, 5.3.4).
         let reset = try device.control(
             SetupPacket(requestType: 0x21, request: 0xff, value: 0, index: 0, length: 0))
         #expect(reset.completion.status == .completed)
@@ -96,12 +97,12 @@ struct RealDeviceTests {
         try stick.command(Stick.readBlocks(0, count: 8), dataIn: true, count: 4096)
         #expect(try device.read(4096, from: stick.inNumber).0.transferred == 4096)
         #expect(try stick.status() == 0)
-        // A halt of an endpoint that is not there.
+        // An endpoint that does not exist.
         #expect(try device.control(.clearHalt(0x8e)).completion.status == .stalled)
         device.stop()
     }
 
-    @Test func `a configuration that is not there is refused and the device stays usable`() throws {
+    @Test func `an unknown configuration is refused and the device stays usable`() throws {
         let stick = try Stick()
         let device = stick.device
         #expect(try device.control(.setConfiguration(9)).completion.status == .stalled)
@@ -119,7 +120,7 @@ struct RealDeviceTests {
         #expect(driver == "usb-storage")
     }
 
-    @Test func `a device left without its configuration gets it back`() throws {
+    @Test func `the host's configuration is restored at the end`() throws {
         let stick = try Stick()
         #expect(try stick.device.control(.setConfiguration(0)).completion.status == .completed)
         stick.device.stop()
@@ -127,7 +128,7 @@ struct RealDeviceTests {
         #expect(driver == "usb-storage")
     }
 
-    @Test func `an endpoint that is not there fails`() throws {
+    @Test func `a transfer of an unknown endpoint fails`() throws {
         let stick = try Stick()
         let (completion, _) = try stick.device.read(64, from: 13)
         #expect(completion.status == .failed)
@@ -149,7 +150,7 @@ struct RealDeviceTests {
         keyboard.device.stop()
     }
 
-    @Test func `a reset cancels what is in flight and the device works afterwards`() throws {
+    @Test func `a reset cancels the transfers in flight and the device works afterwards`() throws {
         let keyboard = try Keyboard()
         let device = keyboard.device
         let pending = try [keyboard.listen(), keyboard.listen()]
@@ -209,7 +210,7 @@ struct RealDeviceTests {
 
     // MARK: - Gadget zero: Linux's own device on dummy_hcd
 
-    /// Configuration 3 is a source and a sink of zeroes, configuration 2 gives back what it takes.
+    /// Configuration 3 is a source and a sink of zeroes, configuration 2 loops data back.
     private struct GadgetZero {
         let device: RealDevice
         let source: (in: UInt8, out: UInt8)
@@ -287,7 +288,7 @@ struct RealDeviceTests {
         device.stop()
     }
 
-    // MARK: - Departure; the test's caller pulls the plug when this file is there
+    // MARK: - Disconnection; VMTests unplugs the device when the file exists
 
     @Test func `a device that is unplugged ends everything`() throws {
         let keyboard = try Keyboard()
@@ -304,7 +305,7 @@ struct RealDeviceTests {
         device.stop()
     }
 
-    @Test func `a device that is unplugged while nothing is in flight is missed`() throws {
+    @Test func `the unplugging of an idle device is noticed`() throws {
         let stick = try Stick()
         try Data().write(to: URL(filePath: "/tmp/unplug-stick"))
         try stick.device.turn { stick.device.disconnections > 0 }
@@ -313,7 +314,7 @@ struct RealDeviceTests {
     }
 }
 
-/// A keyboard that nobody types on: its transfers wait.
+/// A keyboard whose keys are not pressed, so its transfers wait.
 struct Keyboard {
     let device: RealDevice
 
@@ -321,7 +322,7 @@ struct Keyboard {
         device = try RealDevice(vendor: "0627", product: "0001")
         let set = try device.control(.setConfiguration(1))
         #expect(set.completion.status == .completed)
-        // Reports only when a key changes.
+        // SET_IDLE 0: a report only when a key changes.
         let idle = try device.control(
             SetupPacket(requestType: 0x21, request: 10, value: 0, index: 0, length: 0))
         #expect(idle.completion.status == .completed)

@@ -2,26 +2,24 @@
 
 internal import USB
 
-/// What a guest must not be offered of a device.
-///
-/// A guest counts on what descriptors offer, so they must not offer what it cannot have: they are
-/// changed on their way to the guest.
-struct GuestOffer: Equatable, Sendable {
-    /// `bmAttributes` of a configuration (USB 2.0, 9.6.3): its place, and its bit for remote wakeup.
+/// Adapts a device's configuration descriptors for the guest, which must not be offered what it
+/// cannot have: remote wakeup, and streams that the host's controller lacks.
+struct DescriptorFilter: Equatable, Sendable {
+    /// `bmAttributes` of a configuration (USB 2.0, 9.6.3): its offset, and its bit for remote wakeup.
     private static let attributes = 7
     private static let remoteWakeup: UInt8 = 1 << 5
 
-    /// If the host has fewer streams than the device.
-    var streams: StreamLimit?
+    /// Set if the host has fewer streams than the device.
+    var streamLimit: StreamLimit?
 
-    /// The bytes of a configuration's descriptors, or of their beginning, that a guest must see
-    /// differently.
+    /// The bytes to replace in a configuration's descriptors, or in the beginning of them.
     func changes(to bytes: [UInt8]) -> [(offset: Int, value: UInt8)] {
-        wakeupChanges(to: bytes) + (streams?.changes(to: bytes) ?? [])
+        wakeupChanges(to: bytes) + (streamLimit?.changes(to: bytes) ?? [])
     }
 
-    /// A device that the guest suspends runs on here, and what it would wake the guest for nobody
-    /// would hear of. A guest that is not offered it leaves such a device running.
+    /// Removes remote wakeup. The host does not suspend a device that the guest suspends, so the
+    /// device would not wake the guest. A guest that is not offered remote wakeup does not suspend a
+    /// device that needs it.
     private func wakeupChanges(to bytes: [UInt8]) -> [(offset: Int, value: UInt8)] {
         var changes: [(offset: Int, value: UInt8)] = []
         for (offset, descriptor) in DescriptorWalk(bytes, takesCutOff: true) {

@@ -84,7 +84,7 @@ struct InterfaceEndpoints: Equatable, Sendable {
 struct DescriptorWalk: Sequence, IteratorProtocol {
     private let bytes: [UInt8]
     private let takesCutOff: Bool
-    private var place = 0
+    private var nextOffset = 0
 
     /// - Parameter takesCutOff: the last one may be longer than what there is of it.
     init(_ bytes: [UInt8], takesCutOff: Bool = false) {
@@ -93,11 +93,11 @@ struct DescriptorWalk: Sequence, IteratorProtocol {
     }
 
     mutating func next() -> (offset: Int, bytes: [UInt8])? {
-        let offset = place
+        let offset = nextOffset
         guard bytes.count - offset >= 2 else { return nil }
         let length = Int(bytes[offset])
         guard length >= 2, takesCutOff || length <= bytes.count - offset else { return nil }
-        place = Swift.min(offset + length, bytes.count)
-        return (offset, Array(bytes[offset..<place]))
+        nextOffset = Swift.min(offset + length, bytes.count)
+        return (offset, Array(bytes[offset..<nextOffset]))
     }
 }

@@ -5,25 +5,25 @@ internal import Glibc
 internal import Platform
 internal import USB
 
-/// The blocking half of an opened device: claims, configurations, resets.
+/// The blocking calls on an opened device: claims, configurations, resets.
 ///
-/// Used by one thread at a time: that of the worker, and before it the one that starts the device.
-/// It knows which interfaces are ours and which of them a driver of the host's had before.
+/// One thread uses it at a time: the loop's while the server starts, later those of the device's
+/// ``SerialQueue``. It keeps which interfaces are claimed and which had a driver of the host before.
 final class DeviceControl: Sendable {
     private struct State {
-        /// Numbers of the interfaces that are claimed.
+        /// Numbers of the claimed interfaces.
         var claimed: [UInt8] = []
-        /// Numbers of those from which a kernel driver was taken, which gets them back.
-        var borrowed: [UInt8] = []
-        /// The configuration in which the device was found.
-        var original: UInt8?
+        /// Numbers of the interfaces whose kernel driver was detached; it is attached again at the end.
+        var withoutDriver: [UInt8] = []
+        /// The configuration that the host had chosen.
+        var originalConfiguration: UInt8?
         /// Addresses of the endpoints that have streams.
-        var streamed: [UInt8] = []
-        var isGivenBack = false
+        var withStreams: [UInt8] = []
+        var isReleased = false
     }
 
     private let pointer: LibUSBHandle.Pointer
-    /// The kernel's directory of the device and its node, for looking up who holds an interface.
+    /// The device's directory in sysfs and its node, to find out which driver has an interface.
     private let portPath: String
     private let node: String
     private let state = Locked(State())
@@ -34,77 +34,77 @@ final class DeviceControl: Sendable {
         self.node = node
     }
 
-    /// Whether ``giveBack()`` has ended.
-    var isGivenBack: Bool { state.withLock { $0.isGivenBack } }
+    /// Whether ``release(resetting:)`` has ended.
+    var isReleased: Bool { state.withLock { $0.isReleased } }
 
     func close() { pointer.close() }
 
     // MARK: - Claims
 
-    /// What came of claiming the interfaces of a configuration.
+    /// The result of claiming the interfaces of a configuration.
     struct Claims: Equatable {
         var claimed: [UInt8] = []
-        /// One sentence for each interface that somebody else keeps.
+        /// A sentence for each interface that cannot be claimed.
         var problems: [String] = []
-        var isGone = false
-        /// If the host has fewer streams than the device.
-        var streams: StreamLimit?
+        var isDisconnected = false
+        /// Set if the host has fewer streams than the device.
+        var streamLimit: StreamLimit?
         var endpoints = InterfaceEndpoints(in: [])
     }
 
-    /// Takes all interfaces of the configuration in which the device is found.
-    func begin() -> Claims {
+    /// Claims all interfaces of the configuration that the host has chosen.
+    func claimDevice() -> Claims {
         let active: UInt8?
         do throws(LibUSBError) {
             active = try activeConfiguration()?.value
         } catch {
-            return Claims(isGone: true)
+            return Claims(isDisconnected: true)
         }
-        state.withLock { $0.original = active }
-        var claims = claimAll()
+        state.withLock { $0.originalConfiguration = active }
+        var claims = claimInterfaces()
         let descriptors = SystemFiles.descriptors(of: portPath)
         claims.endpoints = InterfaceEndpoints(in: descriptors)
         let endpoint = active.flatMap {
             StreamEndpoint.greatest(in: descriptors, configuration: $0)
         }
         if let endpoint, claims.claimed.contains(endpoint.interface) {
-            claims.streams = limit(of: endpoint)
+            claims.streamLimit = streamLimit(of: endpoint)
         }
         return claims
     }
 
-    /// Tries how many of an endpoint's streams the host has. It is the host's controller that decides,
-    /// and nothing else tells.
-    private func limit(of endpoint: StreamEndpoint) -> StreamLimit? {
-        func choose(_ setting: UInt8) -> Bool {
+    /// Tries how many streams of an endpoint the host's controller can allocate; usbfs has no call
+    /// that says so.
+    private func streamLimit(of endpoint: StreamEndpoint) -> StreamLimit? {
+        func select(_ setting: UInt8) -> Bool {
             unsafe libusb_set_interface_alt_setting(
                 pointer.raw, CInt(endpoint.interface), CInt(setting)) == 0
         }
-        // Endpoints are there in their setting only; a driver of the host's would do the same.
-        if endpoint.setting != 0 && !choose(endpoint.setting) { return nil }
+        // An endpoint exists only while its alternate setting is selected.
+        if endpoint.setting != 0 && !select(endpoint.setting) { return nil }
         var address = endpoint.address
         let granted = unsafe libusb_alloc_streams(
             pointer.raw, UInt32(endpoint.offered), &address, 1)
         if granted >= 0 { _ = unsafe libusb_free_streams(pointer.raw, &address, 1) }
-        if endpoint.setting != 0 { _ = choose(0) }
+        if endpoint.setting != 0 { _ = select(0) }
         if LibUSBError(rawValue: granted) == .noDevice { return nil }
         return StreamLimit(granted: Int(granted), of: endpoint.offered)
     }
 
-    private func claimAll() -> Claims {
+    private func claimInterfaces() -> Claims {
         var claims = Claims()
         let interfaces: [UInt8]
         do throws(LibUSBError) {
             interfaces = try activeConfiguration()?.interfaces ?? []
         } catch {
-            return Claims(isGone: true)
+            return Claims(isDisconnected: true)
         }
         for number in interfaces {
             do throws(LibUSBError) {
                 try claim(number)
                 claims.claimed.append(number)
             } catch {
-                if error == .noDevice { claims.isGone = true }
+                if error == .noDevice { claims.isDisconnected = true }
                 claims.problems.append(
                     "interface \(number) cannot be claimed: \(error)\(holder(of: number))")
             }
@@ -118,16 +118,16 @@ final class DeviceControl: Sendable {
         do throws(LibUSBError) {
             try libusb { unsafe libusb_detach_kernel_driver(pointer.raw, CInt(number)) }
             state.withLock { state in
-                if !state.borrowed.contains(number) { state.borrowed.append(number) }
+                if !state.withoutDriver.contains(number) { state.withoutDriver.append(number) }
             }
         } catch {
-            // Mostly there is no driver to detach; if there is one, claiming fails and says so.
+            // Mostly the interface has no driver; if it has one, claiming fails with the reason.
             if error == .noDevice { throw error }
         }
         try libusb { unsafe libusb_claim_interface(pointer.raw, CInt(number)) }
     }
 
-    /// Who has an interface: a driver of the kernel's, or a program by way of usbfs.
+    /// The driver that has an interface; for usbfs also the programs that use the device.
     private func holder(of number: UInt8) -> String {
         guard let driver = SystemFiles.driver(ofInterface: number, of: portPath) else { return "" }
         let programs = driver == "usbfs" ? SystemFiles.holders(ofNode: node) : []
@@ -135,7 +135,7 @@ final class DeviceControl: Sendable {
             + (programs.isEmpty ? "" : ", in use by \(programs.joined(separator: ", "))") + ")"
     }
 
-    private func releaseAll() {
+    private func releaseInterfaces() {
         let claimed = state.withLock { state in
             defer { state.claimed = [] }
             return state.claimed
@@ -143,8 +143,10 @@ final class DeviceControl: Sendable {
         for number in claimed { _ = unsafe libusb_release_interface(pointer.raw, CInt(number)) }
     }
 
-    /// The configuration that the device is in, with the interfaces that the kernel may have made of
-    /// it; `nil` if it is in none. The one error is that the device is gone.
+    /// The device's configuration and the interfaces that the kernel may have made of it; `nil` if it
+    /// is unconfigured.
+    ///
+    /// - Throws: ``LibUSBError/noDevice`` and nothing else.
     private func activeConfiguration() throws(LibUSBError) -> (
         value: UInt8, interfaces: [UInt8]
     )? {
@@ -156,7 +158,7 @@ final class DeviceControl: Sendable {
             return nil
         }
         guard let value = UInt8(exactly: number), value != 0 else { return nil }
-        // As the kernel does, the first of this value is taken if a device has several.
+        // As in the kernel, the first configuration of this value counts if there are several.
         let outline = ConfigurationOutline.all(in: SystemFiles.descriptors(of: portPath))
             .first { $0.value == value }
         return (value, outline?.interfaces.map(\.number) ?? [])
@@ -164,7 +166,7 @@ final class DeviceControl: Sendable {
 
     // MARK: - Operations
 
-    func perform(_ operation: DeviceOperation) -> DeviceOperation.Outcome {
+    func run(_ operation: DeviceOperation) -> DeviceOperation.Outcome {
         switch operation {
         case .setConfiguration(let value):
             return setConfiguration(value)
@@ -175,7 +177,7 @@ final class DeviceControl: Sendable {
                     pointer.raw, CInt(number), CInt(setting))
             }
         case .clearHalt(let endpoint):
-            return Self.outcome(of: "an endpoint without its halt") {
+            return Self.outcome(of: "endpoint \(endpoint.number)") {
                 unsafe libusb_clear_halt(pointer.raw, endpoint.rawValue)
             }
         case .reset:
@@ -188,7 +190,7 @@ final class DeviceControl: Sendable {
         }
     }
 
-    /// The kernel refuses an endpoint that has streams already, so those go first.
+    /// Allocates streams. The kernel refuses an endpoint that has streams, so those are freed first.
     private func allocateStreams(
         _ endpoint: EndpointAddress, count: Int
     ) -> DeviceOperation.Outcome {
@@ -198,12 +200,12 @@ final class DeviceControl: Sendable {
             let granted = try libusb {
                 unsafe libusb_alloc_streams(pointer.raw, UInt32(clamping: count), &address, 1)
             }
-            state.withLock { $0.streamed.append(address) }
-            // The guest's controller asks for as many as fit into the guest's array, which is of a power
-            // of two. What the guest was offered is there (``StreamLimit``).
+            state.withLock { $0.withStreams.append(address) }
+            // The controller asks for the size of the guest's stream array, a power of two, which may be
+            // more. The host has those that the descriptors offer (``StreamLimit``).
             return .init(
                 result: granted > 0 ? .done : .refused,
-                notes: ["endpoint \(endpoint.number) has \(granted) streams; asked for \(count)"])
+                details: ["endpoint \(endpoint.number) has \(granted) of \(count) streams"])
         } catch {
             return .init(
                 result: error == .noDevice ? .disconnected : .refused,
@@ -211,39 +213,40 @@ final class DeviceControl: Sendable {
         }
     }
 
-    /// Takes streams from those of these endpoints that have them; without `addresses` from all, which
-    /// is due before anything that changes the endpoints under them.
+    /// Frees the streams of the given endpoints, or of all, as every change to the endpoints requires.
     private func freeStreams(_ addresses: [UInt8]? = nil) {
-        let streamed = state.withLock { state in
-            let freed = state.streamed.filter { addresses?.contains($0) ?? true }
-            state.streamed.removeAll { freed.contains($0) }
+        let freed = state.withLock { state in
+            let freed = state.withStreams.filter { addresses?.contains($0) ?? true }
+            state.withStreams.removeAll { freed.contains($0) }
             return freed
         }
-        for address in streamed {
+        for address in freed {
             var address = address
             _ = unsafe libusb_free_streams(pointer.raw, &address, 1)
         }
     }
 
-    /// The kernel sets a configuration only while nobody has an interface. For the one that is
-    /// active it resets endpoints and settings, as the device does, and binds no driver.
+    /// Sets a configuration, which the kernel does only while no interface is claimed.
+    ///
+    /// For the active configuration the kernel resets endpoints and alternate settings, as the device
+    /// does, and binds no driver.
     private func setConfiguration(_ value: UInt8) -> DeviceOperation.Outcome {
-        // A driver that came to the device after us would make the kernel refuse.
-        if claimAll().isGone { return .init(result: .disconnected) }
+        // Detaches drivers that were bound since, which would make the kernel refuse.
+        if claimInterfaces().isDisconnected { return .init(result: .disconnected) }
         freeStreams()
-        releaseAll()
-        // libusb's word for "none" is -1: a device may, against the rules, have a configuration 0.
+        releaseInterfaces()
+        // For libusb -1 is "unconfigured": a device may, against the rules, have a configuration 0.
         var outcome = Self.outcome(of: "configuration \(value)") {
             unsafe libusb_set_configuration(pointer.raw, value == 0 ? -1 : CInt(value))
         }
         if outcome.result == .disconnected { return outcome }
-        let claims = claimAll()
-        if claims.isGone { return .init(result: .disconnected) }
+        let claims = claimInterfaces()
+        if claims.isDisconnected { return .init(result: .disconnected) }
         if outcome.result == .refused, !claims.problems.isEmpty,
             (try? activeConfiguration())?.value == value
         {
-            // Somebody keeps an interface, so the kernel refuses. The device is in that
-            // configuration anyway, and the interfaces that are ours are of use to the guest.
+            // The kernel refuses because another program has an interface. The device is in that
+            // configuration already, so the guest can use the interfaces that are claimed.
             outcome.result = .done
         }
         outcome.warnings += claims.problems
@@ -257,16 +260,16 @@ final class DeviceControl: Sendable {
             return .init(result: .done)
         } catch {
             switch error {
-            // After the reset it was another device, or its interfaces are not to be had again.
+            // The device has other descriptors now, or its interfaces cannot be claimed again.
             case .notFound, .noDevice: return .init(result: .disconnected)
             default: return .init(result: .refused, warnings: ["reset failed: \(error)"])
             }
         }
     }
 
-    /// Makes a call that changes the device to have `what`.
-    static func outcome(of what: String, _ call: () -> CInt) -> DeviceOperation.Outcome {
-        // libusb has no word of its own for the lack of bandwidth.
+    /// Makes a libusb call that may need bandwidth on the host's bus for `target`.
+    static func outcome(of target: String, _ call: () -> CInt) -> DeviceOperation.Outcome {
+        // libusb has no error code for a lack of bandwidth.
         errno = 0
         let result = call()
         let cause = errno
@@ -274,24 +277,28 @@ final class DeviceControl: Sendable {
         case _ where result >= 0: return .init(result: .done)
         case .noDevice: return .init(result: .disconnected)
         case .other where cause == ENOSPC:
-            return .init(result: .refused, warnings: [Diagnosis.noBandwidth(what)])
+            return .init(result: .refused, warnings: [Diagnosis.noBandwidth(target)])
         default: return .init(result: .refused)
         }
     }
 
-    // MARK: - The end
+    // MARK: - Release
 
-    /// Leaves the device as it was found: in its configuration, with the host's drivers, and reset
-    /// if a guest has spoken to it.
-    func giveBack(resetting: Bool) {
-        let (original, borrowed) = state.withLock { ($0.original, $0.borrowed) }
+    /// Restores the device for the host: its configuration and drivers, after a reset if a guest has
+    /// used it.
+    func release(resetting: Bool) {
+        let (original, withoutDriver) = state.withLock {
+            ($0.originalConfiguration, $0.withoutDriver)
+        }
         freeStreams()
         if resetting { _ = unsafe libusb_reset_device(pointer.raw) }
-        releaseAll()
+        releaseInterfaces()
         if let original, (try? activeConfiguration())?.value != original {
             _ = unsafe libusb_set_configuration(pointer.raw, CInt(original))
         }
-        for number in borrowed { _ = unsafe libusb_attach_kernel_driver(pointer.raw, CInt(number)) }
-        state.withLock { $0.isGivenBack = true }
+        for number in withoutDriver {
+            _ = unsafe libusb_attach_kernel_driver(pointer.raw, CInt(number))
+        }
+        state.withLock { $0.isReleased = true }
     }
 }

@@ -5,119 +5,114 @@ internal import Logging
 internal import Platform
 internal import USB
 
-/// A device of the host from its opening to its end: what is left of it when it comes back, is a
-/// new one.
+/// A device of the host from opening to closing. A device that is connected again has a new session.
 final class HostDeviceSession {
     let name: HostDeviceName
     let node: LibUSBDevice
     let device: HostDevice
     private let control: DeviceControl
     private let handle: LibUSBHandle
-    private let worker: Worker
+    private let jobs: SerialQueue
     private let loop: any EventLoop
-    private var isLeaving = false
+    private var isDisconnected = false
 
-    /// How long the end of the program waits for the kernel and the device.
-    static let shutDownTime = Duration.seconds(4)
+    /// The time that a shutdown may take.
+    static let shutDownTimeout = Duration.seconds(4)
 
-    /// Takes over an opened device, which is closed if this throws; no interface of it is taken yet.
+    /// Takes over an opened device, which is closed if this throws; no interface is claimed yet.
     ///
-    /// - Parameter passed: its node, if somebody else has opened it.
+    /// - Parameter received: the device's node, if another process has opened it.
     init(
         _ node: LibUSBDevice, name: HostDeviceName, _ opened: LibUSBHandle.Opened,
-        passed: ReceivedDescriptor?, context: LibUSBContext, loop: any EventLoop, logger: Logger
+        received: ReceivedDescriptor?, context: LibUSBContext, jobs: SerialQueue,
+        loop: any EventLoop, logger: Logger
     ) throws(BackendError) {
         self.node = node
         self.name = name
+        self.jobs = jobs
         self.loop = loop
         let speed: USBSpeed
         do throws(BackendError) {
             if node.isHub { throw Diagnosis.hub(name) }
             guard let known = node.speed else { throw Diagnosis.unknownSpeed(name) }
             speed = known
-            do {
-                worker = try Worker(name: "host \(name.bus):\(name.address)", loop: loop)
-            } catch {
-                throw BackendError("cannot start a thread for \(name.identity): \(error)")
-            }
         } catch {
             opened.pointer.close()
             throw error
         }
         control = DeviceControl(opened.pointer, portPath: node.portPath, node: name.node)
         handle = LibUSBHandle(
-            opened, node: passed, control: control, context: context, worker: worker,
-            loop: loop)
+            opened, node: received, control: control, context: context, jobs: jobs, loop: loop)
         device = HostDevice(
-            handle, speed: speed, summary: "host \(name.bus):\(name.address) \(name.identity)",
+            handle, speed: speed, summary: "host \(name.bus):\(name.address) \(name.displayName)",
             loop: loop, logger: logger)
     }
 
-    /// Opens a device and keeps it from others; on any thread, for as long as there is a reference on
-    /// the device.
+    /// Locks and opens a device; usable on any thread while a reference on the device is kept.
     static func open(
         _ opener: LibUSBDevice.Opener, name: HostDeviceName
     ) throws(OpeningError) -> LibUSBHandle.Opened {
-        let mark = try DeviceNodeLock.keep(name.node)
+        let lock = try DeviceNodeLock(node: name.node)
         do throws(LibUSBError) {
             return LibUSBHandle.Opened(
-                pointer: try opener.open(), mark: mark, longestRequest: mark.longestRequest)
+                pointer: try opener.open(), lock: lock, longestRequest: lock.longestRequest)
         } catch {
-            throw .refused(error)
+            throw .failed(error)
         }
     }
 
     var isClosed: Bool { handle.isClosed }
 
-    /// Called once when it is.
+    /// Called once when the device is closed.
     var whenClosed: (() -> Void)? {
         get { handle.whenClosed }
         set { handle.whenClosed = newValue }
     }
 
-    /// Takes the interfaces, waiting for it.
+    /// Claims the interfaces, blocking the loop.
     ///
-    /// - Returns: one sentence for each that is not to be had.
-    func claim() throws(BackendError) -> [String] { try judge(control.begin()) }
+    /// - Returns: a sentence for each interface that cannot be claimed.
+    func claim() throws(BackendError) -> [String] { try accept(control.claimDevice()) }
 
-    /// Takes the interfaces without waiting.
-    func claim(then completion: @escaping (Result<[String], BackendError>) -> Void) {
+    /// Claims the interfaces without blocking the loop.
+    func claim(completion: @escaping (Result<[String], BackendError>) -> Void) {
         let control = control
-        worker.run {
-            control.begin()
+        jobs.run {
+            control.claimDevice()
         } completion: { [self] claims in
-            completion(Result { () throws(BackendError) in try judge(claims) })
-            if isLeaving { handle.closeWhenIdle() }
+            completion(Result { () throws(BackendError) in try accept(claims) })
+            if isDisconnected { handle.closeWhenIdle() }
         }
     }
 
-    private func judge(_ claims: DeviceControl.Claims) throws(BackendError) -> [String] {
-        device.offer.streams = claims.streams
+    private func accept(_ claims: DeviceControl.Claims) throws(BackendError) -> [String] {
+        device.descriptorFilter.streamLimit = claims.streamLimit
         device.endpoints = claims.endpoints
-        if claims.isGone { throw Diagnosis.cannotOpen(name, .noDevice) }
+        if claims.isDisconnected { throw Diagnosis.cannotOpen(name, .noDevice) }
         if claims.claimed.isEmpty && !claims.problems.isEmpty {
             throw Diagnosis.nothingClaimed(name, problems: claims.problems)
         }
         return claims.problems
     }
 
-    // MARK: - The end
+    // MARK: - Closing
 
-    /// The device has left: closes it, once the kernel has given everything back.
+    /// Closes a disconnected device once no transfer and no job is left.
     func closeWhenIdle() {
-        isLeaving = true
+        isDisconnected = true
         handle.closeWhenIdle()
     }
 
-    /// Gives the device back to the host's drivers and closes it, without waiting.
+    /// Releases the device to the host's drivers and closes it, without blocking the loop.
     ///
-    /// - Parameter done: called once on the loop, with whether that was done in time.
-    func giveBack(then done: @escaping (Bool) -> Void) {
-        handle.shutDown(by: loop.now + Self.shutDownTime, then: done)
+    /// - Parameter completion: called once on the loop: `false` if that takes longer than
+    ///   ``shutDownTimeout``.
+    func shutDown(completion: @escaping (Bool) -> Void) {
+        handle.shutDown(by: loop.now + Self.shutDownTimeout, completion: completion)
     }
 
-    /// Gives the device back to the host's drivers and closes it, waiting for it.
+    /// Releases the device to the host's drivers and closes it, blocking the loop.
     ///
-    /// - Returns: whether that was done in time.
-    func giveBack() -> Bool { handle.shutDown(by: loop.now + Self.shutDownTime) }
+    /// - Returns: `false` if that takes longer than ``shutDownTimeout``.
+    func shutDown() -> Bool { handle.shutDown(by: loop.now + Self.shutDownTimeout) }
 }

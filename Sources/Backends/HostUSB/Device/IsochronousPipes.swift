@@ -1,46 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 
-internal import CLibUSB
 internal import Platform
 internal import USB
 
-/// The isochronous transfers of an opened device, on their way into batches and back.
+/// The isochronous transfers of an opened device, collected into batches.
 ///
-/// One request of usbfs carries many packets, one transfer of the guest's a single one. So what comes
-/// in one turn of the loop is put together at its end, and nothing is held back for longer. An
-/// endpoint's transfers are spread over several batches: while the kernel works on one, the next are
-/// there already, and the guest has the first back in time to send more.
+/// A request of usbfs carries many packets, a transfer of the guest one. So the transfers that come
+/// in one turn of the loop are put together at its end; none waits longer. An endpoint's transfers
+/// are spread over several batches: while the kernel works on one it has the next already, and the
+/// guest gets the first back in time to queue more.
 final class IsochronousPipes {
-    private struct Waiting {
+    private struct WaitingTransfer {
         let transfer: Transfer
         var isCancelled = false
     }
 
     /// One endpoint's transfers, oldest first.
     private struct Pipe {
-        var waiting: [Waiting] = []
+        var waiting: [WaitingTransfer] = []
         var batches: [IsochronousBatch] = []
 
         var inFlight: Int { batches.reduce(0) { $0 + $1.transfers.count } }
     }
 
-    /// Into how many batches an endpoint's transfers are spread.
-    private static let batchesAtOnce = 4
+    /// The number of batches that an endpoint's transfers are spread over.
+    private static let batchesPerEndpoint = 4
 
     private let loop: any EventLoop
     private let submit: (IsochronousBatch, [Transfer]) throws(LibUSBError) -> Void
     private let makeBatch: () throws(LibUSBError) -> IsochronousBatch
-    /// By number, IN sixteen after OUT.
-    private var pipes = [Pipe](repeating: Pipe(), count: 32)
-    private var idle: [IsochronousBatch] = []
-    private var flush: Watch?
+    /// By ``USB/EndpointAddress/index``.
+    private var pipes = [Pipe](repeating: Pipe(), count: EndpointAddress.indexCount)
+    private var unused: [IsochronousBatch] = []
+    private var flushTimer: Watch?
 
     /// Called when a transfer has ended.
     var whenEnded: ((Transfer, Transfer.Completion) -> Void)?
-    /// Called when the kernel does not take transfers.
+    /// Called when the kernel refuses transfers of `bytes` in all.
     var whenRefused: ((LibUSBError, _ bytes: Int) -> Void)?
 
-    /// The two functions are libusb's part, which tests play themselves.
+    /// - Parameters:
+    ///   - makeBatch: makes a batch for libusb.
+    ///   - submit: submits a batch to libusb.
     init(
         loop: any EventLoop, makeBatch: @escaping () throws(LibUSBError) -> IsochronousBatch,
         submit: @escaping (IsochronousBatch, [Transfer]) throws(LibUSBError) -> Void
@@ -52,26 +53,27 @@ final class IsochronousPipes {
 
     var isIdle: Bool { pipes.allSatisfy { $0.waiting.isEmpty && $0.batches.isEmpty } }
 
-    /// What the kernel has.
+    /// The batches that the kernel has.
     var batches: [IsochronousBatch] { pipes.flatMap(\.batches) }
 
     func start(_ transfer: Transfer) {
-        pipes[place(of: transfer.endpoint)].waiting.append(Waiting(transfer: transfer))
+        pipes[transfer.endpoint.index].waiting.append(WaitingTransfer(transfer: transfer))
         scheduleFlush()
     }
 
     /// Asks for an early end.
     ///
-    /// - Returns: false if the transfer is not here.
+    /// - Returns: `false` if there is no such transfer.
     func cancel(_ id: Transfer.ID) -> Bool {
-        for place in pipes.indices {
-            if let index = pipes[place].waiting.firstIndex(where: { $0.transfer.id == id }) {
-                // It ends in the next turn: whoever cancels is not called back meanwhile.
-                pipes[place].waiting[index].isCancelled = true
+        for index in pipes.indices {
+            let waiting = pipes[index].waiting.firstIndex { $0.transfer.id == id }
+            if let waiting {
+                // It ends in the next turn of the loop, not within this call.
+                pipes[index].waiting[waiting].isCancelled = true
                 scheduleFlush()
                 return true
             }
-            let batch = pipes[place].batches.first { $0.transfers.contains { $0.id == id } }
+            let batch = pipes[index].batches.first { $0.transfers.contains { $0.id == id } }
             if let batch {
                 batch.cancel()
                 return true
@@ -80,67 +82,63 @@ final class IsochronousPipes {
         return false
     }
 
-    /// Asks for the end of everything, without another turn of the loop.
+    /// Cancels all transfers; those that wait end within this call.
     func cancelAll() {
-        for place in pipes.indices {
-            for batch in pipes[place].batches.reversed() { batch.cancel() }
-            for index in pipes[place].waiting.indices {
-                pipes[place].waiting[index].isCancelled = true
+        for index in pipes.indices {
+            for batch in pipes[index].batches.reversed() { batch.cancel() }
+            for waiting in pipes[index].waiting.indices {
+                pipes[index].waiting[waiting].isCancelled = true
             }
         }
-        flushAll()
+        flush()
     }
 
-    /// Forgets the batches that are kept for later.
-    func close() { idle = [] }
+    /// Frees the unused batches.
+    func close() { unused = [] }
 
-    private func place(of endpoint: EndpointAddress) -> Int {
-        Int(endpoint.number) + (endpoint.direction == .in ? 16 : 0)
-    }
-
-    // MARK: - There
+    // MARK: - Submission
 
     private func scheduleFlush() {
-        if flush != nil { return }
-        flush = loop.schedule(at: loop.now) { [weak self] in self?.flushAll() }
+        if flushTimer != nil { return }
+        flushTimer = loop.schedule(at: loop.now) { [weak self] in self?.flush() }
     }
 
-    private func flushAll() {
-        flush = nil
+    private func flush() {
+        flushTimer = nil
         var ended: [(Transfer, Transfer.Completion)] = []
-        for place in pipes.indices where !pipes[place].waiting.isEmpty {
-            ended += flushPipe(place)
+        for index in pipes.indices where !pipes[index].waiting.isEmpty {
+            ended += flushPipe(index)
         }
         for (transfer, completion) in ended { whenEnded?(transfer, completion) }
     }
 
-    /// Starts what waits for one endpoint.
+    /// Starts an endpoint's waiting transfers.
     ///
-    /// - Returns: what has ended instead.
-    private func flushPipe(_ place: Int) -> [(Transfer, Transfer.Completion)] {
-        var ended = pipes[place].waiting.filter(\.isCancelled).map(\.transfer)
+    /// - Returns: those that have ended instead.
+    private func flushPipe(_ index: Int) -> [(Transfer, Transfer.Completion)] {
+        var ended = pipes[index].waiting.filter(\.isCancelled).map(\.transfer)
             .map { ($0, $0.completion(.cancelled)) }
-        var rest = pipes[place].waiting.filter { !$0.isCancelled }.map(\.transfer)[...]
-        pipes[place].waiting = []
-        let all = pipes[place].inFlight + rest.count
+        var rest = pipes[index].waiting.filter { !$0.isCancelled }.map(\.transfer)[...]
+        pipes[index].waiting = []
+        let count = pipes[index].inFlight + rest.count
         let size = min(
-            max((all + Self.batchesAtOnce - 1) / Self.batchesAtOnce, 1),
+            max((count + Self.batchesPerEndpoint - 1) / Self.batchesPerEndpoint, 1),
             HostUSBLimits.packetsPerRequest)
         while !rest.isEmpty {
             let next = Array(rest.prefix(size))
             do throws(LibUSBError) {
-                let batch = try freeBatch()
+                let batch = try unusedBatch()
                 do throws(LibUSBError) {
                     try submit(batch, next)
                 } catch {
-                    idle.append(batch)
+                    unused.append(batch)
                     throw error
                 }
-                pipes[place].batches.append(batch)
+                pipes[index].batches.append(batch)
             } catch {
-                if error == .noMemory && !pipes[place].batches.isEmpty {
-                    // The end of a batch gives some back.
-                    pipes[place].waiting = rest.map { Waiting(transfer: $0) }
+                if error == .noMemory && !pipes[index].batches.isEmpty {
+                    // The end of a batch frees memory of the kernel.
+                    pipes[index].waiting = rest.map { WaitingTransfer(transfer: $0) }
                     return ended
                 }
                 whenRefused?(error, next.reduce(0) { $0 + $1.buffer.count })
@@ -152,26 +150,28 @@ final class IsochronousPipes {
         return ended
     }
 
-    private func freeBatch() throws(LibUSBError) -> IsochronousBatch {
-        if let batch = idle.popLast() { return batch }
+    private func unusedBatch() throws(LibUSBError) -> IsochronousBatch {
+        if let batch = unused.popLast() { return batch }
         let batch = try makeBatch()
-        batch.whenFinished = { [weak self] batch, answers in self?.finished(batch, answers) }
+        batch.whenFinished = { [weak self] batch, completions in
+            self?.batchFinished(batch, completions)
+        }
         return batch
     }
 
-    // MARK: - And back
+    // MARK: - Completion
 
-    private func finished(
-        _ batch: IsochronousBatch, _ answers: [(Transfer, Transfer.Completion)]
+    private func batchFinished(
+        _ batch: IsochronousBatch, _ completions: [(Transfer, Transfer.Completion)]
     ) {
-        for place in pipes.indices {
-            guard let index = pipes[place].batches.firstIndex(where: { $0 === batch }) else {
+        for index in pipes.indices {
+            guard let finished = pipes[index].batches.firstIndex(where: { $0 === batch }) else {
                 continue
             }
-            pipes[place].batches.remove(at: index)
-            if !pipes[place].waiting.isEmpty { scheduleFlush() }
+            pipes[index].batches.remove(at: finished)
+            if !pipes[index].waiting.isEmpty { scheduleFlush() }
         }
-        idle.append(batch)
-        for (transfer, completion) in answers { whenEnded?(transfer, completion) }
+        unused.append(batch)
+        for (transfer, completion) in completions { whenEnded?(transfer, completion) }
     }
 }

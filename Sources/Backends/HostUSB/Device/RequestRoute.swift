@@ -2,20 +2,20 @@
 
 package import USB
 
-/// What becomes of a control request of the guest.
+/// How a control request of the guest is executed.
 ///
-/// Some standard requests (USB 2.0, 9.4) change what the host's kernel keeps of the device as well:
-/// its configuration, its claimed interfaces, the data toggles of its endpoints. Sent as they are,
-/// they would leave kernel and device disagreeing; they become the kernel's own calls. Others
-/// belong to the link between the device and the host's port, which is not the guest's.
+/// Some standard requests (USB 2.0, 9.4) change state that the host's kernel keeps of the device as
+/// well: its configuration, its claimed interfaces, the data toggles of its endpoints. Forwarded,
+/// they would leave kernel and device in disagreement, so they become calls of the kernel. Other
+/// requests concern the link between the device and the host's port, which is not the guest's.
 package enum RequestRoute: Equatable {
-    /// The device gets it as it is.
+    /// The request goes to the device unchanged.
     case forward
-    /// It takes effect through the host's kernel.
+    /// The host's kernel executes the request.
     case operate(DeviceOperation)
-    /// It concerns the virtual link only; the guest is told that it was done.
+    /// The request concerns the virtual link only and completes with success.
     case acknowledge
-    /// It is not for the guest to do, or it is malformed.
+    /// The request is malformed, or not allowed to the guest, and is stalled.
     case refuse
 
     package init(_ setup: SetupPacket) {
@@ -43,7 +43,7 @@ package enum RequestRoute: Equatable {
             self = .operate(.setInterface(number, setting: setting))
         case .clearFeature where setup.recipient == .endpoint:
             let endpoint = EndpointAddress(rawValue: UInt8(truncatingIfNeeded: setup.index))
-            // The control endpoint keeps no halt and no toggle between transfers.
+            // The default control endpoint has no halt and no toggle between transfers.
             guard setup.value == Feature.endpointHalt, endpoint.number != 0 else {
                 self = .forward
                 return
@@ -55,7 +55,7 @@ package enum RequestRoute: Equatable {
         case .setFeature where setup.isLinkPower, .clearFeature where setup.isLinkPower:
             self = .acknowledge
         case .setSystemExitLatency, .setIsochronousDelay:
-            // They describe the way from controller to device, which is the host's.
+            // They describe the path from the controller to the device, which is the host's.
             self = setup.direction == .out ? .acknowledge : .refuse
         default:
             self = .forward
@@ -95,12 +95,12 @@ extension SetupPacket {
         isPlain(.device) && Feature.linkPower.contains(value)
     }
 
-    /// Whether the device is left as it was: a standard request that only reads.
-    var isHarmless: Bool { kind == .standard && direction == .in }
+    /// Whether the request is a standard one that does not change the device.
+    var onlyReads: Bool { kind == .standard && direction == .in }
 
-    /// Whether it asks for the descriptors of a configuration.
+    /// Whether the request reads the descriptors of a configuration.
     var getsConfiguration: Bool {
-        guard kind == .standard, recipient == .device,
+        guard onlyReads, recipient == .device,
             StandardRequest(rawValue: request) == .getDescriptor
         else { return false }
         switch DescriptorType(rawValue: UInt8(value >> 8)) {

@@ -2,28 +2,27 @@
 
 internal import USB
 
-/// A bulk endpoint that offers streams (USB 3.2, 9.6.7), by which is found out what the host's
-/// controller makes of them.
+/// A bulk endpoint with streams (USB 3.2, 9.6.7), on which the host's controller is tried.
 struct StreamEndpoint: Equatable {
     let interface: UInt8
     let setting: UInt8
     let address: UInt8
-    /// MaxStreams: the device has 2^n.
+    /// MaxStreams: the device has 2^n streams.
     let exponent: UInt8
 
-    /// How many streams the device offers, as far as an endpoint can have them at our controller.
+    /// The number of streams that the guest can use: the device's, up to the guest's controller's.
     var offered: Int { min(1 << Int(exponent), StreamLimit.mostUsed) }
 
-    /// The one with the most streams in a configuration, from the device's descriptors.
+    /// The endpoint with the most streams in a configuration, from the device's descriptors.
     static func greatest(in bytes: [UInt8], configuration: UInt8) -> StreamEndpoint? {
         var greatest: StreamEndpoint?
-        var isHere = false
+        var isInConfiguration = false
         var interface: (number: UInt8, setting: UInt8)?
         var endpoint: UInt8?
         for (_, descriptor) in DescriptorWalk(bytes) {
             switch DescriptorType(rawValue: descriptor[1]) {
             case .configuration where descriptor.count >= 9:
-                isHere = descriptor[5] == configuration
+                isInConfiguration = descriptor[5] == configuration
                 interface = nil
                 endpoint = nil
             case .interface where descriptor.count >= 9:
@@ -33,10 +32,10 @@ struct StreamEndpoint: Equatable {
                 endpoint = descriptor[3] & 3 == 2 ? descriptor[2] : nil
             case .superSpeedEndpointCompanion where descriptor.count >= 6:
                 let exponent = descriptor[3] & 0x1f
-                guard isHere, exponent > greatest?.exponent ?? 0, let address = endpoint,
+                guard isInConfiguration, exponent > greatest?.exponent ?? 0, let address = endpoint,
                     let interface
                 else { continue }
-                // More than 2^16 streams no descriptor may offer.
+                // 16 is the largest MaxStreams.
                 greatest = StreamEndpoint(
                     interface: interface.number, setting: interface.setting, address: address,
                     exponent: min(exponent, 16))
@@ -47,40 +46,39 @@ struct StreamEndpoint: Equatable {
     }
 }
 
-/// How many streams the host has for a device that offers more; see ``GuestOffer``.
+/// The number of streams that the host has for a device with more; see ``DescriptorFilter``.
 struct StreamLimit: Equatable, Sendable {
-    /// What our controller can use of an endpoint's streams (MaxPSASize is 7).
+    /// The streams of an endpoint that the guest's controller can use (MaxPSASize is 7).
     static let mostUsed = 255
     private static let uasProtocol: UInt8 = 0x62
 
-    /// 2^n streams; 0: none.
+    /// The guest is offered 2^n streams, or none if this is 0.
     let exponent: UInt8
 
-    /// - Returns: `nil` if the host has all that can be used.
+    /// - Returns: `nil` if the host has all streams that the guest can use.
     init?(granted: Int, of offered: Int) {
         guard granted < offered else { return nil }
         exponent = granted > 1 ? UInt8(clamping: Int.bitWidth - 1 - granted.leadingZeroBitCount) : 0
     }
 
-    /// What an operator should know of it.
-    var words: String {
+    /// The warning in the operator's log.
+    var warning: String {
         exponent == 0
-            ? "the host's controller has no streams for it, so the guest is not offered any; a disk "
-                + "with UAS is one without to the guest, if it can be"
+            ? "the host's controller has no streams for it, so the guest is not offered any; a UAS "
+                + "disk is a plain mass storage device to the guest, if it can be"
             : "the host's controller has \(1 << Int(exponent)) streams for it, so the guest is not "
                 + "offered more"
     }
 
-    /// The bytes of a configuration's descriptors, or of their beginning, that a guest must see
-    /// differently.
+    /// The bytes to replace in a configuration's descriptors, or in the beginning of them.
     func changes(to bytes: [UInt8]) -> [(offset: Int, value: UInt8)] {
         var changes: [(offset: Int, value: UInt8)] = []
         var isBulk = false
         for (offset, descriptor) in DescriptorWalk(bytes, takesCutOff: true) {
             switch DescriptorType(rawValue: descriptor[1]) {
             case .interface where exponent == 0 && descriptor.count >= 8:
-                // UAS needs streams at this speed (UAS, 4): a driver that finds the setting, and then
-                // no streams, may not try the other one.
+                // UAS needs streams at this speed (UAS, 4). A driver that finds the alternate setting
+                // and then no streams may not try the other setting.
                 if descriptor[5...7].elementsEqual([8, 6, Self.uasProtocol]) {
                     changes.append((offset + 5, 0xff))
                 }

@@ -1,80 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package import USB
+internal import USB
 
-/// The calls that a passed-through device makes on the opened device of the host.
+/// The calls that a ``HostDevice`` makes on the opened device of the host, all on the event loop.
 ///
-/// There are two conformers: ``LibUSBHandle`` and the scripted one of the tests, which decides
-/// itself when a transfer or an operation ends. Everything happens on the event loop.
+/// There are two conforming types: ``LibUSBHandle``, and that of the tests, which plays the kernel.
 protocol HostHandle: AnyObject {
-    /// Who is told of what ends; set before the first transfer.
+    /// Receives completions; set before the first transfer.
     var observer: (any HostHandleObserver)? { get set }
 
-    /// Hands a transfer to the kernel, which works off each endpoint's in order. Isochronous ones
-    /// are started together with those that follow in the same turn of the loop.
-    func submit(_ transfer: Transfer) -> HostSubmission
+    /// Submits a transfer to the kernel, which processes those of each endpoint in order.
+    /// Isochronous transfers are collected until the end of the loop's turn.
+    func submit(_ transfer: Transfer) -> SubmissionResult
 
-    /// Asks for an early end; a transfer that has ended already is no error.
+    /// Cancels a transfer; one that has ended already is no error.
     func cancel(_ id: Transfer.ID)
 
-    /// Takes back what has ended by now, cancelled transfers above all: after this the kernel writes
-    /// nothing more into their memory. Their ends are told as always, before this returns.
+    /// Completes all transfers that have ended, cancelled ones above all, before it returns.
     func reap()
 
-    /// Makes a call that may block, after all earlier ones.
-    func perform(
-        _ operation: DeviceOperation, then completion: @escaping (DeviceOperation.Outcome) -> Void)
+    /// Runs an operation that may block, after all earlier ones.
+    func run(
+        _ operation: DeviceOperation, completion: @escaping (DeviceOperation.Outcome) -> Void)
 }
 
-/// What becomes of a transfer that is handed to the kernel.
-enum HostSubmission: Equatable {
+/// The result of submitting a transfer to the kernel.
+enum SubmissionResult: Equatable {
     /// ``HostHandleObserver/transferEnded(_:with:)`` follows.
     case started
-    /// The kernel has no memory for it now (usbfs_memory_mb).
+    /// The kernel has no memory for the transfer at present (`usbfs_memory_mb`).
     case noMemory
-    /// The kernel does not do this: no such endpoint, or its interface is not ours.
+    /// The endpoint does not exist, or its interface is not claimed.
     case refused
-    /// The device is gone.
+    /// The device is disconnected.
     case disconnected
 }
 
-/// The side of a ``HostHandle`` that is called back.
+/// The receiver of what a ``HostHandle`` reports, on the event loop.
 protocol HostHandleObserver: AnyObject {
-    /// A started transfer ended.
+    /// A started transfer has ended.
     func transferEnded(_ transfer: Transfer, with completion: Transfer.Completion)
 
-    /// The device has left the host.
-    func deviceLeft()
+    /// The device has been disconnected from the host.
+    func deviceDisconnected()
 
-    /// Something that the operator should know.
-    func noted(_ problem: String)
-}
-
-/// A change of a device that the host's kernel must make itself, by a call that may block.
-package enum DeviceOperation: Equatable, Sendable {
-    /// 0 leaves the device without a configuration.
-    case setConfiguration(UInt8)
-    /// The interface's number and its alternate setting.
-    case setInterface(UInt8, setting: UInt8)
-    case clearHalt(EndpointAddress)
-    case reset
-    /// Streams 1 to `count` of a bulk endpoint (USB 3.2, 8.12.1.4).
-    case allocateStreams(EndpointAddress, count: Int)
-    case freeStreams(EndpointAddress)
-
-    /// How an operation ended, with what the operator should know of it.
-    struct Outcome: Equatable, Sendable {
-        enum Result: Sendable {
-            case done
-            /// The device or the kernel said no.
-            case refused
-            /// The device is gone, or came back as another one.
-            case disconnected
-        }
-
-        var result: Result
-        var warnings: [String] = []
-        /// What only whoever looks closely wants to know.
-        var notes: [String] = []
-    }
+    /// A problem that the operator should know of.
+    func report(_ problem: String)
 }

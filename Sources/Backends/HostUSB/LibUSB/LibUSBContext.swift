@@ -4,62 +4,61 @@ internal import CLibUSB
 internal import Glibc
 internal import Platform
 
-/// libusb as a guest of the event loop: it is told when its descriptors are ready and never waits.
-/// Devices are opened on workers, which changes what there is to watch.
+/// A libusb context on the event loop: the loop watches libusb's descriptors, and libusb never waits.
 ///
-/// Its callbacks run inside ``handleEvents(waiting:)``. They only note what happened; the notes are
-/// acted on after libusb has returned, so that nothing calls into libusb from within it.
+/// libusb's callbacks run inside ``handleEvents(waiting:)`` and only queue what happened. The queues
+/// are emptied after libusb has returned, so no code calls libusb from within its callbacks.
 ///
 /// No transfer has a timeout, so there is no deadline of libusb's to keep.
 @safe
 final class LibUSBContext {
-    /// When the loop is asked again to watch what it could not.
-    static let retryStep = Duration.milliseconds(100)
+    /// The delay before descriptors that the loop could not watch are tried again.
+    static let retryDelay = Duration.milliseconds(100)
 
     private let raw: OpaquePointer
     private let loop: any EventLoop
     private var watches: [(descriptor: CInt, watch: Watch)] = []
-    /// While there is a descriptor that the loop could not watch.
+    /// Set while there is a descriptor that the loop could not watch.
     private var retry: Watch?
-    /// libusb has more descriptors than before.
-    private let additions: Mailbox<Void>
+    /// Receives a message when libusb has more descriptors; another thread may have opened a device.
+    private let newDescriptors: Mailbox<Void>
     private var delivery: Watch?
-    /// Transfers whose callback has run, and the array that they are swapped with to be worked off.
+    /// Transfers whose callback has run, and the array it is swapped with while they are completed.
     private var ended: [LibUSBTransfer] = []
     private var endedSpare: [LibUSBTransfer] = []
-    private var departed: [LibUSBDevice.Identity] = []
-    private var hasArrivals = false
+    private var disconnected: [LibUSBDevice.ID] = []
+    private var hasNewDevices = false
     private var isHandlingEvents = false
+    private var observers: [WeakObserver] = []
 
-    /// Called with each device that leaves the host.
-    var whenDeparted: ((LibUSBDevice.Identity) -> Void)?
-    /// Called when devices have come to the host.
-    var whenArrived: (() -> Void)?
+    private struct WeakObserver {
+        weak var observer: (any LibUSBContextObserver)?
+    }
 
     init(loop: any EventLoop) throws(LibUSBError) {
-        do { additions = try Mailbox() } catch { throw .noMemory }
+        do { newDescriptors = try Mailbox() } catch { throw .noMemory }
         var context: OpaquePointer?
         try libusb { unsafe libusb_init(&context) }
         guard let context = unsafe context else { throw .notFound }
         unsafe raw = context
         self.loop = loop
-        // From here on what is thrown is followed by the `deinit`, which ends libusb.
+        // `deinit` calls libusb_exit, also if the rest of this throws.
         do {
-            delivery = try additions.deliver(on: loop) { [unowned self] in watchDescriptors() }
+            delivery = try newDescriptors.deliver(on: loop) { [unowned self] in watchDescriptors() }
         } catch {
             throw .noMemory
         }
         unsafe libusb_set_pollfd_notifiers(
             raw,
-            { _, _, context in unsafe LibUSBContext.from(context)?.additions.post(()) },
-            // Whatever is closed, and whatever fails, does so on the loop.
+            { _, _, context in unsafe LibUSBContext.from(context)?.newDescriptors.post(()) },
+            // Devices are closed on the loop only, so this is called there.
             { descriptor, context in
                 unsafe LibUSBContext.from(context)?.watches.removeAll {
                     $0.descriptor == descriptor
                 }
             }, Unmanaged.passUnretained(self).toOpaque())
         watchDescriptors()
-        watchDevices()
+        registerHotplugCallback()
     }
 
     deinit {
@@ -72,7 +71,7 @@ final class LibUSBContext {
 
     // MARK: - Devices
 
-    /// The devices that the host has now, in the order of bus and address.
+    /// The host's devices, by bus and address.
     func devices() -> [LibUSBDevice] {
         var list: UnsafeMutablePointer<OpaquePointer?>?
         let count = unsafe libusb_get_device_list(raw, &list)
@@ -87,21 +86,21 @@ final class LibUSBContext {
         return devices.sorted { ($0.bus, $0.address) < ($1.bus, $1.address) }
     }
 
-    /// Whether a device is still among them.
+    /// Whether a device is still connected.
     func has(_ device: LibUSBDevice) -> Bool {
-        devices().contains { $0.identity == device.identity }
+        devices().contains { $0.id == device.id }
     }
 
-    /// What takes over opened devices, on any thread, for as long as there is the context.
+    /// Takes over devices that another process has opened; usable on any thread while the context
+    /// exists.
     var wrapper: Wrapper { unsafe Wrapper(raw: raw) }
 
     @safe
     struct Wrapper: @unchecked Sendable {
         fileprivate let raw: OpaquePointer
 
-        /// Takes over a device that somebody else has opened. The descriptor must stay open until the
-        /// handle is closed. The device is asked for its configuration, which it may leave unanswered
-        /// for a second.
+        /// Makes a handle of an open device node. The descriptor must stay open until the handle is
+        /// closed. libusb reads the device's configuration, which may take a second.
         func wrap(_ descriptor: CInt) throws(LibUSBError) -> LibUSBHandle.Pointer {
             var handle: OpaquePointer?
             try libusb { unsafe libusb_wrap_sys_device(raw, Int(descriptor), &handle) }
@@ -110,8 +109,10 @@ final class LibUSBContext {
         }
     }
 
-    /// The device that a handle is of. libusb knows one that was handed to it by its number alone. Its
-    /// place, and its leaving, it tells of the same device among those that it has found itself.
+    /// The device of a handle.
+    ///
+    /// libusb knows only bus and address of a device that it has wrapped. The same device in its own
+    /// list has a port path and is reported when it disconnects, so that one is preferred.
     func device(of pointer: LibUSBHandle.Pointer) -> LibUSBDevice? {
         guard let raw = unsafe libusb_get_device(pointer.raw) else { return nil }
         let wrapped = unsafe LibUSBDevice(raw, of: self)
@@ -119,12 +120,24 @@ final class LibUSBContext {
             ?? wrapped
     }
 
+    // MARK: - Observers
+
+    /// Adds an observer of devices that connect and disconnect; the context does not retain it.
+    func addObserver(_ observer: any LibUSBContextObserver) {
+        removeObserver(observer)
+        observers.append(WeakObserver(observer: observer))
+    }
+
+    func removeObserver(_ observer: any LibUSBContextObserver) {
+        observers.removeAll { $0.observer == nil || $0.observer === observer }
+    }
+
     // MARK: - Events
 
-    /// Lets libusb reap what is ready, then ends the transfers concerned.
+    /// Lets libusb reap completed requests, then completes their transfers and notifies observers.
     ///
-    /// - Parameter limit: how long to wait for the first event; only the end of the program, when
-    ///   the loop no longer turns, waits at all.
+    /// - Parameter limit: how long to wait for the first event. Only code that blocks the loop at the
+    ///   end of the program waits at all.
     func handleEvents(waiting limit: Duration = .zero) {
         guard !isHandlingEvents else { return }
         isHandlingEvents = true
@@ -134,18 +147,20 @@ final class LibUSBContext {
         swap(&ended, &endedSpare)
         for transfer in endedSpare { transfer.whenEnded?() }
         endedSpare.removeAll(keepingCapacity: true)
-        let left = departed
-        departed = []
-        for device in left { whenDeparted?(device) }
-        guard hasArrivals else { return }
-        hasArrivals = false
-        whenArrived?()
+        let disconnected = disconnected
+        self.disconnected = []
+        for device in disconnected {
+            for entry in observers { entry.observer?.deviceDisconnected(device) }
+        }
+        guard hasNewDevices else { return }
+        hasNewDevices = false
+        for entry in observers { entry.observer?.devicesConnected() }
     }
 
-    /// Called by a transfer's callback; the transfer is finished after libusb has returned.
+    /// Called by a transfer's callback; the transfer is completed after libusb has returned.
     func queueEnd(of transfer: LibUSBTransfer) { ended.append(transfer) }
 
-    /// Watches what libusb has and is not watched yet.
+    /// Watches the descriptors of libusb that are not watched yet.
     private func watchDescriptors() {
         guard let descriptors = unsafe libusb_get_pollfds(raw) else { return }
         var index = 0
@@ -163,7 +178,7 @@ final class LibUSBContext {
         var readiness: Readiness = []
         if CInt(events) & POLLIN != 0 { readiness.insert(.readable) }
         if CInt(events) & POLLOUT != 0 { readiness.insert(.writable) }
-        // libusb owns the descriptor and tells before it closes it.
+        // libusb owns the descriptor and calls the notifier before it closes it.
         let descriptor = OwnedDescriptor(owning: number)
         let watch = try? loop.watch(descriptor, for: readiness) { [unowned self] _ in
             handleEvents()
@@ -172,9 +187,9 @@ final class LibUSBContext {
         if let watch {
             watches.append((number, watch))
         } else if retry == nil {
-            // All descriptors that the system watches count against one limit. Until there is room,
-            // libusb is asked at times, so that transfers end.
-            retry = loop.schedule(at: loop.now + Self.retryStep) { [unowned self] in
+            // All watched descriptors of the system count against one limit. Until there is room,
+            // libusb's events are polled, so that transfers complete.
+            retry = loop.schedule(at: loop.now + Self.retryDelay) { [unowned self] in
                 retry = nil
                 watchDescriptors()
                 handleEvents()
@@ -182,21 +197,21 @@ final class LibUSBContext {
         }
     }
 
-    private func watchDevices() {
+    private func registerHotplugCallback() {
         let context = unsafe Unmanaged.passUnretained(self).toOpaque()
         let any = CInt(LIBUSB_HOTPLUG_MATCH_ANY)
         let both =
             LIBUSB_HOTPLUG_EVENT_DEVICE_ARRIVED.rawValue | LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT.rawValue
-        // Where the library has no hotplug support, a departure shows in the transfers alone.
+        // Where libusb has no hotplug support, a disconnection shows in the device's transfers only.
         _ = unsafe libusb_hotplug_register_callback(
             raw, CInt(both), 0, any, any, any,
             { _, device, event, context in
                 guard let device = unsafe device, let context = unsafe LibUSBContext.from(context)
                 else { return 0 }
                 if event == LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT {
-                    unsafe context.departed.append(.init(device))
+                    unsafe context.disconnected.append(.init(device))
                 } else {
-                    context.hasArrivals = true
+                    context.hasNewDevices = true
                 }
                 return 0
             }, context, nil)
@@ -206,4 +221,13 @@ final class LibUSBContext {
         guard let context = unsafe context else { return nil }
         return unsafe Unmanaged<LibUSBContext>.fromOpaque(context).takeUnretainedValue()
     }
+}
+
+/// An observer of the host's devices; called on the event loop.
+protocol LibUSBContextObserver: AnyObject {
+    /// Devices have been connected to the host.
+    func devicesConnected()
+
+    /// A device has been disconnected from the host.
+    func deviceDisconnected(_ device: LibUSBDevice.ID)
 }

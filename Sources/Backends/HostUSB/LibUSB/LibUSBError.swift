@@ -2,7 +2,7 @@
 
 internal import CLibUSB
 
-/// What libusb answers when a call fails.
+/// A negative result of a libusb call.
 struct LibUSBError: Error, RawRepresentable, Hashable, Sendable {
     let rawValue: CInt
 
@@ -12,7 +12,6 @@ struct LibUSBError: Error, RawRepresentable, Hashable, Sendable {
 
     static let access = LibUSBError(LIBUSB_ERROR_ACCESS)
     static let inputOutput = LibUSBError(LIBUSB_ERROR_IO)
-    static let busy = LibUSBError(LIBUSB_ERROR_BUSY)
     static let noDevice = LibUSBError(LIBUSB_ERROR_NO_DEVICE)
     static let noMemory = LibUSBError(LIBUSB_ERROR_NO_MEM)
     static let notFound = LibUSBError(LIBUSB_ERROR_NOT_FOUND)
@@ -21,14 +20,14 @@ struct LibUSBError: Error, RawRepresentable, Hashable, Sendable {
 }
 
 extension LibUSBError: CustomStringConvertible {
-    /// libusb's own words for it.
+    /// libusb's message, such as `Resource busy`.
     var description: String {
-        guard let words = unsafe libusb_strerror(rawValue) else { return "error \(rawValue)" }
-        return unsafe String(cString: words)
+        guard let message = unsafe libusb_strerror(rawValue) else { return "error \(rawValue)" }
+        return unsafe String(cString: message)
     }
 }
 
-/// Makes a call of libusb and throws what it answers if that is an error.
+/// Makes a libusb call and throws a negative result.
 @discardableResult
 func libusb(_ call: () -> CInt) throws(LibUSBError) -> CInt {
     let result = call()

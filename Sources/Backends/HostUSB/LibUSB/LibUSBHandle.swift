@@ -5,9 +5,10 @@ internal import CLibUSB
 internal import Platform
 internal import USB
 
-/// An opened device: its transfers through libusb, its blocking calls on a thread of their own.
+/// An opened device of the host: its transfers go through libusb on the event loop, its blocking
+/// calls through a ``SerialQueue``.
 final class LibUSBHandle: HostHandle {
-    /// libusb's opened device. libusb allows its use from any thread.
+    /// libusb's handle of an opened device, which libusb allows any thread to use.
     @safe
     struct Pointer: @unchecked Sendable {
         let raw: OpaquePointer
@@ -15,11 +16,11 @@ final class LibUSBHandle: HostHandle {
         func close() { unsafe libusb_close(raw) }
     }
 
-    /// A device that is open and kept.
+    /// An opened device whose node is locked.
     struct Opened: Sendable {
         let pointer: Pointer
-        /// Missing where somebody else has opened the node: the lock is on that opening.
-        var mark: DeviceNodeLock?
+        /// `nil` if another process has opened the node: its descriptor holds the lock.
+        var lock: DeviceNodeLock?
         /// Bytes of the longest OUT transfer that libusb submits as one request; see
         /// ``SystemFiles/longestRequest(of:)``.
         var longestRequest = Int.max
@@ -30,46 +31,46 @@ final class LibUSBHandle: HostHandle {
     private let pointer: Pointer
     private let context: LibUSBContext
     private let control: DeviceControl
-    /// The open device node, if somebody else opened it; otherwise libusb has it.
+    /// The open device node, if another process has opened it; otherwise libusb has it.
     private let node: ReceivedDescriptor?
-    /// What keeps others away; given up with the device.
-    private var mark: DeviceNodeLock?
-    private let worker: Worker
+    /// Excludes other servers and rules until the device is closed.
+    private var lock: DeviceNodeLock?
+    private let jobs: SerialQueue
     private let loop: any EventLoop
     private let longestRequest: Int
     private let memory = TransferMemory()
     private var active: [TransferSlot] = []
     private var idle: [TransferSlot] = []
     private let isochronous: IsochronousPipes
-    /// What was said of the kernel's refusals, so that it is not said for each of many transfers.
-    private var refusals: Set<LibUSBError> = []
-    /// Whether a guest may have left its traces in the device.
+    /// Errors of isochronous submissions that have been reported.
+    private var reportedErrors: Set<LibUSBError> = []
+    /// Whether a guest may have changed the device.
     private var isUsed = false
     private var isClosing = false
     private var closesWhenIdle = false
     private(set) var isClosed = false
-    /// Called once when it is.
+    /// Called once when the device is closed.
     var whenClosed: (() -> Void)?
-    private var isAbandoned = false
-    private var isGivingBack = false
-    /// Who waits for the end, and until when.
-    private var whenShutDown: [(Bool) -> Void] = []
-    private var overdue: Watch?
+    /// A shutdown that blocked the loop timed out: the device stays open for good.
+    private var isLeftOpen = false
+    private var isReleasing = false
+    private var shutDownCompletions: [(Bool) -> Void] = []
+    private var shutDownTimeout: Watch?
 
-    /// Takes over an opened device, which is closed by one of ``shutDown(by:then:)``,
-    /// ``shutDown(by:)`` and ``closeWhenIdle()``.
+    /// Takes over an opened device. One of ``shutDown(by:completion:)``, ``shutDown(by:)`` and
+    /// ``closeWhenIdle()`` closes it.
     init(
         _ opened: Opened, node: ReceivedDescriptor?, control: DeviceControl,
-        context: LibUSBContext, worker: Worker, loop: any EventLoop
+        context: LibUSBContext, jobs: SerialQueue, loop: any EventLoop
     ) {
         let pointer = opened.pointer
         self.pointer = pointer
         self.node = node
-        mark = opened.mark
+        lock = opened.lock
         longestRequest = opened.longestRequest
         self.control = control
         self.context = context
-        self.worker = worker
+        self.jobs = jobs
         self.loop = loop
         let memory = memory
         isochronous = IsochronousPipes(loop: loop) { () throws(LibUSBError) in
@@ -81,10 +82,12 @@ final class LibUSBHandle: HostHandle {
             self?.observer?.transferEnded(transfer, with: completion)
             self?.closeIfIdle()
         }
-        isochronous.whenRefused = { [weak self] error, bytes in self?.note(error, bytes: bytes) }
+        isochronous.whenRefused = { [weak self] error, bytes in self?.report(error, bytes: bytes) }
     }
 
-    func submit(_ transfer: Transfer) -> HostSubmission {
+    // MARK: - Transfers
+
+    func submit(_ transfer: Transfer) -> SubmissionResult {
         guard !isClosing else { return .disconnected }
         isUsed = true
         if case .isochronous = transfer.kind {
@@ -92,7 +95,7 @@ final class LibUSBHandle: HostHandle {
             return .started
         }
         do throws(LibUSBError) {
-            let slot = try freeSlot()
+            let slot = try unusedSlot()
             do throws(LibUSBError) {
                 try slot.submit(transfer, on: pointer)
             } catch {
@@ -110,8 +113,8 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
-    /// Cancels a transfer in the kernel, which waits until the host's controller has let go of it
-    /// (`usb_kill_urb`). That depends on no device, so it is done here, and not on the worker.
+    /// Cancels a transfer in the kernel, which waits until the host's controller has released it
+    /// (`usb_kill_urb`). The device cannot delay that, so it happens on the loop.
     func cancel(_ id: Transfer.ID) {
         if let slot = active.first(where: { $0.transfer?.id == id }) {
             slot.cancel()
@@ -120,22 +123,22 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
-    /// Fetches the completions of cancelled transfers. libusb takes some requests at a time, and makes
-    /// many of a large transfer.
+    /// Completes all transfers that have ended. libusb reaps a few requests at a time, and a large
+    /// transfer has many, so this goes on until no cancelled transfer is left.
     func reap() {
-        var rounds = requestCount / Self.requestsReaped + Self.spareRounds
+        var rounds = requestCount / Self.requestsPerRound + Self.spareRounds
         repeat {
             context.handleEvents()
             rounds -= 1
         } while hasCancelled && rounds > 0
     }
 
-    /// How many requests libusb takes back at a time.
-    private static let requestsReaped = 26
-    /// Times that it may be busy with something else.
+    /// Requests of one device that libusb reaps at a time.
+    private static let requestsPerRound = 26
+    /// Rounds in which libusb may be busy with other events.
     private static let spareRounds = 4
 
-    /// How many requests libusb has made, at most, of what is in flight.
+    /// The number of requests in flight, if libusb has cut each transfer into pieces of 16 KiB.
     private var requestCount: Int {
         let buffers =
             active.compactMap(\.transfer?.buffer)
@@ -147,50 +150,53 @@ final class LibUSBHandle: HostHandle {
         active.contains(where: \.isCancelled) || isochronous.batches.contains(where: \.isCancelled)
     }
 
-    /// Says once of each kind why isochronous transfers are not taken.
-    private func note(_ error: LibUSBError, bytes: Int) {
-        guard error != .noDevice, refusals.insert(error).inserted else { return }
-        observer?.noted(
+    /// Reports each error of isochronous submissions once.
+    private func report(_ error: LibUSBError, bytes: Int) {
+        guard error != .noDevice, reportedErrors.insert(error).inserted else { return }
+        observer?.report(
             error == .noMemory
-                ? Diagnosis.memoryLimit(bytes) : "isochronous transfers are refused: \(error)")
+                ? Diagnosis.memoryLimit(bytes)
+                : "the kernel refuses isochronous transfers: \(error)")
     }
 
-    func perform(
-        _ operation: DeviceOperation, then completion: @escaping (DeviceOperation.Outcome) -> Void
+    private func unusedSlot() throws(LibUSBError) -> TransferSlot {
+        if let slot = idle.popLast() { return slot }
+        let slot = try TransferSlot(
+            context: context, memory: memory, longestRequest: longestRequest)
+        slot.whenFinished = { [weak self] slot, transfer, completion in
+            self?.slotFinished(slot, transfer, completion)
+        }
+        return slot
+    }
+
+    private func slotFinished(
+        _ slot: TransferSlot, _ transfer: Transfer, _ completion: Transfer.Completion
+    ) {
+        if let index = active.firstIndex(where: { $0 === slot }) { active.remove(at: index) }
+        idle.append(slot)
+        observer?.transferEnded(transfer, with: completion)
+        closeIfIdle()
+    }
+
+    // MARK: - Operations
+
+    func run(
+        _ operation: DeviceOperation, completion: @escaping (DeviceOperation.Outcome) -> Void
     ) {
         guard !isClosing else { return completion(.init(result: .disconnected)) }
         isUsed = true
         let control = control
-        worker.run {
-            control.perform(operation)
+        jobs.run {
+            control.run(operation)
         } completion: { [weak self] outcome in
             completion(outcome)
             self?.closeIfIdle()
         }
     }
 
-    private func freeSlot() throws(LibUSBError) -> TransferSlot {
-        if let slot = idle.popLast() { return slot }
-        let slot = try TransferSlot(
-            context: context, memory: memory, longestRequest: longestRequest)
-        slot.whenFinished = { [weak self] slot, transfer, completion in
-            self?.finished(slot, transfer, completion)
-        }
-        return slot
-    }
+    // MARK: - Closing
 
-    private func finished(
-        _ slot: TransferSlot, _ transfer: Transfer, _ completion: Transfer.Completion
-    ) {
-        if let place = active.firstIndex(where: { $0 === slot }) { active.remove(at: place) }
-        idle.append(slot)
-        observer?.transferEnded(transfer, with: completion)
-        closeIfIdle()
-    }
-
-    // MARK: - The end
-
-    /// Closes a device that is gone, once the kernel has given everything back.
+    /// Closes a disconnected device once no transfer and no job is left.
     func closeWhenIdle() {
         isClosing = true
         closesWhenIdle = true
@@ -198,68 +204,66 @@ final class LibUSBHandle: HostHandle {
         closeIfIdle()
     }
 
-    /// Ends all transfers, gives the device back to the host's drivers and closes it, while the loop
-    /// goes on.
+    /// Cancels all transfers, releases the device to the host's drivers and closes it, without
+    /// blocking the loop.
     ///
-    /// - Parameter done: called once on the loop, with whether all of that was done by `deadline`. What
-    ///   was not goes on, and ends when the kernel and the device let it.
-    func shutDown(by deadline: Duration, then done: @escaping (Bool) -> Void) {
-        guard !isClosed && !isAbandoned else { return done(true) }
-        whenShutDown.append(done)
-        overdue = loop.schedule(at: deadline) { [weak self] in self?.reportShutDown(false) }
+    /// - Parameter completion: called once on the loop: `true` if the device was closed by
+    ///   `deadline`. Otherwise the shutdown goes on until kernel and device let it end.
+    func shutDown(by deadline: Duration, completion: @escaping (Bool) -> Void) {
+        guard !isClosed && !isLeftOpen else { return completion(true) }
+        shutDownCompletions.append(completion)
+        shutDownTimeout = loop.schedule(at: deadline) { [weak self] in
+            self?.completeShutDown(false)
+        }
         isClosing = true
         cancelAll()
         reap()
-        // It may have been about to be closed, as one that is gone.
+        // A disconnected device may have been closed by that.
         guard !isClosed else { return }
-        // Not before the worker has its job: the end of the last transfer closes the device else.
-        giveBack()
+        // The job is queued before `closesWhenIdle` is set: the end of the last transfer would close
+        // the device otherwise.
+        release()
         closesWhenIdle = true
         closeIfIdle()
     }
 
-    private func reportShutDown(_ isDone: Bool) {
-        overdue = nil
-        let waiting = whenShutDown
-        whenShutDown = []
-        for done in waiting { done(isDone) }
+    private func completeShutDown(_ isInTime: Bool) {
+        shutDownTimeout = nil
+        let completions = shutDownCompletions
+        shutDownCompletions = []
+        for completion in completions { completion(isInTime) }
     }
 
-    /// Has the worker give the device back, once, after all that it has been told before.
-    private func giveBack() {
-        guard !isGivingBack && !isClosed else { return }
-        isGivingBack = true
+    /// Queues the release to the host's drivers, once, after all earlier jobs.
+    private func release() {
+        guard !isReleasing && !isClosed else { return }
+        isReleasing = true
         let control = control
         let isUsed = isUsed
-        // What is waited for must not go away meanwhile.
-        worker.run {
-            control.giveBack(resetting: isUsed)
+        jobs.run {
+            control.release(resetting: isUsed)
         } completion: { [self] _ in
             closeIfIdle()
         }
     }
 
-    /// Ends all transfers, gives the device back to the host's drivers and closes it, with the loop
-    /// standing still.
+    /// Cancels all transfers, releases the device to the host's drivers and closes it, blocking the
+    /// loop.
     ///
-    /// - Returns: whether all of that was done by `deadline`. What was not is left open for good: the
-    ///   kernel may still write to memory of ours, and cleans up when the process ends.
+    /// - Returns: `false` if that was not done by `deadline`. The device then stays open, because a
+    ///   thread or the kernel may still use it, and the kernel cleans up when the process ends.
     func shutDown(by deadline: Duration) -> Bool {
-        guard !isClosed && !isAbandoned else { return true }
-        whenShutDown = []
-        overdue = nil
+        guard !isClosed && !isLeftOpen else { return true }
+        shutDownCompletions = []
+        shutDownTimeout = nil
         isClosing = true
         closesWhenIdle = false
         cancelAll()
-        while !isIdle && loop.now < deadline {
-            context.handleEvents(waiting: .milliseconds(10))
-        }
-        giveBack()
-        while !control.isGivenBack && loop.now < deadline {
-            context.handleEvents(waiting: .milliseconds(10))
-        }
-        guard isIdle && control.isGivenBack else {
-            isAbandoned = true
+        wait(until: deadline) { isIdle }
+        release()
+        wait(until: deadline) { control.isReleased }
+        guard isIdle && control.isReleased else {
+            isLeftOpen = true
             if let node = node?.take() { _ = node.release() }
             _ = unsafe Unmanaged.passRetained(context)
             return false
@@ -268,16 +272,24 @@ final class LibUSBHandle: HostHandle {
         return true
     }
 
+    /// Handles libusb's events, in place of the loop, until a condition holds.
+    private func wait(until deadline: Duration, for condition: () -> Bool) {
+        while !condition() && loop.now < deadline {
+            context.handleEvents(waiting: .milliseconds(10))
+            jobs.checkForStall()
+        }
+    }
+
     private var isIdle: Bool { active.isEmpty && isochronous.isIdle }
 
     private func cancelAll() {
-        // The last first: the kernel would start each one that follows what is cancelled.
+        // The newest first: the kernel would start each transfer whose predecessor is cancelled.
         for slot in active.reversed() { slot.cancel() }
         isochronous.cancelAll()
     }
 
     private func closeIfIdle() {
-        if closesWhenIdle && !isClosed && isIdle && worker.pendingJobs == 0 { close() }
+        if closesWhenIdle && !isClosed && isIdle && jobs.pendingJobs == 0 { close() }
     }
 
     private func close() {
@@ -287,8 +299,8 @@ final class LibUSBHandle: HostHandle {
         memory.removeAll()
         control.close()
         _ = node?.take()
-        mark = nil
-        reportShutDown(true)
+        lock = nil
+        completeShutDown(true)
         whenClosed.take()?()
     }
 }

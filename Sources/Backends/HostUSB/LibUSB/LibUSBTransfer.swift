@@ -102,14 +102,10 @@ final class LibUSBTransfer {
         _ count: Int, from buffer: TransferBuffer, at offset: Int = 0
     ) throws(LibUSBError) {
         guard let block else { throw .invalidParameter }
-        var end = offset
-        unsafe buffer.slice(from: 0, count: count).forEachSegment { segment in
-            unsafe UnsafeMutableRawBufferPointer(
-                rebasing: UnsafeMutableRawBufferPointer(block.bytes)[end...]
-            ).copyMemory(from: UnsafeRawBufferPointer(segment))
-            end += segment.count
-        }
-        guard end - offset == count else { throw .invalidParameter }
+        let target = unsafe UnsafeMutableRawBufferPointer(block.bytes)
+        let copied = unsafe buffer.copy(
+            into: UnsafeMutableRawBufferPointer(rebasing: target[offset..<offset + count]))
+        guard copied == count else { throw .invalidParameter }
     }
 
     /// Copies `count` bytes of the block, from `offset` on, to the beginning of a buffer; without a
@@ -117,8 +113,8 @@ final class LibUSBTransfer {
     func scatter(_ count: Int, from offset: Int = 0, to buffer: TransferBuffer) {
         guard let block else { return }
         let end = unsafe min(offset + count, block.bytes.count)
-        let bytes = unsafe UnsafeBufferPointer(rebasing: block.bytes[offset..<end])
-        unsafe buffer.copy(from: bytes.span)
+        let source = unsafe UnsafeRawBufferPointer(block.bytes)
+        unsafe buffer.copy(from: UnsafeRawBufferPointer(rebasing: source[offset..<end]))
     }
 
     /// Keeps the block for the device's next transfer.

@@ -5,12 +5,12 @@ internal import Glibc
 internal import Platform
 internal import USB
 
-/// What the kernel's file systems tell of USB devices beyond libusb: names and who uses what.
+/// Properties of USB devices that libusb does not have, from sysfs, procfs and device nodes.
 enum SystemFiles {
-    /// More than any honest device has; what lies behind it is not looked at.
+    /// Bytes of descriptors that are read; no real device has more.
     private static let longestDescriptors = 0x40000
 
-    /// The driver that an interface is bound to, `usbfs` for another program's.
+    /// The driver of an interface; `usbfs` if a program has claimed it.
     static func driver(
         ofInterface number: UInt8, of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> String? {
@@ -21,28 +21,28 @@ enum SystemFiles {
         return nil
     }
 
-    /// Manufacturer and product, as far as the device has names.
-    static func name(
+    /// The string descriptors of manufacturer and product, as far as the device has them.
+    static func modelName(
         of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> String? {
-        let words = ["manufacturer", "product"].compactMap {
-            text($0, of: portPath, devices: devices)
+        let strings = ["manufacturer", "product"].compactMap {
+            attribute($0, of: portPath, devices: devices)
         }
-        return words.isEmpty ? nil : words.joined(separator: " ")
+        return strings.isEmpty ? nil : strings.joined(separator: " ")
     }
 
-    /// One of the texts that the kernel has of a device, such as `serial`.
-    static func text(
-        _ attribute: String, of portPath: String, devices: String = "/sys/bus/usb/devices"
+    /// A text attribute of a device in sysfs, such as `serial`.
+    static func attribute(
+        _ name: String, of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> String? {
-        line("\(devices)/\(portPath)/\(attribute)")
+        line("\(devices)/\(portPath)/\(name)")
     }
 
-    /// A speed that libusb may not know: that of two lanes, in Mb/s.
+    /// The speed of a device with two SuperSpeedPlus lanes (20000 Mb/s), which libusb may not know.
     static func speed(
         of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> USBSpeed? {
-        text("speed", of: portPath, devices: devices) == "20000" ? .superSpeedPlus : nil
+        attribute("speed", of: portPath, devices: devices) == "20000" ? .superSpeedPlus : nil
     }
 
     /// The descriptors of a device and of its configurations, as the kernel has read them.
@@ -52,8 +52,8 @@ enum SystemFiles {
         contents("\(devices)/\(portPath)/descriptors", limit: longestDescriptors)
     }
 
-    /// What opening a device's node would answer now.
-    static func opening(node: String) -> LibUSBError? {
+    /// The error that opening a device's node would have, from its permissions.
+    static func accessError(node: String) -> LibUSBError? {
         if unsafe faccessat(AT_FDCWD, node, R_OK | W_OK, AT_EACCESS) == 0 { return nil }
         return error(errno)
     }
@@ -84,18 +84,18 @@ enum SystemFiles {
         }
     }
 
-    /// Whether udev's daemon runs, from which libusb mostly hears of devices that come.
+    /// Whether udev's daemon runs, which in most builds of libusb reports new devices.
     static var hasUdev: Bool { unsafe access("/run/udev/control", F_OK) == 0 }
 
-    /// Waits until the kernel's own drivers have started on a device that was just plugged in:
-    /// opening its node takes the lock that they hold.
-    static func settle(_ node: String) {
+    /// Waits until the kernel's drivers have started on a device that was just connected: opening its
+    /// node takes the lock that they hold.
+    static func waitForDrivers(of node: String) {
         let descriptor = unsafe open(node, O_RDWR | O_CLOEXEC)
         if descriptor >= 0 { close(descriptor) }
     }
 
-    /// The programs that have a device node open, such as `qemu (process 812)`; without the rights
-    /// of root those of other users are not seen.
+    /// The programs that have a device node open, such as `qemu (process 812)`; without root's rights
+    /// only those of this user.
     static func holders(ofNode node: String, processes: String = "/proc") -> [String] {
         var holders: [String] = []
         for process in entries(processes).compactMap({ CInt($0) }).sorted()
@@ -117,31 +117,31 @@ enum SystemFiles {
         return String(decoding: target[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
-    /// The first line of a small file. A device chooses its own names, so what could play with a
-    /// terminal is left out.
+    /// The first line of a small file, without characters that control a terminal: a device chooses
+    /// its own names.
     static func line(_ path: String) -> String? {
         let content = String(decoding: contents(path, limit: 512), as: UTF8.self)
         let line = content.prefix { !$0.isNewline }.unicodeScalars.filter { scalar in
             scalar.properties.generalCategory != .control
                 && scalar.properties.generalCategory != .format
         }
-        let text = words(String(String.UnicodeScalarView(line)))
+        let text = collapsingSpaces(String(String.UnicodeScalarView(line)))
         return text.isEmpty ? nil : text
     }
 
-    /// The beginning of a file; nothing of one that cannot be read.
+    /// The first `limit` bytes of a file; none if it cannot be read.
     private static func contents(_ path: String, limit: Int) -> [UInt8] {
         let descriptor = unsafe open(path, O_RDONLY | O_CLOEXEC)
         guard descriptor >= 0 else { return [] }
         defer { close(descriptor) }
         var content: [UInt8] = []
-        var piece = [UInt8](repeating: 0, count: 4096)
+        var chunk = [UInt8](repeating: 0, count: 4096)
         while content.count < limit {
-            let count = unsafe piece.withUnsafeMutableBytes { bytes in
+            let count = unsafe chunk.withUnsafeMutableBytes { bytes in
                 unsafe read(descriptor, bytes.baseAddress, bytes.count)
             }
             guard count > 0 else { break }
-            content += piece.prefix(count)
+            content += chunk.prefix(count)
         }
         return Array(content.prefix(limit))
     }

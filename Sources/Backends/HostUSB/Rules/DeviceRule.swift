@@ -2,17 +2,16 @@
 
 package import BackendKit
 
-/// Which device of the host is meant: what stands behind `host:`.
+/// The rule by which a `host:` specification selects a device of the host.
 package enum DeviceRule: Equatable {
-    /// The device that has this number on this bus now. It gets another one when it is replugged.
+    /// The device that has this address now. It gets another address when it is replugged.
     case address(bus: UInt8, address: UInt8)
-    /// Whatever is plugged in there, by the kernel's name for the place: `1-2.3` is port 3 of the
-    /// hub at port 2 of bus 1.
+    /// The device in a port, by the kernel's name: `1-2.3` is port 3 of the hub at port 2 of bus 1.
     case port(String)
-    /// A device that says so of itself.
+    /// A device with these ids, which the device itself states.
     case ids(vendor: UInt16, product: UInt16, serial: String?)
 
-    /// The rule that a specification states; it must state exactly one.
+    /// Reads the rule of a specification, which must state exactly one.
     package init(_ specification: DeviceSpecification) throws(BackendError) {
         let given = Set(specification.parameters.map(\.name))
             .subtracting(DeviceSpecification.common.map(\.name))
@@ -32,7 +31,7 @@ package enum DeviceRule: Equatable {
             let vendor = try Self.id("vendor", in: specification),
             let product = try Self.id("product", in: specification)
         {
-            let serial = try specification.value(of: "serial").map(words)
+            let serial = try specification.value(of: "serial").map(collapsingSpaces)
             if serial == "" {
                 throw BackendError(
                     "'\(specification.text)' names a serial number of spaces alone, which no device "
@@ -47,14 +46,14 @@ package enum DeviceRule: Equatable {
         }
     }
 
-    /// Whether a device that is not there now can be waited for.
-    var isLasting: Bool {
+    /// Whether the rule waits for a device that is not connected.
+    var isPersistent: Bool {
         if case .address = self { return false }
         return true
     }
 
-    /// Whether the rule means this device, as far as can be told without its serial number.
-    func mayMean(_ device: HostDeviceName) -> Bool {
+    /// Whether the rule matches a device, whose serial number is not compared.
+    func mayMatch(_ device: HostDeviceName) -> Bool {
         switch self {
         case .address(let bus, let address): device.bus == bus && device.address == address
         case .port(let port): device.portPath == port
@@ -62,10 +61,9 @@ package enum DeviceRule: Equatable {
         }
     }
 
-    /// Whether the rule means this device.
-    func means(_ device: HostDeviceName) -> Bool {
+    func matches(_ device: HostDeviceName) -> Bool {
         if case .ids(_, _, let serial?) = self, device.serial != serial { return false }
-        return mayMean(device)
+        return mayMatch(device)
     }
 
     /// An id as lsusb writes it: hexadecimal, with `0x` or without.
@@ -95,7 +93,7 @@ package enum DeviceRule: Equatable {
 }
 
 extension DeviceRule: CustomStringConvertible {
-    /// What is written behind `--device`.
+    /// The specification for `--device`.
     package var description: String {
         switch self {
         case .address(let bus, let address): "host:bus=\(bus),address=\(address)"
@@ -107,13 +105,14 @@ extension DeviceRule: CustomStringConvertible {
     }
 }
 
-/// A value as a specification holds it.
+/// A value as it is written in a specification.
 private func doubledCommas(_ text: String) -> String {
     text.split(separator: ",", omittingEmptySubsequences: false).joined(separator: ",,")
 }
 
-/// Text with single spaces between its words: names and serial numbers are compared and shown so.
-func words(_ text: String) -> String {
+/// Text without spaces at its ends and with single ones inside: names and serial numbers are compared
+/// and shown so.
+func collapsingSpaces(_ text: String) -> String {
     text.split(separator: " ").joined(separator: " ")
 }
 

@@ -3,7 +3,7 @@
 internal import BackendKit
 internal import Glibc
 
-/// Why a device cannot be passed through, with what the operator can do about it.
+/// Messages for the operator: why a device cannot be passed through, and what to do.
 enum Diagnosis {
     static func noUSB(_ error: LibUSBError) -> BackendError {
         BackendError("libusb cannot be used on this host: \(error)")
@@ -13,35 +13,36 @@ enum Diagnosis {
         guard !present.isEmpty else {
             return BackendError("no device \(bus):\(address); this host has no USB devices")
         }
-        let list = present.map { "\n  \($0.specification)  \($0.identity)" }.joined()
+        let list = present.map { "\n  \($0.specification)  \($0.displayName)" }.joined()
         return BackendError("no device \(bus):\(address); this host has:\(list)")
     }
 
-    /// What came along with a request is no open device.
-    static func noNode(_ rule: DeviceRule, _ error: LibUSBError) -> BackendError {
+    /// A request has brought a descriptor that is not an open device.
+    static func notANode(_ rule: DeviceRule, _ error: LibUSBError) -> BackendError {
         BackendError(
             "the descriptor that was passed for \(rule) is not that of a device node under "
                 + "/dev/bus/usb, opened for reading and writing: \(error)")
     }
 
-    static func otherNode(_ rule: DeviceRule, _ name: HostDeviceName) -> BackendError {
+    static func wrongNode(_ rule: DeviceRule, _ name: HostDeviceName) -> BackendError {
         BackendError(
             "the descriptor that was passed for \(rule) is that of another device: "
-                + "\(name.specification) (\(name.identity))")
+                + "\(name.specification) (\(name.displayName))")
     }
 
     static func hub(_ name: HostDeviceName) -> BackendError {
         BackendError(
-            "\(name.specification) (\(name.identity)) is a hub, which stays with the host; "
+            "\(name.specification) (\(name.displayName)) is a hub, which stays with the host; "
                 + "pass the devices behind it")
     }
 
     static func unknownSpeed(_ name: HostDeviceName) -> BackendError {
-        BackendError("\(name.specification) (\(name.identity)) runs at a speed libusb cannot tell")
+        BackendError(
+            "the speed of \(name.specification) (\(name.displayName)) is unknown to libusb")
     }
 
     static func cannotOpen(_ name: HostDeviceName, _ error: LibUSBError) -> BackendError {
-        let start = "cannot open \(name.node) (\(name.identity)): "
+        let start = "cannot open \(name.node) (\(name.displayName)): "
         switch error {
         case .access:
             return BackendError(
@@ -57,25 +58,26 @@ enum Diagnosis {
         }
     }
 
-    /// - Parameter seesAll: the programs of all users are seen, as by root.
+    /// - Parameter seesAll: whether the programs of all users were searched, which needs root's rights.
     static func cannotOpen(
         _ name: HostDeviceName, _ error: OpeningError, seesAll: Bool = geteuid() == 0
     ) -> BackendError {
         switch error {
-        case .refused(let error): return cannotOpen(name, error)
-        case .taken(let programs):
-            var who = programs.joined(separator: ", ")
+        case .failed(let error): return cannotOpen(name, error)
+        case .locked(let programs):
+            var owner = programs.joined(separator: ", ")
             if programs.isEmpty {
-                who = "another --device of this server"
-                if !seesAll { who += ", or by a program of another user" }
+                owner = "another --device of this server"
+                if !seesAll { owner += ", or by a program of another user" }
             }
             return BackendError(
-                "\(name.specification) (\(name.identity)) is passed on already, by \(who)")
+                "\(name.specification) (\(name.displayName)) is passed through already, by \(owner)"
+            )
         }
     }
 
     static func nothingClaimed(_ name: HostDeviceName, problems: [String]) -> BackendError {
-        BackendError("\(name.node) (\(name.identity)): \(problems.joined(separator: "; "))")
+        BackendError("\(name.node) (\(name.displayName)): \(problems.joined(separator: "; "))")
     }
 
     static func ambiguous(_ rule: DeviceRule, candidates: [HostDeviceName]) -> BackendError {
@@ -83,12 +85,13 @@ enum Diagnosis {
             // Equal devices may have equal serial numbers as well.
             let isUnique = candidates.filter { $0.serial == name.serial }.count == 1
             let other = isUnique && name.serial != nil ? " or \(name.idRule)" : ""
-            return "\n  \(name.portRule)\(other)  \(name.identity)"
+            return "\n  \(name.portRule)\(other)  \(name.displayName)"
         }.joined()
-        return BackendError("'\(rule)' means \(candidates.count) devices; name one:\(list)")
+        return BackendError(
+            "'\(rule)' matches \(candidates.count) devices; name one of them:\(list)")
     }
 
-    /// What is said of transfers that the kernel has no memory for.
+    /// The kernel has no memory for a transfer.
     static func memoryLimit(
         _ count: Int, file: String = "/sys/module/usbcore/parameters/usbfs_memory_mb"
     ) -> String {
@@ -105,5 +108,5 @@ enum Diagnosis {
 
     static let noHotplug =
         "the host's udev daemon does not run (/run/udev/control is missing): a device that is "
-        + "plugged in may not be noticed"
+        + "connected may not be noticed"
 }

@@ -5,104 +5,107 @@ internal import Logging
 internal import Platform
 internal import USB
 
-/// How a rule follows devices that come and go.
+/// Selection of the device that a rule matches, while devices connect and disconnect.
 extension HostBackend {
-    // MARK: - Coming
+    // MARK: - Connection
 
-    /// Looks whether a device is there that the rule means, unless it has one.
+    /// Looks for a device that the rule matches, unless one is selected.
     ///
-    /// The kernel may still be busy with a device that just came, so names are read and nodes are
-    /// opened first on the worker.
-    func look() {
+    /// The kernel may still be busy with a new device, so names are read and nodes are opened by
+    /// ``jobs``.
+    func probe() {
         guard bus != nil, current == nil else { return }
-        if isLooking {
-            looksAgain = true
+        if isProbing {
+            needsReprobe = true
             return
         }
-        let names = candidates().map { HostDeviceName(bare: $0) }
-        guard !names.isEmpty else { return findNothing() }
-        isLooking = true
-        lookout.run {
+        let names = candidates().map { HostDeviceName(withoutStrings: $0) }
+        guard !names.isEmpty else { return completeStartWithoutDevice() }
+        isProbing = true
+        jobs.run {
             names.map { name in
-                SystemFiles.settle(name.node)
-                return name.withWords()
+                SystemFiles.waitForDrivers(of: name.node)
+                return name.addingStrings()
             }
         } completion: { [weak self] names in
-            self?.found(names)
+            self?.select(from: names)
         }
     }
 
     private func candidates() -> [LibUSBDevice] {
         context.devices().filter { device in
-            !device.isHub && rule.mayMean(HostDeviceName(bare: device))
-                && !leaving.contains { $0.node.identity == device.identity }
+            !device.isHub && rule.mayMatch(HostDeviceName(withoutStrings: device))
+                && !closing.contains { $0.node.id == device.id }
         }
     }
 
-    private func found(_ names: [HostDeviceName]) {
-        isLooking = false
+    private func select(from names: [HostDeviceName]) {
+        isProbing = false
         guard bus != nil else { return }
-        let meant = names.filter { rule.means($0) }
-        // It may have left meanwhile, or another one have come.
+        let matching = names.filter { rule.matches($0) }
+        // Devices may have been connected and disconnected meanwhile.
         let present = candidates().compactMap { node in
-            meant.first { $0.bus == node.bus && $0.address == node.address }.map { (node, $0) }
+            matching.first { $0.bus == node.bus && $0.address == node.address }.map { (node, $0) }
         }
-        if meant.count > 1 && starting != nil {
-            fail(Diagnosis.ambiguous(rule, candidates: meant))
+        if matching.count > 1 && startCompletion != nil {
+            fail(Diagnosis.ambiguous(rule, candidates: matching))
         } else if present.isEmpty {
-            findNothing()
+            completeStartWithoutDevice()
         } else {
-            take(present)
+            openFirst(of: present)
         }
-        lookAgain()
+        reprobeIfNeeded()
     }
 
-    private func lookAgain() {
-        guard looksAgain, !isLooking else { return }
-        looksAgain = false
-        look()
+    private func reprobeIfNeeded() {
+        guard needsReprobe, !isProbing else { return }
+        needsReprobe = false
+        probe()
     }
 
-    /// Takes the first device that is to be had: others may have the ones before it.
-    private func take(_ present: [(node: LibUSBDevice, name: HostDeviceName)]) {
-        isLooking = true
+    /// Opens the first device that can be opened: other programs or rules may have some of them.
+    private func openFirst(of present: [(node: LibUSBDevice, name: HostDeviceName)]) {
+        isProbing = true
         let choices = present.map { (opener: $0.node.opener, name: $0.name) }
-        lookout.run {
+        jobs.run {
             FirstOpened(of: choices) { choice throws(OpeningError) in
                 try HostDeviceSession.open(choice.opener, name: choice.name)
             }
         } completion: { [weak self] first in
             guard let self else { return }
-            isLooking = false
-            // The devices' references must outlive their opening.
+            isProbing = false
+            // This closure keeps the references that the openers need.
             let (node, name) = present[first.index]
             if present.count > 1, case .success = first.result {
-                logger.notice("\(rule) means \(present.count) devices; taking \(name.portRule)")
+                logger.notice("\(rule) matches \(present.count) devices; taking \(name.portRule)")
             }
-            opened(node, name, first.result)
-            lookAgain()
+            deviceOpened(node, name, first.result)
+            reprobeIfNeeded()
         }
     }
 
-    private func opened(
+    private func deviceOpened(
         _ node: LibUSBDevice, _ name: HostDeviceName,
         _ result: Result<LibUSBHandle.Opened, OpeningError>
     ) {
         do throws(OpeningError) {
             let opened = try result.get()
             guard bus != nil, current == nil else { return opened.pointer.close() }
-            // Nobody was told if it has left meanwhile, as nobody followed it yet.
+            // A disconnection until now was not observed, because the device was not selected yet.
             guard context.has(node) else {
                 opened.pointer.close()
-                return lost(name)
+                return reportDisconnection(of: name)
             }
-            do throws(BackendError) { claim(try pass(node, name, opened)) } catch { fail(error) }
+            do throws(BackendError) { claim(try makeSession(node, name, opened)) } catch {
+                fail(error)
+            }
         } catch {
             guard bus != nil else { return }
-            attempts += 1
-            if error == .refused(.access), starting == nil, attempts < Self.patience {
-                retry = loop.schedule(at: loop.now + Self.patienceStep) { [weak self] in
-                    self?.look()
+            openingAttempts += 1
+            let isAccessMissing = error == .failed(.access) && startCompletion == nil
+            if isAccessMissing, openingAttempts < Self.accessAttempts {
+                probeTimer = loop.schedule(at: loop.now + Self.accessRetryDelay) { [weak self] in
+                    self?.probe()
                 }
             } else {
                 fail(Diagnosis.cannotOpen(name, error))
@@ -110,13 +113,13 @@ extension HostBackend {
         }
     }
 
-    /// Takes over, without waiting, what somebody else has opened.
+    /// Takes over a device that another process has opened, without blocking the loop.
     func adoptLater(_ descriptor: consuming OwnedDescriptor) {
-        isLooking = true
+        isProbing = true
         let number = descriptor.rawValue
-        let passed = ReceivedDescriptor(descriptor)
+        let received = ReceivedDescriptor(descriptor)
         let wrapper = context.wrapper
-        lookout.run {
+        jobs.run {
             Result { () throws(LibUSBError) in try wrapper.wrap(number) }
         } completion: { [weak self] result in
             guard let self else { return }
@@ -126,153 +129,164 @@ extension HostBackend {
                     pointer.close()
                     throw .noDevice
                 }
-                name(node, isListed: context.has(node), pointer, number, passed)
+                lock(node, isListed: context.has(node), pointer, number, received)
             } catch {
-                isLooking = false
-                fail(Diagnosis.noNode(rule, error))
+                isProbing = false
+                fail(Diagnosis.notANode(rule, error))
             }
         }
     }
 
-    /// - Parameter isListed: libusb has found the device itself, and tells when it leaves.
-    private func name(
+    /// - Parameter isListed: whether the device is in libusb's own list, so that its disconnection is
+    ///   reported.
+    private func lock(
         _ node: LibUSBDevice, isListed: Bool, _ pointer: LibUSBHandle.Pointer, _ number: CInt,
-        _ passed: ReceivedDescriptor
+        _ received: ReceivedDescriptor
     ) {
-        let bare = HostDeviceName(bare: node)
-        lookout.run {
-            (bare.withWords(), ReceivedNode(number, path: bare.node))
-        } completion: { [weak self] name, received in
+        let name = HostDeviceName(withoutStrings: node)
+        jobs.run {
+            (name.addingStrings(), ReceivedNode(number, path: name.node))
+        } completion: { [weak self] name, receivedNode in
             guard let self else { return }
-            isLooking = false
+            isProbing = false
             guard bus != nil else { return pointer.close() }
             guard !isListed || context.has(node) else {
                 pointer.close()
-                return lost(name)
+                return reportDisconnection(of: name)
             }
             do throws(BackendError) {
-                claim(try adopt(node, name, pointer, received, passed))
+                claim(try adopt(node, name, pointer, receivedNode, received))
             } catch {
                 fail(error)
             }
         }
     }
 
-    private func claim(_ device: HostDeviceSession) {
-        current = device
-        device.claim { [weak self] result in
-            guard let self, current === device else { return }
+    private func claim(_ session: HostDeviceSession) {
+        current = session
+        session.claim { [weak self] result in
+            guard let self, current === session else { return }
             do throws(BackendError) {
                 guard let bus else { return }
-                try attach(device, to: bus, problems: result.get())
+                try attach(session, to: bus, problems: result.get())
+                let name = session.name
                 logger.notice(
-                    "\(rule): \(device.name.specification) (\(device.name.identity)) is plugged in")
-                started()
+                    "\(rule): \(name.specification) (\(name.displayName)) is plugged in")
+                completeStart()
             } catch {
                 current = nil
-                fail(error, givingBack: device)
-                // There may be another one, which nobody else has interfaces of.
-                look()
+                fail(error, closing: session)
+                // There may be another device, whose interfaces can be claimed.
+                probe()
             }
         }
     }
 
-    /// Plugs a device in whose interfaces are ours, all but those that have problems.
+    /// Attaches a device whose interfaces are claimed, except those that have problems.
     func attach(
-        _ device: HostDeviceSession, to bus: any USBBus, problems: [String]
+        _ session: HostDeviceSession, to bus: any USBBus, problems: [String]
     ) throws(BackendError) {
+        let specification = session.name.specification
         for problem in problems {
-            logger.warning("\(device.name.specification): \(problem); the guest cannot use it")
+            logger.warning("\(specification): \(problem); the guest cannot use it")
         }
-        if let streams = device.device.offer.streams {
-            logger.warning("\(device.name.specification): \(streams.words)")
+        if let limit = session.device.descriptorFilter.streamLimit {
+            logger.warning("\(specification): \(limit.warning)")
         }
-        device.device.whenLost = { [weak self, weak device] in
-            if let self, let device { left(device) }
+        session.device.whenDisconnected = { [weak self, weak session] in
+            if let self, let session { sessionDisconnected(session) }
         }
         do throws(AttachError) {
-            try bus.attach(device.device)
+            try bus.attach(session.device)
         } catch {
-            throw BackendError(cannotAttach: "\(device.name.specification)", error)
+            throw BackendError(cannotAttach: specification, error)
         }
         isAttached = true
     }
 
-    // MARK: - Going
+    // MARK: - Disconnection
 
-    /// libusb has noticed that a device is not there any more.
-    func departed(_ identity: LibUSBDevice.Identity) {
-        if let current, current.node.identity == identity {
-            if isAttached {
-                current.device.deviceLeft()
-            } else {
-                left(current)
-            }
-        }
-        forgetDeparted()
+    /// Keeps a former device until it is closed and disconnected.
+    func keepUntilClosed(_ session: HostDeviceSession) {
+        closing.append(session)
+        session.whenClosed = { [weak self] in self?.removeDisconnected() }
     }
 
-    /// Keeps a device that is not followed any more until it is closed.
-    func leave(_ device: HostDeviceSession) {
-        leaving.append(device)
-        device.whenClosed = { [weak self] in self?.forgetDeparted() }
-    }
-
-    /// Does the same with one that the kernel says has left, which it also says of transfers whose
-    /// interface it has taken away. If it is still here after a moment, it may be taken anew.
-    private func leaveForNow(_ device: HostDeviceSession) {
-        leaving.append(device)
-        device.whenClosed = { [weak self, weak device] in
+    /// Closes a device whose transfers failed as if it had been disconnected, although it is still
+    /// connected: the kernel ends transfers so when it releases their interface. After a moment the
+    /// device may be selected again.
+    private func closeForReturn(_ session: HostDeviceSession) {
+        closing.append(session)
+        session.whenClosed = { [weak self, weak session] in
             guard let self else { return }
-            forgetDeparted()
-            guard rule.isLasting, bus != nil else { return }
-            returning = loop.schedule(at: loop.now + Self.patienceStep) { [weak self] in
-                self?.leaving.removeAll { $0 === device }
-                self?.look()
+            removeDisconnected()
+            guard rule.isPersistent, bus != nil else { return }
+            returnTimer = loop.schedule(at: loop.now + Self.accessRetryDelay) { [weak self] in
+                self?.closing.removeAll { $0 === session }
+                self?.probe()
             }
         }
-        device.giveBack { _ in }
+        session.shutDown { _ in }
     }
 
-    private func forgetDeparted() {
-        guard leaving.contains(where: \.isClosed) else { return }
-        leaving.removeAll { $0.isClosed && !context.has($0.node) }
+    private func removeDisconnected() {
+        guard closing.contains(where: \.isClosed) else { return }
+        closing.removeAll { $0.isClosed && !context.has($0.node) }
     }
 
-    /// The device that the rule followed is not there any more.
-    private func left(_ device: HostDeviceSession) {
-        guard device === current else { return }
+    /// The device that the rule had selected is disconnected.
+    private func sessionDisconnected(_ session: HostDeviceSession) {
+        guard session === current else { return }
         current = nil
         isAttached = false
-        if context.has(device.node) {
-            leaveForNow(device)
+        if context.has(session.node) {
+            closeForReturn(session)
         } else {
-            leave(device)
-            device.closeWhenIdle()
+            keepUntilClosed(session)
+            session.closeWhenIdle()
         }
-        lost(device.name)
+        reportDisconnection(of: session.name)
     }
 
-    private func lost(_ device: HostDeviceName) {
-        let name = "\(device.specification) (\(device.identity))"
-        guard rule.isLasting else {
-            if starting != nil { return fail(BackendError("\(name) is gone")) }
+    private func reportDisconnection(of device: HostDeviceName) {
+        let name = "\(device.specification) (\(device.displayName))"
+        guard rule.isPersistent else {
+            if startCompletion != nil { return fail(BackendError("\(name) is gone")) }
             logger.warning("\(name) is gone")
             return
         }
         logger.warning("\(name) is gone; \(rule) waits for it to come back")
-        // Its successor may be here already.
-        retry = loop.schedule(at: loop.now) { [weak self] in self?.look() }
-        started()
+        // Its successor may be connected already.
+        probeTimer = loop.schedule(at: loop.now) { [weak self] in self?.probe() }
+        completeStart()
     }
 }
 
-/// The first of several devices that can be opened; if none can, why not.
+extension HostBackend: LibUSBContextObserver {
+    func devicesConnected() {
+        guard rule.isPersistent else { return }
+        openingAttempts = 0
+        probe()
+    }
+
+    func deviceDisconnected(_ device: LibUSBDevice.ID) {
+        if let current, current.node.id == device {
+            if isAttached {
+                current.device.deviceDisconnected()
+            } else {
+                sessionDisconnected(current)
+            }
+        }
+        removeDisconnected()
+    }
+}
+
+/// The first of several devices that can be opened, or why none can.
 struct FirstOpened<Opened: Sendable>: Sendable {
     let index: Int
     let result: Result<Opened, OpeningError>
 
-    /// - Parameter choices: one at least.
+    /// - Parameter choices: at least one.
     init<Choice>(
         of choices: [Choice], opening: (Choice) throws(OpeningError) -> Opened
     ) {
@@ -286,8 +300,8 @@ struct FirstOpened<Opened: Sendable>: Sendable {
                 failures.append((index, error))
             }
         }
-        // The permission may come yet; who has a device keeps it.
-        let failure = failures.first { $0.error == .refused(.access) } ?? failures[0]
+        // udev may still permit the access; a lock is kept.
+        let failure = failures.first { $0.error == .failed(.access) } ?? failures[0]
         (index, result) = (failure.index, .failure(failure.error))
     }
 }

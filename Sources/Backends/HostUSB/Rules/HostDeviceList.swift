@@ -4,34 +4,40 @@ public import BackendKit
 internal import Platform
 internal import USB
 
-/// A device of the host, as an operator who chooses one wants to see it.
+/// A device of the host in the list of `usbvfiod devices`.
 ///
-/// Texts that come from the device have been rid of what plays with a terminal.
+/// Texts of the device have no characters that control a terminal.
 public struct HostDeviceEntry: Equatable, Sendable {
+    /// The number of its bus, as in `lsusb`.
     public let bus: UInt8
+    /// Its address on the bus, which `lsusb` calls "Device".
     public let address: UInt8
-    /// Four hexadecimal digits.
+    /// `idVendor`, four hexadecimal digits.
     public let vendor: String
+    /// `idProduct`, four hexadecimal digits.
     public let product: String
-    /// What the device calls its maker, itself and this piece of it.
+    /// The manufacturer's string descriptor.
     public let manufacturerName: String?
+    /// The product's string descriptor.
     public let productName: String?
+    /// The serial number's string descriptor.
     public let serial: String?
-    /// Such as `480 Mb/s`, if libusb knows it.
+    /// The data rate, such as `480 Mb/s`, if it is known.
     public let speed: String?
-    /// What kind of device it is, a word or two for each kind of interface.
+    /// The names of the device's class or of its interfaces' classes, each once.
     public let classes: [String]
+    /// Whether it is a hub, which cannot be passed through.
     public let isHub: Bool
-    /// What can stand behind `--device`: by place, then by ids where that means no other device.
-    /// Nothing for a hub.
+    /// The values of `--device` for it: by port, then by ids if they match no other device. Empty for
+    /// a hub.
     public let specifications: [String]
-    /// Why this program cannot open it, with what helps.
+    /// Why this program cannot open it, and what to do.
     public let obstacle: String?
 }
 
-/// What the host has, without opening anything.
+/// The list of the host's devices, for which no device is opened.
 public enum HostDeviceList {
-    /// The devices that are plugged in now, in the order of bus and address.
+    /// The connected devices, by bus and address.
     public static func read() throws(BackendError) -> [HostDeviceEntry] {
         let devices = try nodes()
         let names = devices.map { HostDeviceName($0) }
@@ -39,30 +45,31 @@ public enum HostDeviceList {
             HostDeviceEntry(
                 bus: name.bus, address: name.address, vendor: hex(name.vendor),
                 product: hex(name.product),
-                manufacturerName: SystemFiles.text("manufacturer", of: name.portPath),
-                productName: SystemFiles.text("product", of: name.portPath), serial: name.serial,
-                speed: device.speed?.words,
-                classes: ClassWords.all(
+                manufacturerName: SystemFiles.attribute("manufacturer", of: name.portPath),
+                productName: SystemFiles.attribute("product", of: name.portPath),
+                serial: name.serial,
+                speed: device.speed?.dataRate,
+                classes: ClassNames.all(
                     device: device.deviceClass,
                     descriptors: SystemFiles.descriptors(of: name.portPath)),
                 isHub: device.isHub,
                 specifications: device.isHub ? [] : specifications(of: name, among: names),
                 obstacle: device.isHub
                     ? nil
-                    : SystemFiles.opening(node: name.node).map {
+                    : SystemFiles.accessError(node: name.node).map {
                         Diagnosis.cannotOpen(name, $0).reason
                     })
         }
     }
 
-    /// The devices that can be passed on, by name.
+    /// The devices that can be passed through.
     static func devices() throws(BackendError) -> [HostDeviceName] {
         try nodes().filter { !$0.isHub }.map { HostDeviceName($0) }
     }
 
     private static func nodes() throws(BackendError) -> [LibUSBDevice] {
         do {
-            // Nothing is waited for, so nobody turns this loop.
+            // No event is awaited, so this loop does not run.
             return try LibUSBContext(loop: EpollLoop()).devices()
         } catch let error as LibUSBError {
             throw Diagnosis.noUSB(error)
@@ -71,35 +78,35 @@ public enum HostDeviceList {
         }
     }
 
-    /// The rules that mean this device and no other one.
+    /// The rules that match this device and no other.
     static func specifications(
         of name: HostDeviceName, among all: [HostDeviceName]
     ) -> [String] {
         let byIDs: [DeviceRule] = [
             .ids(vendor: name.vendor, product: name.product, serial: nil), name.idRule,
         ]
-        let unique = byIDs.first { rule in all.filter { rule.means($0) }.count == 1 }
-        // A serial number, where there is one, means this very device tomorrow, too.
+        let unique = byIDs.first { rule in all.filter { rule.matches($0) }.count == 1 }
+        // With a serial number the rule still matches this device alone when others are connected.
         let best = name.serial == nil ? unique : unique.map { _ in name.idRule }
         return ([name.portRule] + [best].compactMap(\.self)).map(\.description)
     }
 }
 
-/// The classes of USB in a few words (https://www.usb.org/defined-class-codes).
-enum ClassWords {
-    /// Those of a device: its own, or what its interfaces are.
+/// Names of the USB classes (https://www.usb.org/defined-class-codes).
+enum ClassNames {
+    /// The names of a device's class, or of its interfaces' classes.
     static func all(device: UInt8, descriptors: [UInt8]) -> [String] {
-        // 0 and "miscellaneous" leave it to the interfaces.
-        if device != 0 && device != 0xef { return [word(device)] }
+        // 0 and "miscellaneous" refer to the interfaces.
+        if device != 0 && device != 0xef { return [name(device)] }
         var found: [String] = []
         for interface in ConfigurationOutline.all(in: descriptors).first?.interfaces ?? [] {
-            let word = word(interface.usbClass.code)
-            if !found.contains(word) { found.append(word) }
+            let name = name(interface.usbClass.code)
+            if !found.contains(name) { found.append(name) }
         }
         return found
     }
 
-    private static func word(_ code: UInt8) -> String {
+    private static func name(_ code: UInt8) -> String {
         switch code {
         case 0x01: "audio"
         case 0x02, 0x0a: "communication"
@@ -127,8 +134,8 @@ enum ClassWords {
 }
 
 extension USBSpeed {
-    /// As a data sheet has it.
-    var words: String {
+    /// The signalling rate.
+    var dataRate: String {
         switch self {
         case .low: "1.5 Mb/s"
         case .full: "12 Mb/s"

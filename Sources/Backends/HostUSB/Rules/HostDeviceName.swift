@@ -1,63 +1,65 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A device of the host in the words of rules and messages.
+/// The properties of a host's device that rules compare and messages show.
 struct HostDeviceName: Equatable, Sendable {
     var bus: UInt8
     var address: UInt8
     var vendor: UInt16
     var product: UInt16
-    /// The name of its place; see ``LibUSBDevice/portPath``.
+    /// See ``LibUSBDevice/portPath``.
     var portPath = ""
-    /// What the device calls itself.
-    var words: String?
+    /// The string descriptors of manufacturer and product.
+    var modelName: String?
     var serial: String?
 
-    /// What is known of it without asking the kernel for the device's own words.
-    init(bare device: LibUSBDevice) {
+    /// Takes the properties that are known without waiting for the kernel: no string descriptors.
+    init(withoutStrings device: LibUSBDevice) {
         self.init(
             bus: device.bus, address: device.address, vendor: device.vendor,
             product: device.product, portPath: device.portPath)
     }
 
-    init(_ device: LibUSBDevice) { self = HostDeviceName(bare: device).withWords() }
+    init(_ device: LibUSBDevice) { self = HostDeviceName(withoutStrings: device).addingStrings() }
 
     init(
         bus: UInt8, address: UInt8, vendor: UInt16, product: UInt16, portPath: String = "",
-        words: String? = nil, serial: String? = nil
+        modelName: String? = nil, serial: String? = nil
     ) {
         self.bus = bus
         self.address = address
         self.vendor = vendor
         self.product = product
         self.portPath = portPath
-        self.words = words
+        self.modelName = modelName
         self.serial = serial
     }
 
-    /// With its name and serial number. The kernel lets this wait while a driver starts on the
+    /// Adds model name and serial number. This waits while a driver of the kernel starts on the
     /// device.
-    func withWords() -> HostDeviceName {
+    func addingStrings() -> HostDeviceName {
         var name = self
-        name.words = SystemFiles.name(of: portPath)
-        name.serial = SystemFiles.text("serial", of: portPath)
+        name.modelName = SystemFiles.modelName(of: portPath)
+        name.serial = SystemFiles.attribute("serial", of: portPath)
         return name
     }
 
-    /// What is written behind `--device`.
+    /// The specification of the device at its present address.
     var specification: String { "\(DeviceRule.address(bus: bus, address: address))" }
 
-    /// The rule for whatever is plugged in at its place.
+    /// The rule for its port.
     var portRule: DeviceRule { .port(portPath) }
 
-    /// The rule for the device wherever it is plugged in, which is as good as its serial number.
+    /// The rule for the device in any port; without a serial number it matches others of its kind.
     var idRule: DeviceRule { .ids(vendor: vendor, product: product, serial: serial) }
 
     /// `46f4:0001 QEMU USB HARDDRIVE`.
-    var identity: String { "\(hex(vendor)):\(hex(product))" + (words.map { " \($0)" } ?? "") }
+    var displayName: String {
+        "\(hex(vendor)):\(hex(product))" + (modelName.map { " \($0)" } ?? "")
+    }
 
     var node: String { "/dev/bus/usb/\(padded(bus))/\(padded(address))" }
 
-    /// The udev rule that lets a group use devices of this kind.
+    /// A udev rule that permits the group `plugdev` to use devices of this kind.
     var udevRule: String {
         "SUBSYSTEM==\"usb\", ATTR{idVendor}==\"\(hex(vendor))\", "
             + "ATTR{idProduct}==\"\(hex(product))\", MODE=\"0660\", GROUP=\"plugdev\""

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+internal import BackendKit
+internal import Platform
+
+/// The libusb context and the threads that all `host:` backends of one program share.
+///
+/// The backends own it together: it is made for the first and ends with the last
+/// (``BackendKit/SharedResources``).
+final class HostUSBServices {
+    /// Runs the blocking calls of all devices.
+    let threads: ThreadPool
+    private let loop: any EventLoop
+    private weak var sharedContext: LibUSBContext?
+
+    init(loop: any EventLoop) throws(BackendError) {
+        self.loop = loop
+        do {
+            threads = try ThreadPool(loop: loop)
+        } catch {
+            throw BackendError("cannot start a thread for devices of the host: \(error)")
+        }
+    }
+
+    /// The context for a further backend.
+    ///
+    /// - Parameter hasHotplug: whether libusb notices new devices. If not, a context knows only the
+    ///   devices that were connected when it was made, so each backend gets one of its own.
+    func context(hasHotplug: Bool = SystemFiles.hasUdev) throws(LibUSBError) -> LibUSBContext {
+        if hasHotplug, let sharedContext { return sharedContext }
+        let context = try LibUSBContext(loop: loop)
+        if hasHotplug { sharedContext = context }
+        return context
+    }
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import USB
+
+/// Memory in place of the guest's.
+final class Bytes {
+    let raw: UnsafeMutableRawBufferPointer
+
+    init(_ content: [UInt8]) {
+        raw = .allocate(byteCount: max(content.count, 1), alignment: 16)
+        raw.copyBytes(from: content)
+        count = content.count
+    }
+
+    let count: Int
+    deinit { raw.deallocate() }
+
+    var content: [UInt8] { Array(raw[..<count]) }
+
+    /// The bytes in one segment.
+    var buffer: TransferBuffer { lease.buffer }
+
+    /// A lease on the bytes, which the test may revoke.
+    var lease: MemoryLease {
+        let lease = MemoryLease()
+        lease.append(.init(rebasing: raw[..<count]), keeping: self)
+        return lease
+    }
+
+    /// The bytes of `parts`, a segment each.
+    static func buffer(_ parts: [Bytes]) -> TransferBuffer {
+        let lease = MemoryLease()
+        for part in parts { lease.append(.init(rebasing: part.raw[..<part.count]), keeping: part) }
+        return lease.buffer
+    }
+}
