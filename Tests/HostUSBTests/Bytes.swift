@@ -17,20 +17,23 @@ final class Bytes {
 
     var content: [UInt8] { Array(raw[..<count]) }
 
+    /// The memory, without what was allocated beyond it.
+    var all: UnsafeMutableRawBufferPointer { .init(rebasing: raw[..<count]) }
+
     /// The bytes in one segment.
     var buffer: TransferBuffer { lease.buffer }
 
     /// A lease on the bytes, which the test may revoke.
     var lease: MemoryLease {
         let lease = MemoryLease()
-        lease.append(.init(rebasing: raw[..<count]), keeping: self)
+        lease.append(all, keeping: self)
         return lease
     }
 
     /// The bytes of `parts`, a segment each.
     static func buffer(_ parts: [Bytes]) -> TransferBuffer {
         let lease = MemoryLease()
-        for part in parts { lease.append(.init(rebasing: part.raw[..<part.count]), keeping: part) }
+        for part in parts { lease.append(part.all, keeping: part) }
         return lease.buffer
     }
 }

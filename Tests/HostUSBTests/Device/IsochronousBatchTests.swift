@@ -117,6 +117,22 @@ struct IsochronousBatchTests {
         #expect(end(LIBUSB_TRANSFER_COMPLETED, (LIBUSB_TRANSFER_STALL, 0)) == ["1 failed 0"])
     }
 
+    @Test func `revoked guest memory is not written when a batch ends`() throws {
+        let parts = [Bytes([9]), Bytes([9])]
+        let lease = parts[0].lease
+        try batch.prepare([
+            transfer(1, .in, lease.buffer), transfer(2, .in, parts[1].buffer),
+        ])
+        batch.withRaw { raw, _ in
+            raw.pointee.buffer[0] = 1
+            raw.pointee.buffer[1] = 2
+        }
+        lease.revoke()
+        let done = LIBUSB_TRANSFER_COMPLETED
+        #expect(end(done, (done, 1), (done, 1)) == ["1 completed 1", "2 completed 1"])
+        #expect(parts.map(\.content) == [[9], [2]])
+    }
+
     @Test func `a batch has 1 to 32 packets`() throws {
         let many = (0..<HostUSBLimits.packetsPerRequest + 1).map {
             transfer(UInt64($0), .in, Bytes([0]).buffer)

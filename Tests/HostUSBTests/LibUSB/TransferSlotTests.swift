@@ -244,6 +244,50 @@ struct TransferSlotTests {
         #expect(failure(LibUSBError(rawValue: 0), ENOMEM) == nil)
     }
 
+    @Test func `revoked guest memory is not written when an IN transfer ends`() throws {
+        for isScattered in [false, true] {
+            let parts = [Bytes([9, 9]), Bytes([9, 9])]
+            let lease = parts[0].lease
+            if isScattered { lease.append(parts[1].all, keeping: parts[1]) }
+            try slot.prepare(transfer(EndpointAddress(1, .in), .bulk(stream: 0), lease.buffer))
+            fill([1, 2])
+            lease.revoke()
+            slot.cancel()
+            #expect(end(LIBUSB_TRANSFER_CANCELLED, count: 2)?.status == .cancelled)
+            #expect(parts.flatMap(\.content) == [9, 9, 9, 9])
+        }
+    }
+
+    @Test func `revoked guest memory is not written by a control read`() throws {
+        let bytes = Bytes([9, 9])
+        let lease = bytes.lease
+        let setup = SetupPacket(requestType: 0x80, request: 6, value: 0, index: 0, length: 2)
+        try slot.prepare(transfer(.control, .control(setup), lease.buffer))
+        fill([1, 2], at: 8)
+        lease.revoke()
+        #expect(end(count: 2)?.status == .completed)
+        #expect(bytes.content == [9, 9])
+    }
+
+    @Test func `an OUT transfer ends as always when the guest's memory is revoked`() throws {
+        let bytes = Bytes([1, 2])
+        let lease = bytes.lease
+        try slot.prepare(transfer(EndpointAddress(1, .out), .bulk(stream: 0), lease.buffer))
+        lease.revoke()
+        let completion = end(count: 2)
+        #expect(completion?.status == .completed)
+        #expect(completion?.transferred == 2)
+    }
+
+    @Test func `an OUT transfer whose memory is revoked before its submission is refused`() {
+        let lease = Bytes([1, 2]).lease
+        let buffer = lease.buffer
+        lease.revoke()
+        #expect(throws: LibUSBError.invalidParameter) {
+            try slot.prepare(transfer(EndpointAddress(1, .out), .bulk(stream: 0), buffer))
+        }
+    }
+
     @Test func `a slot is used again`() throws {
         let setup = SetupPacket(requestType: 0x80, request: 6, value: 0, index: 0, length: 2)
         try slot.prepare(transfer(.control, .control(setup), Bytes([0, 0]).buffer))
