@@ -40,7 +40,7 @@ struct ClientTests {
         try client.eject()
         #expect(device.maps.isEmpty)
         #expect(device.events[2].allSatisfy { $0 == nil })
-        #expect(try harness.end() == .clientLeft)
+        #expect(try harness.end() == .clientDisconnected)
     }
 
     @Test(
@@ -77,6 +77,6 @@ struct ClientTests {
         #expect(device.resets == 1)
         try client.disableMSIX()
         client.kill()
-        #expect(try harness.end() == .clientLeft)
+        #expect(try harness.end() == .clientDisconnected)
     }
 }

@@ -113,14 +113,14 @@ struct FramingTests {
     func leaves(place: Int) throws {
         try harness.client.send(Array(read.prefix(place)))
         harness.client.close()
-        #expect(try harness.end() == .clientLeft)
+        #expect(try harness.end() == .clientDisconnected)
         #expect(harness.connection?.isClosed == true)
     }
 
     @Test("a client that shuts its socket down is seen to leave")
     func shutsDown() throws {
         harness.client.shutdown()
-        #expect(try harness.end() == .clientLeft)
+        #expect(try harness.end() == .clientDisconnected)
     }
 
     @Test("a client that does not read keeps the server busy only up to a bound")
@@ -310,7 +310,7 @@ struct FramingTests {
         try harness.settle()
         #expect(try !second.areCopiesClosed(within: .zero))
         harness.client.close()
-        #expect(try harness.end() == .clientLeft)
+        #expect(try harness.end() == .clientDisconnected)
         #expect(try second.areCopiesClosed())
     }
 }

@@ -60,7 +60,7 @@ struct FuzzTests {
         let ended = !harness.ends.isEmpty
         harness.client.close()
         let end = try harness.end()
-        if !ended { #expect(end == .clientLeft) }
+        if !ended { #expect(end == .clientDisconnected) }
         for vectors in harness.device.events.indices {
             for vector in harness.device.events[vectors].indices {
                 harness.device.events[vectors][vector] = nil

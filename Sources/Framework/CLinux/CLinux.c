@@ -75,6 +75,14 @@ bool clinux_is_in_memory(int fd)
     }
 }
 
+uint64_t clinux_page_size(int fd)
+{
+    struct statfs system;
+    if (fstatfs(fd, &system) == 0 && (unsigned)system.f_type == HUGETLBFS_MAGIC)
+        return (uint64_t)system.f_bsize;
+    return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
 int clinux_block_device_size(int fd, uint64_t *bytes) { return ioctl(fd, BLKGETSIZE64, bytes); }
 
 ssize_t clinux_send(int socket, const struct iovec *iov, size_t count,

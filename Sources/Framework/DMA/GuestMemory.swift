@@ -41,31 +41,29 @@ public final class GuestMemory {
     public var regionCount: Int { regions.count }
 
     /// Maps `count` bytes of a file, from `offset` on, at the guest address `start`.
-    ///
-    /// - Throws: `EEXIST` if the range overlaps a region, `EINVAL` if it is empty, wraps around or
-    ///   extends past the end of the file, `EMFILE` beyond ``DMALimits/regions``, `ENOMEM` beyond the
-    ///   number of mappings that can be guarded, otherwise the errno of `mmap(2)`.
     public func map(
         _ file: consuming OwnedDescriptor, offset: UInt64, count: UInt64, at start: GuestAddress,
         writable: Bool
-    ) throws(Errno) {
+    ) throws(MapError) {
         let index = try insertionIndex(start: start, count: count)
-        let mapping = try Mapping(file, offset: offset, count: count, writable: writable)
-        insert(
+        let mapping: Mapping
+        do throws(MappingError) {
+            mapping = try Mapping(file, offset: offset, count: count, writable: writable)
+        } catch {
+            throw .mapping(error)
+        }
+        regions.insert(
             MemoryRegion(
                 start: start.rawValue, count: count, isWritable: writable, mapping: mapping),
             at: index)
     }
 
     /// Adds a region without a descriptor, which is accessed through ``remote``.
-    ///
-    /// - Throws: `EEXIST` if the range overlaps a region, `EINVAL` if it is empty or wraps around,
-    ///   `EMFILE` beyond ``DMALimits/regions``.
     public func mapRemote(
         count: UInt64, at start: GuestAddress, writable: Bool
-    ) throws(Errno) {
+    ) throws(MapError) {
         let index = try insertionIndex(start: start, count: count)
-        insert(
+        regions.insert(
             MemoryRegion(start: start.rawValue, count: count, isWritable: writable, mapping: nil),
             at: index)
     }
@@ -95,20 +93,17 @@ public final class GuestMemory {
         return regions
     }
 
-    private func insertionIndex(start: GuestAddress, count: UInt64) throws(Errno) -> Int {
+    private func insertionIndex(start: GuestAddress, count: UInt64) throws(MapError) -> Int {
         guard count > 0, !start.rawValue.addingReportingOverflow(count - 1).overflow,
             Int(exactly: count) != nil
-        else { throw .invalidArgument }
-        guard regions.count < DMALimits.regions else { throw .tooManyOpenFiles }
+        else { throw .invalidRange }
+        guard regions.count < DMALimits.regions else { throw .tooManyRegions }
         let index = firstRegion(endingAtOrAfter: start.rawValue)
         if index < regions.count, regions[index].start <= start.rawValue + (count - 1) {
-            throw .fileExists
+            let region = regions[index]
+            throw .overlap(first: GuestAddress(region.start), last: GuestAddress(region.last))
         }
         return index
-    }
-
-    private func insert(_ region: MemoryRegion, at index: Int) {
-        regions.insert(region, at: index)
     }
 
     private func firstRegion(endingAtOrAfter address: UInt64) -> Int {
@@ -333,10 +328,4 @@ public final class GuestMemory {
         }
         for (region, start, count) in parts { try body(region, start, count) }
     }
-}
-
-/// The bounds of this module.
-public enum DMALimits {
-    /// Regions at a time; announced to clients as `max_dma_maps`.
-    public static let regions = 65535
 }

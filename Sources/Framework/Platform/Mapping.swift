@@ -38,34 +38,49 @@ public final class Mapping {
     ///   - offset: in bytes, a multiple of the file's page size (hugetlbfs has larger pages).
     ///   - count: in bytes, at least 1.
     ///   - writable: whether the memory can be written too.
-    /// - Throws: `EINVAL` if `count` is 0, the range extends past the end of the file or `offset` is
-    ///   not aligned; `ENOMEM` if 1024 mappings exist; otherwise the errno of mmap(2), such as
-    ///   `EACCES` if the file was not opened for this access and `ENODEV` if it cannot be mapped.
+    /// - Throws: a ``MappingError``. The errno is that of mmap(2) if the kernel refuses the mapping, such
+    ///   as `EACCES` if the file was not opened for this access and `ENODEV` if it cannot be mapped.
     public init(
         _ file: borrowing OwnedDescriptor, offset: UInt64, count: UInt64, writable: Bool
-    ) throws(Errno) {
+    ) throws(MappingError) {
         guard count > 0, let length = Int(exactly: count), let start = Int(exactly: offset),
             !start.addingReportingOverflow(length).overflow
-        else { throw .invalidArgument }
-        var status = stat()
+        else { throw .invalidRange }
         let number = file.rawValue
-        _ = try systemCall { unsafe fstat(number, &status) }
-        // A device's size in `stat` is 0, so only regular files, memfds among them, are checked.
-        if status.st_mode & S_IFMT == S_IFREG && start + length > status.st_size {
-            throw .invalidArgument
-        }
+        try Self.check(number, end: start + length)
         let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
         guard
             let address = unsafe mmap(nil, length, protection, MAP_SHARED, number, start),
             unsafe address != MAP_FAILED
-        else { throw .current }
+        else {
+            let error = Errno.current
+            let pageSize = clinux_page_size(number)
+            throw error == .invalidArgument && offset % pageSize != 0
+                ? .misalignedOffset(pageSize: pageSize) : .failed(error)
+        }
         let slot = unsafe clinux_guard_add(address, length)
         guard slot >= 0 else {
             unsafe munmap(address, length)
-            throw .noMemory
+            throw .tooManyMappings
         }
         unsafe bytes = UnsafeMutableRawBufferPointer(start: address, count: length)
         integrity = Integrity(slot: slot)
+    }
+
+    /// The number of mappings that can exist at a time.
+    static let limit = Int(CLINUX_GUARD_CAPACITY)
+
+    /// Throws if a regular file, such as a memfd, ends before `end`. The size of a device is unknown.
+    private static func check(_ file: CInt, end: Int) throws(MappingError) {
+        var status = stat()
+        do throws(Errno) {
+            _ = try systemCall { unsafe fstat(file, &status) }
+        } catch {
+            throw .failed(error)
+        }
+        if status.st_mode & S_IFMT == S_IFREG && end > status.st_size {
+            throw .pastEndOfFile(fileSize: UInt64(clamping: status.st_size))
+        }
     }
 
     /// Whether no access has reached a page that the file has lost.

@@ -102,7 +102,7 @@ public final class Server {
         connection = nil
         function.clientDisconnected()
         switch end {
-        case .clientLeft: logger.notice("client disconnected")
+        case .clientDisconnected: logger.notice("client disconnected")
         case .closedByServer: logger.notice("disconnected the client")
         case .protocolViolation(let violation):
             logger.error("disconnected the client: it violated the protocol: \(violation)")

@@ -4,99 +4,88 @@ public import Logging
 public import Platform
 public import SystemPackage
 
-/// One client on one socket: bytes and descriptors become messages, messages are answered.
+/// The connection to one client: receives its messages and descriptors, has the ``Session`` handle
+/// them, and sends the replies.
 ///
-/// It watches its socket on the event loop and answers by itself. The device reaches guest memory
-/// that has no descriptor through ``readMemory(into:at:)`` and ``writeMemory(_:at:)``.
+/// It watches its socket on the event loop. The device accesses guest memory without a descriptor
+/// through ``readMemory(into:at:)`` and ``writeMemory(_:at:)``.
 @safe
 public final class Connection {
-    /// Why a connection ended.
+    /// The reason why a connection ended.
     public enum End: Equatable, Sendable {
-        /// The client closed it, or died.
-        case clientLeft
-        /// The client broke the protocol in a way after which the stream means nothing.
+        /// The client closed the socket, or its process ended.
+        case clientDisconnected
+        /// The client broke the protocol, and no further message can be understood.
         case protocolViolation(String)
-        /// The client no longer reads what it is sent.
+        /// The client does not read the replies.
         case clientStoppedReading
-        /// The socket failed.
+        /// A system call on the socket failed.
         case failed(Errno)
-        /// ``close()``.
+        /// The server called ``close()``.
         case closedByServer
-    }
-
-    /// Descriptors, and where in `input` the message begins that they came with.
-    private final class Arrival {
-        var descriptors: DescriptorList
-        var place: Int
-
-        init(_ descriptors: consuming DescriptorList, place: Int) {
-            self.descriptors = descriptors
-            self.place = place
-        }
-    }
-
-    /// A class, so that the descriptor can be borrowed while other state changes, and outlives a call
-    /// that ends the connection.
-    private final class OpenSocket {
-        let descriptor: OwnedDescriptor
-
-        init(_ descriptor: consuming OwnedDescriptor) { self.descriptor = descriptor }
     }
 
     let loop: any EventLoop
     let session: Session
     let logger: Logger
-    /// The access to guest memory that waits for the client's answer.
-    var access: MemoryAccessInProgress?
-    /// The place of the data in the client's memory messages, once known.
+    /// The access to guest memory that waits for the client's reply.
+    var pendingAccess: PendingMemoryAccess?
+    /// The layout of the client's DMA_READ and DMA_WRITE messages, once it is known.
     var memoryLayout: MemoryMessageLayout?
-    /// The number of the last request that was given up for lack of an answer. Until the answer
-    /// comes the client is taken for unable to give any.
-    var overdueRequest: UInt16?
-    var nextRequest: UInt16 = 1
-    /// Shorter in tests.
-    var memoryAccessTime = VFIOUserLimits.memoryAccessTime
-    /// Until when the device may wait in accesses to guest memory, all of those that it makes before
-    /// the loop turns again: nobody else is served meanwhile.
+    /// The ID of the last request that timed out. Accesses fail at once until its reply arrives.
+    var timedOutRequest: UInt16?
+    private var nextRequest: UInt16 = 1
+    /// A variable for tests, which use a shorter timeout.
+    var memoryAccessTimeout = VFIOUserLimits.memoryAccessTimeout
+    /// The time at which accesses to guest memory time out, set by the first access in a turn of the
+    /// event loop: the loop serves nothing else meanwhile.
     var accessDeadline: Duration?
-    var accessDeadlineEnd: Watch?
-    /// A request has arrived that can only be carried out when the device is at rest. It and all
-    /// behind it stay in the buffer until the loop runs again.
-    private(set) var mustRest = false
-    /// The device is answering a request, whose reply is half written.
-    private(set) var isAnswering = false
+    /// Clears ``accessDeadline`` in the next turn of the event loop.
+    var accessDeadlineReset: Watch?
+    /// Whether requests wait until the next turn of the event loop, because one of them cannot be
+    /// handled while the device accesses guest memory.
+    private(set) var isInputPaused = false
+    /// Whether the session is handling a request, so that the reply buffer is in use.
+    private(set) var isHandlingRequest = false
 
-    private var socket: OpenSocket?
+    private var socket: SharedDescriptor?
     private var watch: Watch?
     private var watchedEvents: Readiness = []
-    private var resumption: Watch?
-    private var ended: ((End) -> Void)?
+    /// The call in the next turn of the event loop that resumes a paused input, or reports the end.
+    private var nextTurn: Watch?
+    private var onEnd: ((End) -> Void)?
 
-    /// Received bytes; those in `unread` are not consumed yet.
+    /// The receive buffer. The bytes in `unread` have not been consumed.
     private let input: UnsafeMutableRawBufferPointer
     private var unread = 0..<0
-    /// Descriptors whose messages are among the unread bytes.
-    private var arrivals: [Arrival] = []
+    /// The descriptors of messages in `unread`, in the order of the messages.
+    private var receivedDescriptors: [MessageDescriptors] = []
 
     private let reply = MessageBuffer(capacity: VFIOUserLimits.messageSize)
     private let request = MessageBuffer(capacity: VFIOUserLimits.messageSize)
-    /// What the socket did not take at once.
+    /// The bytes that the socket has not accepted yet.
     private var output: [UInt8] = []
 
-    /// Serves `device` to the client at the other end of `socket`, a connected stream socket.
+    /// Serves a device to the client at the other end of a connected stream socket.
     ///
-    /// - Parameter ended: called once, on the loop, never from within another function of this
-    ///   class. Then the socket is closed, and the device still has the client's memory and eventfds.
+    /// - Parameters:
+    ///   - socket: owned, and closed when the connection ends.
+    ///   - device: handles the client's requests. When the connection ends it still has the client's
+    ///     memory and eventfds.
+    ///   - loop: the event loop of the calling thread.
+    ///   - logger: for messages about this client.
+    ///   - onEnd: called once, by the loop, when the connection has ended.
+    /// - Throws: the errno of fcntl(2) or epoll_ctl(2).
     public init(
         socket: consuming OwnedDescriptor, device: any VFIODevice, loop: any EventLoop,
         logger: Logger,
-        whenEnded ended: @escaping (End) -> Void
+        onEnd: @escaping (End) -> Void
     ) throws(Errno) {
         try socket.setNonblocking()
         self.loop = loop
         self.logger = logger
-        self.ended = ended
-        self.socket = OpenSocket(socket)
+        self.onEnd = onEnd
+        self.socket = SharedDescriptor(socket)
         session = Session(device: device, logger: logger)
         unsafe input = .allocate(byteCount: VFIOUserLimits.receiveBuffer, alignment: 16)
         try watchSocket(for: .readable)
@@ -104,10 +93,10 @@ public final class Connection {
 
     deinit { unsafe input.deallocate() }
 
-    /// Whether the client answers requests for guest memory that it gave without a descriptor.
+    /// Whether the client replies to requests for guest memory that it mapped without a descriptor.
     public var servesMemory: Bool { session.phase == .ready && session.client.servesMemory }
 
-    /// Closes the socket. The end is told on the loop afterwards.
+    /// Ends the connection and closes the socket. The loop reports the end in its next turn.
     public func close() { end(.closedByServer) }
 
     /// Whether the socket is closed.
@@ -125,131 +114,140 @@ public final class Connection {
     }
 
     private func socketIsReady(_ ready: Readiness) {
-        mustRest = false
+        isInputPaused = false
         if ready.contains(.writable) { flush() }
-        process()
-        // A peer that hung up may have left messages to be read first.
+        handleMessages()
+        // A peer that hung up may have sent messages before.
         if ready.contains(.readable) || ready.contains(.closed) { receive() }
     }
 
-    /// Continues with what had to wait for the device to come to rest.
-    private func resume() {
-        resumption = nil
-        mustRest = false
-        process()
+    private func resumeInput() {
+        nextTurn = nil
+        isInputPaused = false
+        handleMessages()
     }
 
     func end(_ reason: End) {
         guard socket != nil else { return }
-        logger.debug("the connection ends", metadata: ["reason": "\(reason)"])
         watch = nil
         session.close()
         socket = nil
-        arrivals = []
+        receivedDescriptors = []
         unread = 0..<0
         output = []
-        resumption = loop.schedule(at: loop.now) { [self] in
-            resumption = nil
-            let body = ended
-            ended = nil
+        nextTurn = loop.schedule(at: loop.now) { [self] in
+            nextTurn = nil
+            let body = onEnd
+            onEnd = nil
             body?(reason)
         }
     }
 
     // MARK: - Receiving
 
-    /// Receives what there is and carries it out.
+    /// Receives pending bytes and handles the messages that they complete.
     func receive() {
-        for _ in 0..<VFIOUserLimits.receiveRounds {
+        for _ in 0..<VFIOUserLimits.receivesPerTurn {
             guard let socket else { return }
             makeRoom()
             let room = unsafe UnsafeMutableRawBufferPointer(rebasing: input[unread.upperBound...])
-            // Full only while requests wait for the device to rest.
+            // The buffer is full only while the input is paused.
             guard room.count > 0 else { return }
-            var arrived = DescriptorList()
+            var descriptors = DescriptorList()
             let count: Int
             do throws(Errno) {
                 count = try unsafe UnixSocket.receive(
-                    into: room, descriptors: &arrived, from: socket.descriptor)
+                    into: room, descriptors: &descriptors, from: socket.descriptor)
             } catch {
                 if error == .wouldBlock { return }
-                return end(error == .connectionReset ? .clientLeft : .failed(error))
+                return end(error == .connectionReset ? .clientDisconnected : .failed(error))
             }
-            guard count > 0 else { return end(.clientLeft) }
+            guard count > 0 else { return end(.clientDisconnected) }
             let start = unread.upperBound
             unread = unread.lowerBound..<start + count
-            let hadDescriptors = !arrived.isEmpty || arrived.isTruncated
-            if hadDescriptors { keep(arrived, receivedFrom: start) }
-            process()
-            // Less than there was room for was all there is, unless descriptors cut it short.
-            if mustRest || (count < room.count && !hadDescriptors) { return }
+            let hasDescriptors = !descriptors.isEmpty || descriptors.isTruncated
+            if hasDescriptors { assign(descriptors, receivedAt: start) }
+            handleMessages()
+            // A call that fills less than the room has received all there is, unless descriptors ended
+            // it early.
+            if isInputPaused || (count < room.count && !hasDescriptors) { return }
         }
     }
 
-    /// Moves a partial message to the front when it could not be completed where it is.
+    /// Moves a partial message to the beginning of the buffer if its end would not fit.
     private func makeRoom() {
         if unread.isEmpty {
             unread = 0..<0
-            arrivals = []
+            receivedDescriptors = []
             return
         }
         guard unsafe input.count - unread.lowerBound < VFIOUserLimits.messageSize else { return }
         let count = unread.count
         unsafe input.copyMemory(
             from: UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(input)[unread]))
-        for arrival in arrivals { arrival.place -= unread.lowerBound }
+        for descriptors in receivedDescriptors { descriptors.offset -= unread.lowerBound }
         unread = 0..<count
     }
 
-    /// Decides which message the descriptors of one `recvmsg` belong to.
+    /// Assigns the descriptors of one recvmsg(2) to the message they were sent with.
     ///
-    /// The kernel puts bytes before a message with descriptors into the same answer, but none behind
-    /// it: so they belong to the last message that begins here. Only if a client joins messages
-    /// itself can that be wrong; then the last that can use descriptors is meant. If no message
-    /// begins here they belong to the one that is being received.
-    private func keep(_ arrived: consuming DescriptorList, receivedFrom start: Int) {
-        var place = unread.lowerBound
+    /// The received bytes may begin with earlier messages but end with the message that was sent with
+    /// the descriptors, so they belong to the last message that begins in these bytes. A client may
+    /// also send several messages with one call; then they belong to the last message whose command
+    /// takes descriptors. If no message begins in these bytes they belong to the one that is being
+    /// received.
+    ///
+    /// - Parameter start: the offset of the received bytes in the buffer.
+    private func assign(_ descriptors: consuming DescriptorList, receivedAt start: Int) {
+        var offset = unread.lowerBound
         var target = unread.lowerBound
-        var targetTakes = false
-        while place < unread.upperBound {
-            let header = header(at: place)
-            let takes = header.map { $0.command == .dmaMap || $0.command == .deviceSetIRQs }
-            if place >= start || place == unread.lowerBound, takes ?? true || !targetTakes {
-                target = place
-                targetTakes = takes ?? true
+        var targetTakesDescriptors = false
+        while offset < unread.upperBound {
+            let header = header(at: offset)
+            // A command that has not been received yet may take descriptors.
+            let takesDescriptors =
+                header.map { $0.command == .dmaMap || $0.command == .deviceSetIRQs } ?? true
+            if offset >= start || offset == unread.lowerBound,
+                takesDescriptors || !targetTakesDescriptors
+            {
+                target = offset
+                targetTakesDescriptors = takesDescriptors
             }
             guard let header, header.size >= MessageHeader.size,
-                Int(header.size) <= unread.upperBound - place
+                Int(header.size) <= unread.upperBound - offset
             else { break }
-            place += Int(header.size)
+            offset += Int(header.size)
         }
-        guard let same = arrivals.last, same.place == target else {
-            return arrivals.append(Arrival(arrived, place: target))
+        guard let previous = receivedDescriptors.last, previous.offset == target else {
+            receivedDescriptors.append(MessageDescriptors(descriptors, at: target))
+            return
         }
-        if arrived.isTruncated { same.descriptors.isTruncated = true }
-        for index in 0..<arrived.count {
-            guard same.descriptors.count < VFIOUserLimits.descriptors else {
-                // However a message is cut, the rest of its descriptors is closed here.
-                same.descriptors.isTruncated = true
+        if descriptors.isTruncated { previous.list.isTruncated = true }
+        for index in 0..<descriptors.count {
+            guard previous.list.count < VFIOUserLimits.descriptors else {
+                // A client may spread a message over many calls: the excess is closed here.
+                previous.list.isTruncated = true
                 return
             }
-            if let descriptor = arrived.take(index) { same.descriptors.append(descriptor) }
+            if let descriptor = descriptors.take(index) { previous.list.append(descriptor) }
         }
     }
 
-    /// The descriptors of the message at a place. What belonged to earlier messages is closed.
-    private func takeDescriptors(at place: Int) -> DescriptorList {
+    /// Removes and returns the descriptors of the message at an offset, and closes those of earlier
+    /// messages.
+    private func takeDescriptors(at offset: Int) -> DescriptorList {
         var taken = DescriptorList()
-        while let first = arrivals.first, first.place <= place {
-            if first.place == place { swap(&taken, &first.descriptors) }
-            arrivals.removeFirst()
+        while let first = receivedDescriptors.first, first.offset <= offset {
+            if first.offset == offset { swap(&taken, &first.list) }
+            receivedDescriptors.removeFirst()
         }
         return taken
     }
 
-    private func header(at place: Int) -> MessageHeader? {
-        guard unread.upperBound - place >= MessageHeader.size else { return nil }
-        return withInput(place..<place + MessageHeader.size) { MessageHeader($0) }
+    /// The header at an offset of the buffer; `nil` if it has not been received completely.
+    private func header(at offset: Int) -> MessageHeader? {
+        guard unread.upperBound - offset >= MessageHeader.size else { return nil }
+        return withInput(offset..<offset + MessageHeader.size) { MessageHeader($0) }
     }
 
     private func withInput<Result>(
@@ -261,23 +259,23 @@ public final class Connection {
 
     // MARK: - Messages
 
-    /// Carries out the whole messages that have been received.
-    private func process() {
-        while !mustRest, let header = header(at: unread.lowerBound) {
+    /// Handles the messages that have been received completely.
+    private func handleMessages() {
+        while !isInputPaused, let header = header(at: unread.lowerBound) {
             guard header.size >= MessageHeader.size, header.size <= VFIOUserLimits.messageSize
             else {
-                return end(.protocolViolation("a message of \(header.size) bytes"))
+                return end(.protocolViolation("\(header.command) with \(header.size) bytes"))
             }
             let start = unread.lowerBound
             let size = Int(header.size)
             guard unread.count >= size else { return }
             switch header.flags.type {
             case 0:
-                if access != nil, !session.canHandleDuringMemoryAccess(header.command) {
-                    return restFirst()
+                if pendingAccess != nil, !session.canHandleDuringMemoryAccess(header.command) {
+                    return pauseInput()
                 }
                 unread = start + size..<unread.upperBound
-                carryOut(header, at: start)
+                handleRequest(header, at: start)
             case MessageHeader.Flags.reply.type:
                 unread = start + size..<unread.upperBound
                 _ = takeDescriptors(at: start)
@@ -285,42 +283,44 @@ public final class Connection {
                     receiveReply(header, payload)
                 }
             default:
-                return end(.protocolViolation("a message of type \(header.flags.type)"))
+                return end(
+                    .protocolViolation("\(header.command) with message type \(header.flags.type)"))
             }
         }
     }
 
-    private func carryOut(_ header: MessageHeader, at place: Int) {
-        var taken = arrivals.isEmpty ? DescriptorList() : takeDescriptors(at: place)
-        if taken.isTruncated || taken.count > VFIOUserLimits.descriptors {
+    private func handleRequest(_ header: MessageHeader, at offset: Int) {
+        var descriptors =
+            receivedDescriptors.isEmpty ? DescriptorList() : takeDescriptors(at: offset)
+        if descriptors.isTruncated || descriptors.count > VFIOUserLimits.descriptors {
             session.refuseDescriptors(header, into: reply)
             return send(reply)
         }
-        let payload = place + MessageHeader.size..<place + Int(header.size)
-        isAnswering = true
-        defer { isAnswering = false }
-        let disposition = withInput(payload) { payload in
-            session.handle(header, payload, descriptors: &taken, into: reply)
+        let payload = offset + MessageHeader.size..<offset + Int(header.size)
+        isHandlingRequest = true
+        defer { isHandlingRequest = false }
+        let result = withInput(payload) { payload in
+            session.handle(header, payload, descriptors: &descriptors, into: reply)
         }
-        switch disposition {
-        case .answered: send(reply)
+        switch result {
+        case .replied: send(reply)
         case .refused(let reason):
             send(reply)
             end(.protocolViolation(reason))
         }
     }
 
-    /// Gives up the access in progress and leaves the rest of the input for the next turn.
-    private func restFirst() {
-        mustRest = true
-        if resumption == nil {
-            resumption = loop.schedule(at: loop.now) { [weak self] in self?.resume() }
+    /// Cancels the pending access, and leaves the unread messages for the next turn of the loop.
+    private func pauseInput() {
+        isInputPaused = true
+        if nextTurn == nil {
+            nextTurn = loop.schedule(at: loop.now) { [weak self] in self?.resumeInput() }
         }
     }
 
     // MARK: - Sending
 
-    /// Sends a message with one system call; what the socket does not take waits.
+    /// Sends a message. Bytes that the socket does not accept now are sent when it is writable.
     func send(_ message: MessageBuffer) {
         guard message.count > 0, let socket else { return }
         var sent = 0
@@ -339,7 +339,7 @@ public final class Connection {
         watchOutput()
     }
 
-    /// Sends what waits, as far as the socket takes it.
+    /// Sends as many of the waiting bytes as the socket accepts.
     func flush() {
         guard !output.isEmpty, let socket else { return }
         var failure: Errno?
@@ -357,7 +357,9 @@ public final class Connection {
     }
 
     private func endAfterSending(_ error: Errno) {
-        end(error == .brokenPipe || error == .connectionReset ? .clientLeft : .failed(error))
+        end(
+            error == .brokenPipe || error == .connectionReset
+                ? .clientDisconnected : .failed(error))
     }
 
     private func watchOutput() {
@@ -368,9 +370,15 @@ public final class Connection {
         }
     }
 
-    // MARK: - Requests of our own
+    // MARK: - Requests to the client
 
-    /// Sends a request that `body` writes behind the header.
+    /// Sends a request to the client.
+    ///
+    /// - Parameters:
+    ///   - command: the command in the header.
+    ///   - payload: the size of the payload in bytes.
+    ///   - body: appends the payload.
+    /// - Returns: the ID that the reply will have.
     func sendRequest(
         _ command: Command, payload: Int, _ body: (MessageBuffer) -> Void
     ) -> UInt16 {
@@ -389,12 +397,14 @@ public final class Connection {
         return id
     }
 
-    /// Serves the client until the socket has something more or the time is over.
-    func serve(atMost limit: Duration) throws(Errno) {
+    /// Blocks until the socket is ready, then handles the messages received, or until the timeout.
+    ///
+    /// - Throws: `ENOTCONN` if the connection has ended.
+    func serve(timeout: Duration) throws(Errno) {
         guard let socket else { throw .socketNotConnected }
         let ready = try UnixSocket.wait(
             for: output.isEmpty ? .readable : [.readable, .writable], on: socket.descriptor,
-            timeout: limit)
+            timeout: timeout)
         if ready.contains(.writable) { flush() }
         if ready.contains(.readable) || ready.contains(.closed) { receive() }
     }

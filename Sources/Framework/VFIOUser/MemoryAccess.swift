@@ -4,97 +4,101 @@ internal import Logging
 internal import Platform
 public import SystemPackage
 
-/// Where the data lies in DMA_READ and DMA_WRITE messages.
+/// The layout of DMA_READ and DMA_WRITE messages.
 ///
-/// The protocol document has a count of 64 bits, so that data begins at byte 32. QEMU has a count of
-/// 32 bits and takes data from byte 28 on, but measures messages as if it began at 32: four bytes of
-/// padding are at the end of each.
+/// In the protocol document the count has 64 bits and the data begins at byte 32. In QEMU's messages
+/// the count has 32 bits and the data begins at byte 28, but the size of the message is the document's:
+/// four bytes of padding follow the data.
 enum MemoryMessageLayout: Equatable {
     case document, qemu
 
+    /// The offset of the data in a message, in bytes.
     var dataOffset: Int { self == .document ? 32 : 28 }
 }
 
-/// An access to guest memory that waits for its answer.
+/// A DMA_READ or DMA_WRITE that waits for its reply.
 @safe
-struct MemoryAccessInProgress {
-    enum Outcome {
+struct PendingMemoryAccess {
+    enum State {
         case waiting
         case done
-        case refused(Errno)
+        case failed(Errno)
     }
 
+    /// The ID of the request.
     let id: UInt16
-    /// Where the data of a read goes; `nil` for a write or a question about the layout.
+    /// The buffer for the data of a read; `nil` for a write and for the probe of the layout.
     let destination: UnsafeMutableRawBufferPointer?
-    var outcome = Outcome.waiting
-    /// Whether the answer to a read could be meant in either layout.
+    var state = State.waiting
+    /// Whether the data of a read differs between the layouts, and the layout is unknown.
     var isAmbiguous = false
 }
 
 // Specification: the protocol document's sections "VFIO_USER_DMA_READ" and "VFIO_USER_DMA_WRITE".
 extension Connection {
-    /// Reads guest memory by asking the client, and waits for the answer, serving the client's
-    /// requests meanwhile.
+    /// Reads guest memory with DMA_READ, and blocks until the client has replied. Requests of the
+    /// client are handled meanwhile.
     ///
-    /// - Throws: `ENOTSUP` if the client serves no memory, `ETIMEDOUT` if it does not answer,
-    ///   `ECANCELED` if it asked for something that can only be done when the device has come to
-    ///   rest, `ENOTCONN` if it is gone, or the errno with which it refused.
+    /// - Throws: `ENOTSUP` if the client serves no memory, `ETIMEDOUT` if it does not reply in time,
+    ///   `ECANCELED` if it has sent DEVICE_RESET, which is handled after the access, `ENOTCONN` if it
+    ///   is disconnected, `EBUSY` within another access or while a request is handled, `EIO` if the
+    ///   reply is malformed, or the errno of the client's reply.
     public func readMemory(
         into bytes: UnsafeMutableRawBufferPointer, at address: UInt64
     ) throws(Errno) {
-        try inPieces(count: bytes.count) { (piece, deadline) throws(Errno) in
-            let place = address &+ UInt64(piece.lowerBound)
-            let target = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[piece])
-            if try unsafe readPiece(into: target, at: place, until: deadline) == .ambiguous {
-                try determineLayout(at: place, until: deadline)
-                _ = try unsafe readPiece(into: target, at: place, until: deadline)
+        try forEachMessage(count: bytes.count) { (range, deadline) throws(Errno) in
+            let start = address &+ UInt64(range.lowerBound)
+            let target = unsafe UnsafeMutableRawBufferPointer(rebasing: bytes[range])
+            if try unsafe read(into: target, at: start, until: deadline) == .ambiguous {
+                try probeLayout(at: start, until: deadline)
+                _ = try unsafe read(into: target, at: start, until: deadline)
             }
         }
     }
 
-    /// Writes guest memory by asking the client; otherwise like ``readMemory(into:at:)``.
+    /// Writes guest memory with DMA_WRITE, and blocks until the client has replied. Throws as
+    /// ``readMemory(into:at:)`` does.
     public func writeMemory(
         _ bytes: UnsafeRawBufferPointer, at address: UInt64
     ) throws(Errno) {
-        try inPieces(count: bytes.count) { (piece, deadline) throws(Errno) in
-            let place = address &+ UInt64(piece.lowerBound)
-            if memoryLayout == nil { try determineLayout(at: place, until: deadline) }
+        try forEachMessage(count: bytes.count) { (range, deadline) throws(Errno) in
+            let start = address &+ UInt64(range.lowerBound)
+            if memoryLayout == nil { try probeLayout(at: start, until: deadline) }
             let layout = memoryLayout ?? .document
-            let id = sendRequest(.dmaWrite, payload: 16 + piece.count) { request in
-                request.append(place)
-                request.append(UInt32(piece.count))
+            let id = sendRequest(.dmaWrite, payload: 16 + range.count) { request in
+                request.append(start)
+                request.append(UInt32(range.count))
                 if layout == .document { request.append(0 as UInt32) }
-                unsafe request.append(UnsafeRawBufferPointer(rebasing: bytes[piece]))
+                unsafe request.append(UnsafeRawBufferPointer(rebasing: bytes[range]))
                 if layout == .qemu { request.append(0 as UInt32) }
             }
             _ = try unsafe wait(
-                for: MemoryAccessInProgress(id: id, destination: nil), until: deadline)
+                for: PendingMemoryAccess(id: id, destination: nil), until: deadline)
         }
     }
 
-    /// - Returns: until when the access may wait.
-    private func startAccess() -> Duration {
+    /// The deadline of the accesses in this turn of the event loop.
+    private func deadlineOfTurn() -> Duration {
         if let accessDeadline { return accessDeadline }
-        let deadline = loop.now + memoryAccessTime
+        let deadline = loop.now + memoryAccessTimeout
         accessDeadline = deadline
-        accessDeadlineEnd = loop.schedule(at: loop.now) { [weak self] in
+        accessDeadlineReset = loop.schedule(at: loop.now) { [weak self] in
             self?.accessDeadline = nil
         }
         return deadline
     }
 
-    /// Calls `body` with ranges that are short enough for one message, and until when it may wait.
-    private func inPieces(
+    /// Calls `body` with the parts of a range that fit one message each, and with the deadline.
+    private func forEachMessage(
         count: Int, _ body: (Range<Int>, _ deadline: Duration) throws(Errno) -> Void
     ) throws(Errno) {
         guard servesMemory else { throw isClosed ? .socketNotConnected : .notSupported }
-        // Neither within another access nor while a request is answered.
-        guard access == nil, !isAnswering else { throw .resourceBusy }
-        if mustRest { throw .canceled }
-        let deadline = startAccess()
-        if overdueRequest != nil || deadline <= loop.now { throw .timedOut }
-        let longest = Int(min(session.client.dataTransfer, UInt64(VFIOUserLimits.dataTransfer)))
+        guard pendingAccess == nil, !isHandlingRequest else { throw .resourceBusy }
+        if isInputPaused { throw .canceled }
+        let deadline = deadlineOfTurn()
+        if timedOutRequest != nil || deadline <= loop.now { throw .timedOut }
+        let longest = Int(
+            min(session.client.maxDataTransfer, UInt64(VFIOUserLimits.dataTransfer)))
         var start = 0
         while start < count {
             let end = min(start + longest, count)
@@ -103,32 +107,32 @@ extension Connection {
         }
     }
 
-    private enum ReadOutcome { case done, ambiguous }
+    private enum ReadResult { case done, ambiguous }
 
-    private func readPiece(
+    private func read(
         into bytes: UnsafeMutableRawBufferPointer, at address: UInt64, until deadline: Duration
-    ) throws(Errno) -> ReadOutcome {
+    ) throws(Errno) -> ReadResult {
         let id = sendRequest(.dmaRead, payload: 16) { request in
             request.append(address)
             request.append(UInt64(bytes.count))
         }
         let access = try unsafe wait(
-            for: MemoryAccessInProgress(id: id, destination: bytes), until: deadline)
+            for: PendingMemoryAccess(id: id, destination: bytes), until: deadline)
         return access.isAmbiguous ? .ambiguous : .done
     }
 
-    /// Finds out where the client's data lies.
+    /// Determines the layout of the client's messages.
     ///
-    /// A read of 2^32 bytes, more than any client allows, is refused by one that sees all 64 bits
-    /// of the count. QEMU sees the lower half, zero, and succeeds.
-    private func determineLayout(at address: UInt64, until deadline: Duration) throws(Errno) {
+    /// The probe reads 2^32 bytes, more than any client permits. A client that uses all 64 bits of the
+    /// count refuses it; QEMU uses the lower 32, which are 0, and succeeds.
+    private func probeLayout(at address: UInt64, until deadline: Duration) throws(Errno) {
         let id = sendRequest(.dmaRead, payload: 16) { request in
             request.append(address)
             request.append(1 << 32 as UInt64)
         }
         do throws(Errno) {
             _ = try unsafe wait(
-                for: MemoryAccessInProgress(id: id, destination: nil), until: deadline)
+                for: PendingMemoryAccess(id: id, destination: nil), until: deadline)
             memoryLayout = .qemu
         } catch {
             switch error {
@@ -136,81 +140,86 @@ extension Connection {
             default: memoryLayout = .document
             }
         }
-        logger.debug(
-            "the client's memory messages are known",
-            metadata: ["layout": "\(memoryLayout ?? .document)"])
+        let offset = (memoryLayout ?? .document).dataOffset
+        logger.debug("the client's DMA_READ and DMA_WRITE have their data at byte \(offset)")
     }
 
-    /// Waits for the answer to the request that was sent last.
+    /// Waits for the reply to the request that was sent last.
     private func wait(
-        for started: MemoryAccessInProgress, until deadline: Duration
-    ) throws(Errno) -> MemoryAccessInProgress {
-        access = started
-        defer { access = nil }
+        for started: PendingMemoryAccess, until deadline: Duration
+    ) throws(Errno) -> PendingMemoryAccess {
+        pendingAccess = started
+        defer { pendingAccess = nil }
         while true {
             if isClosed { throw .socketNotConnected }
-            switch access?.outcome {
-            case .done: return access ?? started
-            case .refused(let error): throw error
+            switch pendingAccess?.state {
+            case .done: return pendingAccess ?? started
+            case .failed(let error): throw error
             case .waiting, nil: break
             }
-            if mustRest { throw .canceled }
+            if isInputPaused { throw .canceled }
             let left = deadline - loop.now
             guard left > .zero else {
-                overdueRequest = started.id
-                logger.warning("the client does not answer a request for its memory")
+                timedOutRequest = started.id
+                logger.warning(
+                    """
+                    the client has not replied to a request for guest memory within \
+                    \(memoryAccessTimeout); accesses to memory without a file descriptor fail until \
+                    it does
+                    """)
                 throw .timedOut
             }
-            try serve(atMost: left)
+            try serve(timeout: left)
         }
     }
 
-    /// Takes the answer to a request of ours; one that nobody waits for any more is dropped.
+    /// Handles a reply of the client; one to a request that has timed out or was cancelled is dropped.
     func receiveReply(_ header: MessageHeader, _ payload: Span<UInt8>) {
-        if header.id == overdueRequest { overdueRequest = nil }
-        guard var current = access, header.id == current.id else {
-            logger.debug("a reply nobody waits for", metadata: ["id": "\(header.id)"])
+        if header.id == timedOutRequest { timedOutRequest = nil }
+        guard var access = pendingAccess, header.id == access.id else {
+            logger.debug("dropped a late reply to \(header.command)")
             return
         }
         if header.flags.contains(.error) {
             let error = Errno(rawValue: CInt(truncatingIfNeeded: header.error))
-            // An errno that means something else among ours must not pass for it.
+            // These errnos have another meaning in `readMemory`.
             switch error {
-            case .timedOut, .canceled, .socketNotConnected: current.outcome = .refused(.ioError)
-            default: current.outcome = .refused(header.error == 0 ? .ioError : error)
+            case .timedOut, .canceled, .socketNotConnected: access.state = .failed(.ioError)
+            default: access.state = .failed(header.error == 0 ? .ioError : error)
             }
-        } else if let destination = unsafe current.destination {
-            unsafe takeData(payload, into: destination, &current)
+        } else if let destination = unsafe access.destination {
+            unsafe copyData(payload, into: destination, &access)
         } else {
-            current.outcome = .done
+            access.state = .done
         }
-        access = current
+        pendingAccess = access
     }
 
-    private func takeData(
+    /// Copies the data of a DMA_READ reply, and learns the layout from it if possible.
+    private func copyData(
         _ payload: Span<UInt8>, into destination: UnsafeMutableRawBufferPointer,
-        _ access: inout MemoryAccessInProgress
+        _ access: inout PendingMemoryAccess
     ) {
         let count = destination.count
         guard payload.count >= 16 + count else {
-            access.outcome = .refused(.ioError)
+            access.state = .failed(.ioError)
             return
         }
-        // Offsets here are those of the payload, 16 less than those of the message. The upper half of a
-        // 64-bit count is zero, and so is QEMU's padding at the end: one of the two often tells, and
-        // corrects what was found out before.
+        // Offsets in the payload are 16 less than those in the message. At byte 12 the document has the
+        // upper half of the count, which is 0, and QEMU the first data; at the end the document has the
+        // last data, and QEMU padding, which is 0.
         if payload.littleEndian(UInt32.self, at: 12) != 0 {
             memoryLayout = .qemu
         } else if payload.littleEndian(UInt32.self, at: 12 + count) != 0 {
             memoryLayout = .document
         } else if memoryLayout == nil {
-            // If everything is zero, both layouts mean the same.
+            // Data of zeroes is the same in both layouts.
             access.isAmbiguous = (12..<16 + count).contains { payload[$0] != 0 }
         }
         let start = (memoryLayout ?? .document).dataOffset - MessageHeader.size
         unsafe payload.extracting(start..<start + count).withUnsafeBytes { bytes in
             unsafe destination.copyMemory(from: bytes)
         }
-        access.outcome = .done
+        access.state = .done
     }
 }

@@ -1,27 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A message being written: a piece of memory that is used again for each.
+/// A message to be sent, in a buffer that is reused for each.
+///
+/// The integers of a message are little-endian. A buffer has room for the longest message that it is
+/// made for; an append beyond that traps.
 @safe
 final class MessageBuffer {
     private let storage: UnsafeMutableBufferPointer<UInt8>
+    /// The length of the message in bytes.
     private(set) var count = 0
 
-    /// An empty buffer that holds up to `capacity` bytes. The system provides the memory as it is
-    /// used.
+    /// Creates an empty buffer for messages of at most `capacity` bytes. The kernel allocates the
+    /// memory page by page, as it is used.
     init(capacity: Int) {
         unsafe storage = .allocate(capacity: capacity)
     }
 
     deinit { unsafe storage.deallocate() }
 
-    /// The written bytes, for the system call that sends them.
+    /// The message. It is valid until the buffer changes.
     var bytes: UnsafeRawBufferPointer {
         unsafe UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(storage)[..<count])
     }
 
     func removeAll() { count = 0 }
 
-    /// Our own messages have bounds, which the buffers are made for.
     private func requireSpace(_ size: Int) {
         let capacity = unsafe storage.count
         precondition(capacity - count >= size, "\(size) more than \(count) of \(capacity) bytes")
@@ -48,7 +51,7 @@ final class MessageBuffer {
         count += bytes.count
     }
 
-    /// Appends `size` bytes that `body` produces; what it leaves out becomes `rest`.
+    /// Appends `size` bytes. `body` writes the first of them; the others become `rest`.
     func fill(_ size: Int, rest: UInt8, _ body: (inout OutputSpan<UInt8>) -> Void) {
         requireSpace(size)
         let part = unsafe UnsafeMutableBufferPointer(rebasing: storage[count..<count + size])
@@ -57,13 +60,5 @@ final class MessageBuffer {
         while !output.isFull { output.append(rest) }
         _ = unsafe output.finalize(for: part)
         count += size
-    }
-
-    /// Overwrites the four bytes at an offset that was written before.
-    func replace(at offset: Int, by value: UInt32) {
-        precondition(offset + 4 <= count, "\(count) bytes are written")
-        for index in 0..<4 {
-            unsafe storage[offset + index] = UInt8(truncatingIfNeeded: value >> UInt32(8 * index))
-        }
     }
 }

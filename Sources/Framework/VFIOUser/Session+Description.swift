@@ -3,8 +3,11 @@
 internal import Platform
 internal import SystemPackage
 
-/// What a client asks about the device before it uses it.
+/// DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_GET_REGION_IO_FDS and DEVICE_GET_IRQ_INFO.
+///
+/// Specification: the protocol document's sections of these names.
 extension Session {
+    /// DEVICE_GET_INFO.
     func describeDevice(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer)
     {
         guard payload.count >= 16 else { return fail(header, .invalidArgument, into: reply) }
@@ -16,15 +19,15 @@ extension Session {
         reply.append(UInt32(interrupts.count))
     }
 
-    /// An index that the device does not have is a region of size zero: an error would be read as the
-    /// description of something.
+    /// DEVICE_GET_REGION_INFO. A region that the device does not have is described with size 0: the
+    /// client of rust-vmm would take the payload of an error for a description.
     func describeRegion(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer)
     {
         guard payload.count >= 32 else { return fail(header, .invalidArgument, into: reply) }
         let index = payload.littleEndian(UInt32.self, at: 8)
         let region = index < regions.count ? regions[Int(index)] : .absent
-        // Bit 0 is VFIO_REGION_INFO_FLAG_READ, bit 1 WRITE. Never MMAP: QEMU would give up posted
-        // writes for the whole device.
+        // Bit 0 is VFIO_REGION_INFO_FLAG_READ, bit 1 FLAG_WRITE. FLAG_MMAP is never set: QEMU would
+        // then wait for the reply to every write of the device.
         let flags: UInt32 = (region.isReadable ? 1 : 0) | (region.isWritable ? 2 : 0)
         start(header, payload: 32, into: reply)
         reply.append(32 as UInt32)
@@ -35,6 +38,7 @@ extension Session {
         reply.append(0 as UInt64)
     }
 
+    /// DEVICE_GET_REGION_IO_FDS. There are none.
     func describeRegionDescriptors(
         _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) {
@@ -48,6 +52,8 @@ extension Session {
         reply.append(0 as UInt32)
     }
 
+    /// DEVICE_GET_IRQ_INFO. An interrupt type that the device does not have is described with no
+    /// vectors.
     func describeInterrupt(
         _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) {

@@ -3,7 +3,9 @@
 internal import Platform
 internal import SystemPackage
 
-/// Eventfds and masks.
+/// DEVICE_SET_IRQS: eventfds, masks and triggers of interrupts.
+///
+/// Specification: the protocol document's section "VFIO_USER_DEVICE_SET_IRQS".
 extension Session {
     func setInterrupts(
         _ header: MessageHeader, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
@@ -11,7 +13,7 @@ extension Session {
     ) {
         do throws(Errno) {
             guard let request = SetIRQsRequest(payload) else { throw .invalidArgument }
-            try carryOut(
+            try execute(
                 request, payload.extracting(SetIRQsRequest.size..<payload.count), &descriptors)
             start(header, into: reply)
         } catch {
@@ -19,7 +21,7 @@ extension Session {
         }
     }
 
-    private func carryOut(
+    private func execute(
         _ request: SetIRQsRequest, _ data: Span<UInt8>, _ descriptors: inout DescriptorList
     ) throws(Errno) {
         guard request.index < interrupts.count else { throw .invalidArgument }
@@ -31,14 +33,14 @@ extension Session {
         case .actionTrigger: action = .trigger
         default: throw .invalidArgument
         }
-        let form = request.flags.intersection(.anyData)
+        let dataType = request.flags.intersection(.anyData)
         guard request.flags.subtracting([.anyAction, .anyData]).isEmpty,
-            form == .dataEventFD || descriptors.isEmpty
+            dataType == .dataEventFD || descriptors.isEmpty
         else { throw .invalidArgument }
 
         if request.count == 0 {
-            // No vector at all means every vector, but only in this one form.
-            guard form == .dataNone, action == .trigger, request.start == 0 else {
+            // A count of 0 disconnects all vectors. No other request may have it.
+            guard dataType == .dataNone, action == .trigger, request.start == 0 else {
                 throw .invalidArgument
             }
             for vector in 0..<type.count {
@@ -46,30 +48,30 @@ extension Session {
             }
             return
         }
-        // Both come from 32 bits and cannot overflow 64.
+        // Both are numbers of 32 bits, so the sum does not overflow.
         guard request.start + request.count <= type.count else { throw .invalidArgument }
         if action != .trigger, !type.flags.contains(.maskable) { throw .notSupported }
 
-        switch form {
+        switch dataType {
         case .dataNone:
             for vector in request.start..<request.start + request.count {
                 device.changeInterrupt(request.index, vector: vector, action)
             }
         case .dataBool:
             guard data.count >= request.count else { throw .invalidArgument }
-            for place in 0..<request.count where data[place] != 0 {
-                device.changeInterrupt(request.index, vector: request.start + place, action)
+            for index in 0..<request.count where data[index] != 0 {
+                device.changeInterrupt(request.index, vector: request.start + index, action)
             }
         case .dataEventFD:
-            // To be told of masking is not offered.
+            // Eventfds that mask and unmask are not supported.
             guard action == .trigger else { throw .notSupported }
-            // None at all takes the vectors' eventfds away.
+            // A request without descriptors disconnects the vectors.
             guard descriptors.isEmpty || descriptors.count == request.count else {
                 throw .invalidArgument
             }
-            for place in 0..<request.count {
+            for index in 0..<request.count {
                 device.setInterrupt(
-                    request.index, vector: request.start + place, to: descriptors.take(place))
+                    request.index, vector: request.start + index, to: descriptors.take(index))
             }
         default: throw .invalidArgument
         }

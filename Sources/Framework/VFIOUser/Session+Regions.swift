@@ -3,8 +3,11 @@
 internal import Platform
 internal import SystemPackage
 
-/// Registers, configuration space and whatever else a device has in its regions.
+/// REGION_READ, REGION_WRITE and REGION_WRITE_MULTI: accesses to registers and configuration space.
+///
+/// Specification: the protocol document's sections of these names.
 extension Session {
+    /// REGION_READ. The data of a failed read is all ones.
     func readRegion(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer) {
         guard payload.count >= RegionAccess.size else {
             return fail(header, .invalidArgument, into: reply)
@@ -18,13 +21,14 @@ extension Session {
         start(
             header, payload: RegionAccess.size + count,
             error: offset == nil ? .invalidArgument : nil, into: reply)
-        repeatFields(of: access, into: reply)
+        appendFields(of: access, to: reply)
         reply.fill(count, rest: 0xff) { bytes in
             guard let offset, count > 0 else { return }
             device.readRegion(Int(access.region), at: offset, into: &bytes)
         }
     }
 
+    /// REGION_WRITE.
     func writeRegion(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer) {
         guard payload.count >= RegionAccess.size else {
             return fail(header, .invalidArgument, into: reply)
@@ -36,9 +40,11 @@ extension Session {
         start(
             header, payload: RegionAccess.size, error: isDone ? nil : .invalidArgument,
             into: reply)
-        repeatFields(of: access, into: reply)
+        appendFields(of: access, to: reply)
     }
 
+    /// REGION_WRITE_MULTI. Elements that are not valid are skipped; the reply has the number of the
+    /// others.
     func writeRegions(_ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer) {
         guard payload.count >= RegionWriteMulti.headerSize,
             payload.littleEndian(UInt64.self, at: 0)
@@ -47,10 +53,10 @@ extension Session {
         let count = Int(payload.littleEndian(UInt64.self, at: 0))
         var done: UInt64 = 0
         for index in 0..<count {
-            let place = RegionWriteMulti.headerSize + index * RegionWriteMulti.elementSize
-            let access = RegionAccess(payload, at: place)
+            let start = RegionWriteMulti.headerSize + index * RegionWriteMulti.elementSize
+            let access = RegionAccess(payload, at: start)
             guard access.count <= RegionWriteMulti.longestData else { continue }
-            let data = place + RegionAccess.size
+            let data = start + RegionAccess.size
             if write(access, payload.extracting(data..<data + Int(access.count))) { done += 1 }
         }
         start(
@@ -64,18 +70,18 @@ extension Session {
         return true
     }
 
-    /// The offset, if the access lies in a region that allows it.
+    /// The offset in the region; `nil` if the access is not within a region that permits it.
     private func checkedOffset(
-        _ access: RegionAccess, _ isAllowed: (RegionDescription) -> Bool
+        _ access: RegionAccess, _ isPermitted: (RegionDescription) -> Bool
     ) -> Int? {
         guard let region = Int(exactly: access.region), region < regions.count,
-            isAllowed(regions[region]), access.offset <= regions[region].size,
+            isPermitted(regions[region]), access.offset <= regions[region].size,
             access.count <= regions[region].size - access.offset
         else { return nil }
         return Int(exactly: access.offset)
     }
 
-    private func repeatFields(of access: RegionAccess, into reply: MessageBuffer) {
+    private func appendFields(of access: RegionAccess, to reply: MessageBuffer) {
         reply.append(access.offset)
         reply.append(access.region)
         reply.append(access.count)

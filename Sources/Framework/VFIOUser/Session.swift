@@ -4,32 +4,33 @@ internal import Logging
 internal import Platform
 internal import SystemPackage
 
-/// The server's side of the protocol without any input or output: a request goes in, an answer comes
-/// out.
+/// The server's side of the protocol, without input and output: it handles a request and writes the
+/// reply.
 ///
-/// Every command has an answer. Where an error is told, the form is one that each client can read:
-/// rust-vmm's client reads replies of fixed size and looks at no error flag, so the commands whose
-/// replies have a payload are answered in full even then, with a flag beside it for those who look.
-/// The protocol document would have a bare header; QEMU takes both.
+/// Every request has a reply. A failed request is answered in a form that all clients understand:
+/// the client of rust-vmm reads replies of fixed size and ignores the error flag, so a reply that has a
+/// payload keeps it, with the error flag set. The protocol document specifies a header alone in this
+/// case; QEMU accepts both.
 ///
 /// Specification: the protocol document's chapter "Protocol Specification".
 final class Session {
     enum Phase: Equatable {
-        /// The first message, VERSION, has not come.
+        /// VERSION, the first message, has not been received.
         case negotiating
         case ready
         case closed
     }
 
-    /// What becomes of a request.
-    enum Disposition {
-        /// The reply is written; it may be empty, if none is wanted.
-        case answered
-        /// The reply is written, and after it the connection ends.
+    /// The result of handling a request.
+    enum Result {
+        /// The reply is written. It is empty if the client expects none.
+        case replied
+        /// The reply is written, and the connection must end after it, for this reason.
         case refused(String)
     }
 
     private(set) var phase = Phase.negotiating
+    /// The client's capabilities; the defaults until VERSION has been received.
     private(set) var client = VersionCapabilities()
 
     let device: any VFIODevice
@@ -49,25 +50,26 @@ final class Session {
         phase = .closed
     }
 
-    /// Whether a request can be carried out while the device is in the middle of its work.
+    /// Whether a command can be handled while the device accesses guest memory. DEVICE_RESET changes
+    /// the state that the device is working on.
     func canHandleDuringMemoryAccess(_ command: Command) -> Bool { command != .deviceReset }
 
-    /// Carries out a request.
+    /// Handles a request.
     func handle(
         _ header: MessageHeader, _ payload: Span<UInt8>, descriptors: inout DescriptorList,
         into reply: MessageBuffer
-    ) -> Disposition {
+    ) -> Result {
         reply.removeAll()
         switch phase {
-        case .closed: return .refused("a message after the end")
+        case .closed: return .refused("\(header.command) after the end of the session")
         case .negotiating:
-            let disposition = begin(header, payload, into: reply)
+            let result = negotiate(header, payload, into: reply)
             if header.flags.contains(.noReply) { reply.removeAll() }
-            return disposition
+            return result
         case .ready: break
         }
 
-        // A register access, by far the most frequent, comes first.
+        // Register accesses, by far the most frequent requests, come first.
         switch header.command {
         case .regionRead: readRegion(header, payload, into: reply)
         case .regionWrite: writeRegion(header, payload, into: reply)
@@ -86,31 +88,34 @@ final class Session {
         case .version:
             fail(header, .invalidArgument, into: reply)
         case .deviceFeature:
-            // What the kernel's VFIO says of a feature that a device does not have.
+            // The error of the kernel's VFIO for a feature that a device does not have.
             fail(header, .inappropriateIOCTLForDevice, into: reply)
         case .dmaRead, .dmaWrite, .dirtyPages, .migrationDataRead, .migrationDataWrite:
             fail(header, .notSupported, into: reply)
-        default:
-            logger.debug("unknown command", metadata: ["command": "\(header.command.rawValue)"])
-            fail(header, .noFunction, into: reply)
+        default: fail(header, .noFunction, into: reply)
         }
         if header.flags.contains(.noReply) { reply.removeAll() }
-        return .answered
+        return .replied
     }
 
-    /// Answers a request whose descriptors could not all be received.
+    /// Answers a request that arrived with too many descriptors.
     func refuseDescriptors(_ header: MessageHeader, into reply: MessageBuffer) {
         reply.removeAll()
         logger.warning(
-            "a message has more descriptors than were agreed on",
-            metadata: ["command": "\(header.command.rawValue)"])
+            "refused \(header.command) with more than \(VFIOUserLimits.descriptors) descriptors")
         if header.flags.contains(.noReply) { return }
         fail(header, .invalidArgument, into: reply)
     }
 
     // MARK: - Replies
 
-    /// Begins a successful reply whose size is filled in by ``finish(_:)``.
+    /// Writes the header of a reply.
+    ///
+    /// - Parameters:
+    ///   - header: the header of the request.
+    ///   - payload: the size in bytes of the payload, which the caller appends.
+    ///   - error: sets the error flag.
+    ///   - reply: emptied first.
     func start(
         _ header: MessageHeader, payload: Int = 0, error: Errno? = nil, into reply: MessageBuffer
     ) {
@@ -122,58 +127,53 @@ final class Session {
         reply.append(UInt32(bitPattern: error?.rawValue ?? 0))
     }
 
-    /// A reply that is only a header.
+    /// Writes the reply to a failed request: a header alone.
     func fail(_ header: MessageHeader, _ error: Errno, into reply: MessageBuffer) {
-        logger.debug(
-            "refused",
-            metadata: ["command": "\(header.command.rawValue)", "reason": "\(error)"])
+        logger.debug("\(header.command) failed: \(error)")
         start(header, error: error, into: reply)
     }
 
     // MARK: - VERSION
 
-    private func begin(
-        _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
-    ) -> Disposition {
-        guard header.command == .version else {
-            fail(header, .invalidArgument, into: reply)
-            return .refused("the first message is command \(header.command.rawValue)")
-        }
-        return negotiate(header, payload, into: reply)
-    }
-
     private func negotiate(
         _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
-    ) -> Disposition {
+    ) -> Result {
+        guard header.command == .version else {
+            fail(header, .invalidArgument, into: reply)
+            return .refused("the first message is \(header.command), not VERSION")
+        }
         guard payload.count >= 4 else {
             fail(header, .invalidArgument, into: reply)
-            return .refused("a VERSION message of \(header.size) bytes")
+            return .refused("VERSION with \(header.size) bytes")
         }
         let major = payload.littleEndian(UInt16.self, at: 0)
         let minor = payload.littleEndian(UInt16.self, at: 2)
         guard major == Self.majorVersion else {
             fail(header, .invalidArgument, into: reply)
-            return .refused("the client speaks version \(major).\(minor) of the protocol")
+            return .refused(
+                "protocol version \(major).\(minor) instead of \(Self.majorVersion).x")
         }
-        guard let capabilities = VersionCapabilities(payload.extracting(4..<payload.count)) else {
+        let capabilities: VersionCapabilities
+        do throws(JSONReader.Failure) {
+            capabilities = try VersionCapabilities(payload.extracting(4..<payload.count))
+        } catch {
             fail(header, .invalidArgument, into: reply)
-            return .refused("malformed version data")
+            return .refused("malformed version data: \(error)")
         }
         client = capabilities
         phase = .ready
         logger.debug(
-            "negotiated",
-            metadata: [
-                "version": "\(major).\(minor)", "descriptors": "\(capabilities.descriptors)",
-                "transfer": "\(capabilities.dataTransfer)",
-                "memory": "\(capabilities.servesMemory ? "mapped or by messages" : "mapped")",
-            ])
-        let data = capabilities.reply(longest: payload.count - 4)
+            """
+            the client speaks version \(major).\(minor), accepts \(capabilities.maxDescriptors) \
+            descriptors and \(capabilities.maxDataTransfer) bytes a message, and serves \
+            \(capabilities.servesMemory ? "all guest memory" : "guest memory with descriptors only")
+            """)
+        let data = capabilities.reply(limit: payload.count - 4)
         start(header, payload: 4 + data.count, into: reply)
         reply.append(Self.majorVersion)
         reply.append(min(minor, Self.minorVersion))
         reply.append(contentsOf: data)
-        return .answered
+        return .replied
     }
 
     static let majorVersion: UInt16 = 0

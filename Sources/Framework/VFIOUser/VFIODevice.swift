@@ -3,59 +3,67 @@
 public import Platform
 public import SystemPackage
 
-/// What a device must answer to be served over vfio-user.
+/// A device that is served over vfio-user.
 ///
-/// The session has checked every number that reaches these functions against ``regions`` and
-/// ``interrupts``, so an implementation sees only indices, offsets and vectors that exist.
+/// The session checks the numbers in a request against ``regions`` and ``interrupts``, so the functions
+/// are called with existing indices, offsets and vectors only. All are called on the event loop's
+/// thread.
 ///
-/// While the device itself waits in ``Connection/readMemory(into:at:)`` or
-/// ``Connection/writeMemory(_:at:)``, all of these functions but ``reset()`` may be called: the
-/// client's processor holds a lock until its register access is answered, and would otherwise never
-/// come to answer ours. They must therefore not touch what such an access works on.
+/// While the device waits in ``Connection/readMemory(into:at:)`` or ``Connection/writeMemory(_:at:)``,
+/// all functions except ``reset()`` may be called: a client that waits for the reply to a register
+/// access replies to nothing before. They must not use the state that the waiting code works on.
 public protocol VFIODevice: AnyObject {
-    /// The regions by index, as VFIO numbers them; a region of size zero is absent.
+    /// The regions by VFIO's index; a region of size 0 is absent.
     var regions: [RegionDescription] { get }
 
-    /// The interrupt types by index, as VFIO numbers them; a type with no vectors is absent.
+    /// The interrupt types by VFIO's index; a type without vectors is absent.
     var interrupts: [InterruptDescription] { get }
 
-    /// Reads a part of a region: appends to `bytes` until its free capacity is used up. What is left
-    /// free is answered as all-ones.
+    /// Reads from a region: appends to `bytes` until it is full. Bytes that are not appended are
+    /// answered as 0xff.
     func readRegion(_ index: Int, at offset: Int, into bytes: inout OutputSpan<UInt8>)
 
-    /// Writes a part of a region.
+    /// Writes to a region.
     func writeRegion(_ index: Int, at offset: Int, from bytes: Span<UInt8>)
 
-    /// Sets the eventfd that an interrupt is signalled with; `nil` takes it away.
+    /// Sets the eventfd that signals an interrupt; `nil` disconnects the interrupt.
     func setInterrupt(_ index: Int, vector: Int, to event: consuming OwnedDescriptor?)
 
-    /// The client masks, unmasks or triggers an interrupt.
+    /// Masks, unmasks or triggers an interrupt.
     func changeInterrupt(_ index: Int, vector: Int, _ action: InterruptAction)
 
-    /// Adds guest memory. Without a descriptor it is reached by messages, if at all.
+    /// Maps guest memory.
     ///
-    /// - Throws: `EEXIST` for an overlap, `EINVAL` for a range that cannot be.
+    /// - Parameters:
+    ///   - file: contains the memory; without it the memory is accessed by messages.
+    ///   - offset: the position of the memory in the file, in bytes.
+    ///   - address: the guest address.
+    ///   - count: the length in bytes.
+    ///   - access: the permitted accesses.
+    /// - Throws: `EEXIST` if the range overlaps another, `EINVAL` if the range or the file is not
+    ///   valid, and other errors of the kernel.
     func mapMemory(
         _ file: consuming OwnedDescriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
-    ) throws(Errno)
+    ) throws(MemoryMapError)
 
-    /// Unmaps guest memory that was mapped with exactly this range. Nothing accesses it after this
-    /// returns.
+    /// Unmaps guest memory that was mapped with exactly this range. The device does not access it after
+    /// the return.
     ///
-    /// - Throws: `ENOENT` if there is no such range.
+    /// - Throws: `ENOENT` if no memory was mapped with this range.
     func unmapMemory(at address: UInt64, count: UInt64) throws(Errno)
 
-    /// Unmaps all guest memory. Nothing accesses it after this returns.
+    /// Unmaps all guest memory. The device does not access it after the return.
     func unmapAllMemory()
 
-    /// Resets the device to its state after power-on. Nothing that the guest has requested before
-    /// accesses guest memory after this returns; mappings and interrupts stay.
+    /// Resets the device to its state after power-on. After the return no earlier request of the guest
+    /// accesses guest memory. Mappings and eventfds stay.
     func reset()
 }
 
-/// A region of a device: a base address register, the configuration space and so on.
+/// A region of a device, such as a base address register or the configuration space.
 public struct RegionDescription: Equatable, Sendable {
+    /// The size in bytes.
     public var size: UInt64
     public var isReadable: Bool
     public var isWritable: Bool
@@ -69,21 +77,21 @@ public struct RegionDescription: Equatable, Sendable {
     /// A region that the device does not have.
     public static let absent = RegionDescription(size: 0, isReadable: false, isWritable: false)
 
-    /// The places of a PCI function's regions (`VFIO_PCI_*_REGION_INDEX`).
+    /// The indices of a PCI function's regions (`VFIO_PCI_*_REGION_INDEX`).
     public enum PCI {
-        /// Base address registers have the indices 0...5.
+        /// The base address registers.
         public static let baseAddresses = 0...5
         public static let expansionROM = 6
         public static let configuration = 7
         public static let vga = 8
-        /// As many regions as every PCI function tells of.
+        /// The number of regions that every PCI function describes.
         public static let count = 9
     }
 }
 
-/// One interrupt type of a device.
+/// An interrupt type of a device, such as MSI-X.
 public struct InterruptDescription: Equatable, Sendable {
-    /// `VFIO_IRQ_INFO_*`.
+    /// The properties of an interrupt type (`VFIO_IRQ_INFO_*`).
     public struct Flags: OptionSet, Sendable {
         public let rawValue: UInt32
 
@@ -99,7 +107,7 @@ public struct InterruptDescription: Equatable, Sendable {
         public static let noResize = Flags(rawValue: 1 << 3)
     }
 
-    /// Vectors of this type.
+    /// The number of vectors.
     public var count: Int
     public var flags: Flags
 
@@ -111,31 +119,31 @@ public struct InterruptDescription: Equatable, Sendable {
     /// An interrupt type that the device does not have.
     public static let absent = InterruptDescription(count: 0, flags: [])
 
-    /// The places of a PCI function's interrupt types (`VFIO_PCI_*_IRQ_INDEX`).
+    /// The indices of a PCI function's interrupt types (`VFIO_PCI_*_IRQ_INDEX`).
     public enum PCI {
         public static let intx = 0
         public static let msi = 1
         public static let msix = 2
         public static let error = 3
         public static let request = 4
-        /// As many types as every PCI function tells of.
+        /// The number of types that every PCI function describes.
         public static let count = 5
     }
 }
 
-/// What a client asks of an interrupt other than to connect it.
+/// An action of DEVICE_SET_IRQS on an interrupt.
 public enum InterruptAction: Sendable {
     case mask, unmask, trigger
 }
 
-/// How a device may use guest memory.
+/// The accesses to guest memory that a client permits (flags of DMA_MAP).
 public struct MemoryAccess: OptionSet, Sendable {
     public let rawValue: UInt32
 
     public init(rawValue: UInt32) { self.rawValue = rawValue }
 
-    /// Bit 0.
+    /// Bit 0: the device may read the memory.
     public static let read = MemoryAccess(rawValue: 1 << 0)
-    /// Bit 1.
+    /// Bit 1: the device may write the memory.
     public static let write = MemoryAccess(rawValue: 1 << 1)
 }

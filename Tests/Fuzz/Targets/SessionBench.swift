@@ -185,7 +185,7 @@ final class SessionBench {
             return !ends.isEmpty
         }
         try require(ends.count == 1, "the connection ends \(ends.count) times")
-        try require(hadEnded || ends == [.clientLeft], "the connection ends with \(ends)")
+        try require(hadEnded || ends == [.clientDisconnected], "the connection ends with \(ends)")
         connection = nil
         try require(pipe.areCopiesClosed(), "a descriptor of the client is kept")
         if let violation = device.violation {

@@ -82,11 +82,11 @@ final class SessionDevice: VFIODevice {
     func mapMemory(
         _ file: consuming OwnedDescriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
-    ) throws(Errno) {
+    ) throws(MemoryMapError) {
         expect(
             count > 0 && !address.addingReportingOverflow(count - 1).overflow && !access.isEmpty,
             "memory of \(count) bytes at \(address)")
-        if refusesMemory { throw .invalidArgument }
+        if refusesMemory { throw MemoryMapError(.invalidArgument, "refused") }
         maps.append((address, count))
     }
 

@@ -36,6 +36,8 @@ int clinux_lock_exclusively(int fd);
 int clinux_lock_shared(int fd);
 /* Whether the file is in tmpfs, ramfs or hugetlbfs, where no access waits for a disk (fstatfs(2)). */
 bool clinux_is_in_memory(int fd);
+/* The page size of mappings of the file: that of the huge pages if it is in hugetlbfs. */
+uint64_t clinux_page_size(int fd);
 /* Stores the size of a block device (BLKGETSIZE64). */
 int clinux_block_device_size(int fd, uint64_t *bytes);
 

@@ -138,13 +138,17 @@ final class XHCIFunction: VFIODevice {
     func mapMemory(
         _ file: consuming OwnedDescriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
-    ) throws(Errno) {
+    ) throws(MemoryMapError) {
         let start = GuestAddress(address)
         let writable = access.contains(.write)
-        if let file = file.take() {
-            try memory.map(file, offset: offset, count: count, at: start, writable: writable)
-        } else {
-            try memory.mapRemote(count: count, at: start, writable: writable)
+        do throws(MapError) {
+            if let file = file.take() {
+                try memory.map(file, offset: offset, count: count, at: start, writable: writable)
+            } else {
+                try memory.mapRemote(count: count, at: start, writable: writable)
+            }
+        } catch {
+            throw MemoryMapError(error.errno, "\(error)")
         }
     }
 
