@@ -10,7 +10,7 @@ struct AccessTests {
     let memory = GuestMemory()
     let file: MemoryFile
 
-    /// At 0x1000 writable, then read-only, then by messages, then nothing.
+    /// Memory at 0x1000: a writable, a read-only and a remote region of 0x1000 bytes each.
     let remote = FakeRemote(base: 0x3000, size: 0x1000)
 
     init() throws {
@@ -71,7 +71,7 @@ struct AccessTests {
         #expect(!isMapped(0x8010) && isMapped(0x8011))
     }
 
-    @Test("a value that lies across regions is whole")
+    @Test("a value may span regions")
     func acrossRegions() throws {
         #expect(
             try memory.load(UInt32.self, at: GuestAddress(0x1ffe))
@@ -82,7 +82,7 @@ struct AccessTests {
         #expect(remote.accesses == [.init(address: 0x3000, count: 0x1000, isWrite: false)])
     }
 
-    @Test("read-only memory is read but not written, and nothing before it either")
+    @Test("read-only memory cannot be written, nor can a range that ends in it")
     func readOnly() throws {
         _ = try memory.load(UInt8.self, at: GuestAddress(0x2000))
         #expect(throws: DMAError(.readOnly, at: GuestAddress(0x2000), count: 1)) {
@@ -98,7 +98,7 @@ struct AccessTests {
         }
     }
 
-    @Test("a range with a hole is refused whole")
+    @Test("a range with a hole is refused as a whole")
     func hole() throws {
         #expect(throws: DMAError(.unmapped, at: GuestAddress(0x3ffe), count: 4)) {
             try memory.write([1, 2, 3, 4], at: 0x3ffe)
@@ -113,7 +113,7 @@ struct AccessTests {
         }
     }
 
-    @Test("nothing is read from and written to nowhere")
+    @Test("an access of 0 bytes succeeds at any address")
     func empty() throws {
         #expect(try memory.bytes(0, at: 0) == [])
         try memory.write([], at: .max)
@@ -122,7 +122,7 @@ struct AccessTests {
         }
     }
 
-    @Test("a range is cut at the borders of regions")
+    @Test("a range is split into one slice for each region")
     func slices() throws {
         var found: [(UInt64, Int, Bool)] = []
         try memory.forEachSlice(at: GuestAddress(0x1ff0), count: 0x1020, writable: false) {
@@ -133,7 +133,7 @@ struct AccessTests {
         #expect(found.map(\.2) == [true, true, false])
     }
 
-    @Test("a slice is the guest's memory itself")
+    @Test("a slice is the memory of the guest")
     func sliceBytes() throws {
         try memory.forEachSlice(at: GuestAddress(0x1100), count: 4, writable: true) { slice in
             slice.bytes?.copyBytes(from: [5, 6, 7, 8])
@@ -141,7 +141,7 @@ struct AccessTests {
         #expect(try file.read(4, at: 0x100) == [5, 6, 7, 8])
     }
 
-    // MARK: - By messages
+    // MARK: - Remote memory
 
     @Test("memory without a descriptor is read and written by messages")
     func byMessages() throws {
@@ -150,7 +150,7 @@ struct AccessTests {
         #expect(Array(remote.contents[4..<8]) == [0xd, 0xc, 0xb, 0xa])
     }
 
-    @Test("what the client refuses is an error")
+    @Test("a failed access to remote memory is an error")
     func refused() throws {
         remote.failure = .lost
         #expect(throws: DMAError(.lost, at: GuestAddress(0x3004), count: 4)) {
@@ -161,8 +161,8 @@ struct AccessTests {
         }
     }
 
-    @Test("without somebody to ask, such memory is not there")
-    func nobody() throws {
+    @Test("without a client that serves it, remote memory cannot be accessed")
+    func noClient() throws {
         memory.remote = nil
         #expect(throws: DMAError(.unmapped, at: GuestAddress(0x3000), count: 4)) {
             try memory.load(UInt32.self, at: GuestAddress(0x3000))
@@ -173,29 +173,29 @@ struct AccessTests {
         #expect(throws: DMAError.self) { try memory.write([1], at: 0x3000) }
     }
 
-    @Test("memory may come and go while an answer is awaited")
+    @Test("regions may change during an access to remote memory")
     func changesMeanwhile() throws {
         remote.meanwhile = { [memory] in
             _ = memory.unmapAll()
             try? memory.mapRemote(count: 0x10, at: GuestAddress(0x9000), writable: true)
         }
-        // What is under way goes on with the regions that it began with.
+        // The access continues with the regions at its start.
         let bytes = try memory.bytes(0x20, at: 0x2ff0)
         #expect(bytes == (try file.read(0x10, at: 0x1ff0)) + remote.contents[..<0x10])
         #expect(memory.regionCount == 1)
         #expect(throws: DMAError.self) { try memory.bytes(1, at: 0x1000) }
     }
 
-    // MARK: - Files that shrink
+    // MARK: - Truncated files
 
-    @Test("memory whose file has shrunk fails, and kills nobody")
+    @Test("an access to memory of a truncated file fails")
     func shrunk() throws {
         let other = try MemoryFile(size: 0x4000)
         try memory.map(
             other.descriptor(), offset: 0, count: 0x4000, at: GuestAddress(0x10000),
             writable: true)
         #expect(try memory.bytes(1, at: 0x13000) == [UInt8(0x3000 % 251)])
-        try other.cut(to: 0x1000)
+        try other.truncate(to: 0x1000)
         #expect(throws: DMAError(.lost, at: GuestAddress(0x13000), count: 4)) {
             try memory.load(UInt32.self, at: GuestAddress(0x13000))
         }
@@ -210,17 +210,17 @@ struct AccessTests {
         #expect(throws: DMAError.self) {
             try memory.forEachSlice(at: GuestAddress(0x10000), count: 1, writable: true) { _ in }
         }
-        // Other regions are as they were.
+        // Other regions are not affected.
         #expect(try memory.bytes(1, at: 0x1001) == [1])
     }
 
-    @Test("a store into memory whose file has shrunk fails")
+    @Test("a store to memory of a truncated file fails")
     func shrunkStore() throws {
         let other = try MemoryFile(size: 0x2000)
         try memory.map(
             other.descriptor(), offset: 0, count: 0x2000, at: GuestAddress(0x10000),
             writable: true)
-        try other.cut(to: 0)
+        try other.truncate(to: 0)
         #expect(throws: DMAError.self) { try memory.store(1 as UInt64, at: GuestAddress(0x11000)) }
     }
 }

@@ -6,7 +6,7 @@ import Glibc
 import Platform
 import SystemPackage
 
-/// A file in memory that counts up, and that a test can look at and cut.
+/// A memfd with known contents, which a test can read, write and truncate.
 final class MemoryFile {
     private let file: OwnedDescriptor
 
@@ -32,13 +32,13 @@ final class MemoryFile {
         return bytes
     }
 
-    func cut(to size: Int) throws {
+    func truncate(to size: Int) throws {
         let number = file.rawValue
         _ = try systemCall { ftruncate(number, size) }
     }
 }
 
-/// Memory that is reached by messages: an array, and a list of what was asked for.
+/// Remote memory: an array, and a list of the accesses.
 final class FakeRemote: RemoteMemory {
     struct Access: Equatable {
         let address: UInt64
@@ -50,7 +50,7 @@ final class FakeRemote: RemoteMemory {
     let base: UInt64
     var accesses: [Access] = []
     var failure: DMAError.Reason?
-    /// Called in the midst of an access, as requests of the client are served then.
+    /// Called during an access, when requests of the client may be handled.
     var meanwhile: (() -> Void)?
 
     init(base: UInt64, size: Int) {

@@ -5,14 +5,14 @@ import Testing
 import VFIOClient
 import VFIOUser
 
-@Suite("whole conversations as the two VMMs have them")
+@Suite("conversations of the known clients")
 struct ClientTests {
     let harness: Harness
     var device: TestDevice { harness.device }
 
     init() throws { harness = try Harness() }
 
-    @Test("Cloud Hypervisor starts, runs, ejects", arguments: [false, true])
+    @Test("Cloud Hypervisor starts, runs and ejects the device", arguments: [false, true])
     func cloudHypervisor(resetsFirst: Bool) throws {
         let memory = try SharedMemory(size: 1 << 20)
         let client = CloudHypervisorClient(
@@ -44,7 +44,7 @@ struct ClientTests {
     }
 
     @Test(
-        "QEMU starts, posts writes, resets, and its memory comes and goes",
+        "QEMU starts, posts writes, remaps memory and resets the device",
         arguments: [true, false])
     func qemu(isShared: Bool) throws {
         let memory = try SharedMemory(size: 1 << 20)

@@ -11,7 +11,7 @@ struct DescriptionTests {
 
     init() throws { harness = try Harness.ready() }
 
-    @Test("DEVICE_GET_INFO tells of nine regions and five interrupt types")
+    @Test("DEVICE_GET_INFO reports nine regions and five interrupt types")
     func deviceInfo() throws {
         let answer = try harness.exchange(
             hex(
@@ -30,13 +30,13 @@ struct DescriptionTests {
                     """))
     }
 
-    @Test("argsz is never compared", arguments: [0, 1, 16, 32, UInt32.max])
+    @Test("argsz is ignored", arguments: [0, 1, 16, 32, UInt32.max])
     func argsz(value: UInt32) throws {
         let reply = try harness.client.request(4, WireMessage.getInfo(argsz: value))
         #expect(!reply.isError && reply.size == 32)
     }
 
-    @Test("DEVICE_GET_REGION_INFO tells size and access")
+    @Test("DEVICE_GET_REGION_INFO reports size and permitted access")
     func regionInfo() throws {
         let answer = try harness.exchange(
             hex(
@@ -55,7 +55,7 @@ struct DescriptionTests {
                     """))
     }
 
-    @Test("regions that may only be read or written say so")
+    @Test("a region that is only readable or writable is described so")
     func access() throws {
         let readOnly = try harness.client.request(
             5, WireMessage.regionInfo(index: UInt32(TestDevice.readOnly)))
@@ -66,7 +66,7 @@ struct DescriptionTests {
     }
 
     @Test(
-        "a region that is not there has size zero and is no error",
+        "an absent region has size 0 and is no error",
         arguments: [1, 6, 8, 9, 99, UInt32.max])
     func absentRegion(index: UInt32) throws {
         let reply = try harness.client.request(5, WireMessage.regionInfo(index: index))
@@ -76,7 +76,7 @@ struct DescriptionTests {
         #expect(reply.payload.integer(UInt32.self, at: 8) == index)
     }
 
-    @Test("GET_REGION_IO_FDS tells of no sub-region")
+    @Test("GET_REGION_IO_FDS reports no sub-region")
     func regionDescriptors() throws {
         let reply = try harness.client.request(6, WireMessage.irqInfo(index: 0))
         #expect(!reply.isError)
@@ -85,7 +85,7 @@ struct DescriptionTests {
         #expect(unknown.isError && unknown.error == 22)
     }
 
-    @Test("DEVICE_GET_IRQ_INFO tells of vectors")
+    @Test("DEVICE_GET_IRQ_INFO reports the number of vectors")
     func interruptInfo() throws {
         let answer = try harness.exchange(
             hex(
@@ -103,7 +103,7 @@ struct DescriptionTests {
     }
 
     @Test(
-        "an interrupt type that is not there has no vectors and is no error",
+        "an absent interrupt type has no vectors and is no error",
         arguments: [0, 3, 4, 5, UInt32.max])
     func absentInterrupt(index: UInt32) throws {
         let reply = try harness.client.request(7, WireMessage.irqInfo(index: index))
@@ -113,7 +113,7 @@ struct DescriptionTests {
                 + Array(littleEndian: index) + Array(littleEndian: UInt32(0)))
     }
 
-    @Test("a request that is too short is refused", arguments: [4, 5, 6, 7])
+    @Test("a short request is refused", arguments: [4, 5, 6, 7])
     func tooShort(command: UInt16) throws {
         let size = command == 5 ? 32 : 16
         let short = try harness.client.request(command, [UInt8](repeating: 0, count: size - 1))
@@ -124,7 +124,7 @@ struct DescriptionTests {
         #expect(!more.isError)
     }
 
-    @Test("DEVICE_RESET resets, at any time and any number of times")
+    @Test("DEVICE_RESET resets the device, any number of times")
     func reset() throws {
         for _ in 0..<3 {
             let reply = try harness.client.request(13)
@@ -133,19 +133,20 @@ struct DescriptionTests {
         #expect(harness.device.resets == 3)
     }
 
-    @Test("DEVICE_FEATURE is answered as by a device without that feature")
+    @Test("DEVICE_FEATURE fails with ENOTTY, as for a device without the feature")
     func feature() throws {
         let reply = try harness.client.request(16, hex("10000000 01000100"))
         #expect(reply.isError && reply.error == 25)  // ENOTTY
     }
 
-    @Test("commands that we do not have are refused", arguments: [11, 12, 14, 17, 18])
+    @Test(
+        "commands that the server does not implement are refused", arguments: [11, 12, 14, 17, 18])
     func notSupported(command: UInt16) throws {
         let reply = try harness.client.request(command, [UInt8](repeating: 0, count: 32))
         #expect(reply.isError && reply.error == 95 && reply.size == 16)  // ENOTSUP
     }
 
-    @Test("commands that nobody has are refused", arguments: [0, 19, 20, 255, UInt16.max])
+    @Test("unknown commands are refused", arguments: [0, 19, 20, 255, UInt16.max])
     func unknown(command: UInt16) throws {
         let reply = try harness.client.request(command, [1, 2, 3])
         #expect(reply.isError && reply.error == 38 && reply.size == 16)  // ENOSYS
@@ -153,7 +154,7 @@ struct DescriptionTests {
     }
 
     @Test(
-        "no command is answered that wants no answer",
+        "a request with the no-reply flag gets no reply",
         arguments: [2, 3, 4, 5, 6, 7, 8, 9, 10, 13, 15, 16, 99])
     func noReply(command: UInt16) throws {
         for payload in [[], [UInt8](repeating: 0, count: 64)] {

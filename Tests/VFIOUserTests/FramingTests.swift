@@ -19,26 +19,26 @@ struct FramingTests {
     ).bytes
     private let answerSize = 36
 
-    @Test("a message may be cut anywhere", arguments: 1..<32)
-    func split(at place: Int) throws {
-        try harness.client.send(Array(read[..<place]))
-        try harness.settle()
+    @Test("a message is received in two parts, cut at any byte", arguments: 1..<32)
+    func split(at cut: Int) throws {
+        try harness.client.send(Array(read[..<cut]))
+        try harness.runUntilIdle()
         #expect(try harness.client.receiveSome(99) == nil)
-        try harness.client.send(Array(read[place...]))
-        try harness.settle()
+        try harness.client.send(Array(read[cut...]))
+        try harness.runUntilIdle()
         #expect(try harness.client.receiveSome(99)?.count == answerSize)
     }
 
-    @Test("a message may come byte by byte")
+    @Test("a message is received byte by byte")
     func byteByByte() throws {
         for byte in read {
             try harness.client.send([byte])
-            try harness.settle()
+            try harness.runUntilIdle()
         }
         #expect(try harness.client.receiveSome(99)?.count == answerSize)
     }
 
-    @Test("joined messages are answered one by one, in order")
+    @Test("messages received together are answered in order")
     func joined() throws {
         let count = 3000
         var bytes: [UInt8] = []
@@ -49,7 +49,7 @@ struct FramingTests {
                     payload: WireMessage.region(7, offset: 0x40, count: 4)
                 ).bytes
         }
-        // The last one only in part.
+        // The last message is incomplete.
         try harness.client.send(Array(bytes.dropLast(5)))
         for index in 0..<count - 1 {
             #expect(try harness.client.receiveMessage().id == UInt16(index))
@@ -58,14 +58,14 @@ struct FramingTests {
         #expect(try harness.client.receiveMessage().id == UInt16(count - 1))
     }
 
-    @Test("the longest message is taken, a longer one ends the connection")
+    @Test("the longest message is handled, a longer one ends the connection")
     func longest() throws {
         let data = [UInt8](repeating: 1, count: VFIOUserLimits.dataTransfer)
         let longest = WireMessage(
             id: 1, command: 10,
             payload: WireMessage.region(0, offset: 0, count: UInt32(data.count), data: data))
         #expect(longest.size == VFIOUserLimits.messageSize)
-        // It comes behind a short one and before another, so that it lies across the buffer's end.
+        // Between two short messages, so that it lies across the end of the buffer.
         for _ in 0..<3 {
             try harness.client.send(read + longest.bytes + read)
             #expect(try harness.client.receiveMessage().size == answerSize)
@@ -79,7 +79,7 @@ struct FramingTests {
         #expect(try harness.client.isClosedByServer())
         #expect(
             try harness.end()
-                == .protocolViolation("a message of \(VFIOUserLimits.messageSize + 1) bytes"))
+                == .protocolViolation("REGION_WRITE with \(VFIOUserLimits.messageSize + 1) bytes"))
     }
 
     @Test("a message shorter than its header ends the connection", arguments: [0, 1, 15])
@@ -88,16 +88,16 @@ struct FramingTests {
         bytes.replaceSubrange(4..<8, with: Array(littleEndian: size))
         try harness.client.send(bytes)
         #expect(try harness.client.isClosedByServer())
-        #expect(try harness.end() == .protocolViolation("a message of \(size) bytes"))
+        #expect(try harness.end() == .protocolViolation("REGION_READ with \(size) bytes"))
     }
 
-    @Test("a message that is neither command nor reply ends the connection", arguments: [2, 3, 15])
+    @Test("a message that is neither request nor reply ends the connection", arguments: [2, 3, 15])
     func type(type: UInt32) throws {
         try harness.client.send(WireMessage(id: 1, command: 9, flags: type))
         #expect(try harness.client.isClosedByServer())
     }
 
-    @Test("a reply to nothing is dropped")
+    @Test("a reply without a request is dropped")
     func unexpectedReply() throws {
         for command: UInt16 in [0, 9, 11, 12] {
             try harness.client.send(
@@ -110,20 +110,20 @@ struct FramingTests {
     @Test(
         "a client that leaves between, within or behind messages is seen to leave",
         arguments: [0, 5, 20, 32])
-    func leaves(place: Int) throws {
-        try harness.client.send(Array(read.prefix(place)))
+    func leaves(cut: Int) throws {
+        try harness.client.send(Array(read.prefix(cut)))
         harness.client.close()
         #expect(try harness.end() == .clientDisconnected)
         #expect(harness.connection?.isClosed == true)
     }
 
-    @Test("a client that shuts its socket down is seen to leave")
+    @Test("a client that shuts down its socket has disconnected")
     func shutsDown() throws {
         harness.client.shutdown()
         #expect(try harness.end() == .clientDisconnected)
     }
 
-    @Test("a client that does not read keeps the server busy only up to a bound")
+    @Test("a client that does not read its replies is disconnected")
     func doesNotRead() throws {
         let request = WireMessage(
             id: 1, command: 9, payload: WireMessage.region(0, offset: 0, count: 1 << 20)
@@ -131,37 +131,37 @@ struct FramingTests {
         var sent = 0
         while harness.ends.isEmpty, sent < 100 {
             if try harness.client.sendSome(request) != nil { sent += 1 }
-            try harness.settle()
+            try harness.runUntilIdle()
         }
         #expect(harness.ends == [.clientStoppedReading])
         #expect(sent < 10)
     }
 
-    @Test("answers that wait are sent when the client reads on")
+    @Test("waiting replies are sent when the client reads again")
     func readsLate() throws {
         let request = WireMessage(
             id: 1, command: 9, payload: WireMessage.region(0, offset: 0, count: 1 << 20))
         try harness.client.send(request)
         try harness.client.send(request)
-        try harness.settle()
+        try harness.runUntilIdle()
         for _ in 0..<2 {
             #expect(try harness.client.receiveMessage().size == 32 + 1 << 20)
         }
         #expect(try harness.isAlive())
     }
 
-    @Test("close ends the connection, and the end is told once, on the loop")
+    @Test("close() ends the connection, and the end is reported once, on the loop")
     func close() throws {
         harness.connection?.close()
         harness.connection?.close()
         #expect(harness.ends.isEmpty)
         #expect(try harness.end() == .closedByServer)
         #expect(try harness.client.isClosedByServer())
-        try harness.settle()
+        try harness.runUntilIdle()
         #expect(harness.ends.count == 1)
     }
 
-    @Test("a device that closes the connection in the midst of a request does no harm")
+    @Test("a device may close the connection while it handles a request")
     func closeWithin() throws {
         device.whileReading = { [harness] in harness.connection?.close() }
         try harness.client.send(read + read + read)
@@ -176,7 +176,7 @@ struct FramingTests {
             payload: WireMessage.dmaMap(flags: 3, offset: 0, address: address, size: 0x1000))
     }
 
-    @Test("a descriptor belongs to the message that it came with, not to those joined before it")
+    @Test("a descriptor belongs to the message it was sent with, not to those received before it")
     func attachment() throws {
         let memory = try SharedMemory(size: 4096)
         try harness.client.send(map(0x1000).bytes)
@@ -190,12 +190,12 @@ struct FramingTests {
     @Test(
         "a descriptor that comes with the first bytes of a message belongs to it",
         arguments: [1, 15, 16, 17, 47])
-    func splitAttachment(place: Int) throws {
+    func splitAttachment(cut: Int) throws {
         let memory = try SharedMemory(size: 4096)
         let bytes = map(0x2000).bytes
-        try harness.client.send(Array(bytes[..<place]), descriptors: [memory.descriptor])
-        try harness.settle()
-        try harness.client.send(Array(bytes[place...]) + map(0x3000).bytes)
+        try harness.client.send(Array(bytes[..<cut]), descriptors: [memory.descriptor])
+        try harness.runUntilIdle()
+        try harness.client.send(Array(bytes[cut...]) + map(0x3000).bytes)
         for _ in 0..<2 { #expect(try !harness.client.receiveMessage().isError) }
         #expect(device.maps.map(\.hasFile) == [true, false])
     }
@@ -203,20 +203,20 @@ struct FramingTests {
     @Test(
         "a descriptor that comes with later bytes of a message belongs to it",
         arguments: [1, 16, 40])
-    func lateAttachment(place: Int) throws {
+    func lateAttachment(cut: Int) throws {
         let memory = try SharedMemory(size: 4096)
         let bytes = map(0x2000).bytes
-        for settles in [true, false] {
-            try harness.client.send(Array(bytes[..<place]))
-            if settles { try harness.settle() }
-            try harness.client.send(Array(bytes[place...]), descriptors: [memory.descriptor])
+        for isDelivered in [true, false] {
+            try harness.client.send(Array(bytes[..<cut]))
+            if isDelivered { try harness.runUntilIdle() }
+            try harness.client.send(Array(bytes[cut...]), descriptors: [memory.descriptor])
             #expect(try !harness.client.receiveMessage().isError)
             #expect(device.maps.last?.hasFile == true)
             device.maps = []
         }
     }
 
-    @Test("a client that joins messages itself gets its descriptor to the one that can use it")
+    @Test("of messages sent together, the one that takes descriptors gets them")
     func joinedAttachment() throws {
         let memory = try SharedMemory(size: 4096)
         try harness.client.send(
@@ -225,12 +225,12 @@ struct FramingTests {
         #expect(device.maps.map(\.hasFile) == [true])
     }
 
-    @Test("two messages whose descriptors arrive while the first is cut both get theirs")
+    @Test("two messages get their descriptors although the first is received in parts")
     func twoAttachments() throws {
         let memory = try SharedMemory(size: 4096)
         let first = map(0x1000).bytes
         try harness.client.send(Array(first[..<20]), descriptors: [memory.descriptor])
-        try harness.settle()
+        try harness.runUntilIdle()
         try harness.client.send(Array(first[20...]))
         try harness.client.send(map(0x2000).bytes, descriptors: [memory.descriptor])
         for _ in 0..<2 { #expect(try !harness.client.receiveMessage().isError) }
@@ -238,7 +238,7 @@ struct FramingTests {
     }
 
     @Test(
-        "descriptors that nobody asked for are closed, and the message is answered",
+        "descriptors of a command that takes none are closed, and the request is answered",
         arguments: [3, 4, 5, 7, 9, 10, 13, 16, 99])
     func unwanted(command: UInt16) throws {
         let detector = try TestPipe()
@@ -248,7 +248,7 @@ struct FramingTests {
         #expect(try harness.isAlive())
     }
 
-    @Test("sixteen descriptors are taken, more are refused and closed", arguments: [16, 17, 64])
+    @Test("sixteen descriptors are accepted, more are refused and closed", arguments: [16, 17, 64])
     func count(count: Int) throws {
         let detector = try TestPipe()
         let reply = try harness.client.request(
@@ -267,13 +267,13 @@ struct FramingTests {
         #expect(try harness.isAlive())
     }
 
-    @Test("a message that comes in pieces has no more descriptors than any other")
+    @Test("a message received in parts has at most sixteen descriptors")
     func countInPieces() throws {
         let detectors = try (0..<18).map { _ in try TestPipe() }
         for (byte, detector) in zip(map(0x1000).bytes, detectors) {
             try harness.client.send([byte], descriptors: [detector.writeNumber])
         }
-        try harness.settle()
+        try harness.runUntilIdle()
         #expect(try detectors[16].areCopiesClosed())
         #expect(try detectors[17].areCopiesClosed())
         #expect(try !detectors[15].areCopiesClosed(within: .zero))
@@ -282,20 +282,20 @@ struct FramingTests {
         #expect(try detectors[0].areCopiesClosed())
     }
 
-    @Test("descriptors of replies are closed while a message behind them is not whole")
+    @Test("descriptors of replies are closed although the next message is incomplete")
     func repliesBefore() throws {
         let detector = try TestPipe()
         let reply = WireMessage(id: 1, command: 9, flags: WireMessage.reply).bytes
         try harness.client.send(Array(reply.dropLast()), descriptors: [detector.writeNumber])
-        try harness.settle()
+        try harness.runUntilIdle()
         try harness.client.send([reply[reply.count - 1]] + map(0x1000).bytes.prefix(20))
-        try harness.settle()
+        try harness.runUntilIdle()
         #expect(try detector.areCopiesClosed())
         try harness.client.send(Array(map(0x1000).bytes.dropFirst(20)))
         #expect(try !harness.client.receiveMessage().isError)
     }
 
-    @Test("descriptors of a reply, and of a message that never ends, are closed")
+    @Test("descriptors of a reply and of an incomplete message are closed")
     func leftOver() throws {
         let detector = try TestPipe()
         try harness.client.send(
@@ -307,7 +307,7 @@ struct FramingTests {
         let second = try TestPipe()
         try harness.client.send(
             Array(map(0x1000).bytes.dropLast()), descriptors: [second.writeNumber])
-        try harness.settle()
+        try harness.runUntilIdle()
         #expect(try !second.areCopiesClosed(within: .zero))
         harness.client.close()
         #expect(try harness.end() == .clientDisconnected)

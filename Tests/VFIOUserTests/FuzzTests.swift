@@ -8,11 +8,11 @@ import VFIOClient
 
 @testable import VFIOUser
 
-/// A client that says anything, in any pieces, with any descriptors.
+/// A client that sends arbitrary messages, cut at any byte, with any descriptors.
 ///
-/// Whatever it does, the server lives, answers what it answers with whole messages, serves the next
-/// client, and keeps no descriptor. `SEED=… swift test --filter FuzzTests` repeats a failure.
-@Suite("a client that says anything")
+/// The server must survive, send complete messages only, and keep no descriptor.
+/// `SEED=… swift test --filter FuzzTests` repeats a failure.
+@Suite("a hostile client")
 struct FuzzTests {
     static let seeds: [UInt64] = {
         if let text = ProcessInfo.processInfo.environment["SEED"], let seed = UInt64(text) {
@@ -21,7 +21,7 @@ struct FuzzTests {
         return (1...60).map { $0 &* 0x1234_5678_9abc_def1 }
     }()
 
-    @Test("the server survives it", arguments: seeds)
+    @Test("the server survives arbitrary bytes, cuts and descriptors", arguments: seeds)
     func survives(seed: UInt64) throws {
         var random = SplitMix64(seed: seed)
         let harness = try Harness()
@@ -35,7 +35,7 @@ struct FuzzTests {
         var stream: [UInt8] = []
         for _ in 0..<300 where harness.ends.isEmpty {
             stream += message(&random)
-            // In pieces that end anywhere, with descriptors anywhere.
+            // Parts that end at any byte, some with descriptors.
             while stream.count > 4000 || (!stream.isEmpty && Bool.random(using: &random)) {
                 let size = min(stream.count, Int.random(in: 1...200, using: &random))
                 let descriptors =
@@ -46,14 +46,14 @@ struct FuzzTests {
                         Array(stream[..<size]), descriptors: descriptors)
                 else { break }
                 stream.removeFirst(sent)
-                try harness.settle()
+                try harness.runUntilIdle()
                 if let bytes = try harness.client.receiveSome(1 << 20) { received += bytes }
             }
         }
-        try harness.settle()
+        try harness.runUntilIdle()
         while let bytes = try harness.client.receiveSome(1 << 20), !bytes.isEmpty {
             received += bytes
-            try harness.settle()
+            try harness.runUntilIdle()
         }
         try checkAnswers(received)
 
@@ -69,7 +69,7 @@ struct FuzzTests {
         #expect(try detector.areCopiesClosed())
     }
 
-    /// All that came back is whole replies.
+    /// Requires that the received bytes are complete replies.
     private func checkAnswers(_ bytes: [UInt8]) throws {
         var rest = bytes[...]
         while !rest.isEmpty {
@@ -82,7 +82,7 @@ struct FuzzTests {
         }
     }
 
-    /// A message that is mostly right.
+    /// A message that is valid in most cases.
     private func message(_ random: inout SplitMix64) -> [UInt8] {
         let command = UInt16.random(in: 0...19, using: &random)
         var payload: [UInt8]
@@ -104,12 +104,12 @@ struct FuzzTests {
                 data: bytes(Int.random(in: 0...24, using: &random), &random))
         case 9:
             payload = WireMessage.region(
-                UInt32.random(in: 0...9, using: &random), offset: place(&random),
+                UInt32.random(in: 0...9, using: &random), offset: offset(&random),
                 count: UInt32.random(in: 0...64, using: &random))
         case 10:
             let data = bytes(Int.random(in: 0...64, using: &random), &random)
             payload = WireMessage.region(
-                UInt32.random(in: 0...9, using: &random), offset: place(&random),
+                UInt32.random(in: 0...9, using: &random), offset: offset(&random),
                 count: UInt32(data.count), data: data)
         default:
             payload = bytes(Int.random(in: 0...80, using: &random), &random)
@@ -131,7 +131,7 @@ struct FuzzTests {
             id: UInt16.random(in: 0...UInt16.max, using: &random), command: command, flags: flags,
             payload: payload
         ).bytes
-        // Rarely, a header after which the stream means nothing.
+        // Rarely, an invalid header, after which the stream has no meaning.
         if Int.random(in: 0..<600, using: &random) == 0 {
             bytes[Int.random(in: 4..<12, using: &random)] = UInt8.random(
                 in: 0...255, using: &random)
@@ -143,13 +143,13 @@ struct FuzzTests {
         (0..<count).map { _ in UInt8.random(in: 0...255, using: &random) }
     }
 
-    /// Mostly within a region.
-    private func place(_ random: inout SplitMix64) -> UInt64 {
+    /// An offset that is within a region in most cases.
+    private func offset(_ random: inout SplitMix64) -> UInt64 {
         Int.random(in: 0..<4, using: &random) == 0
             ? odd(&random) : UInt64.random(in: 0...0x1010, using: &random)
     }
 
-    /// Small, large, or at an edge.
+    /// A small number, a large one, or one at a limit.
     private func odd(_ random: inout SplitMix64) -> UInt64 {
         switch Int.random(in: 0..<6, using: &random) {
         case 0: UInt64.random(in: 0...64, using: &random)

@@ -10,7 +10,7 @@ import VFIOClient
 
 @testable import VFIOUser
 
-/// A device behind a connection, and a client in the same thread at the other end.
+/// A connection with a test device, and a client on the same thread at the other end.
 final class Harness {
     let loop: EpollLoop
     let device = TestDevice()
@@ -30,7 +30,7 @@ final class Harness {
         ) { [unowned self] in ends.append($0) }
     }
 
-    /// A harness whose session is negotiated as by a client that serves memory.
+    /// A harness with a negotiated session of a client that serves memory.
     static func ready() throws -> Harness {
         let harness = try Harness()
         try harness.negotiate()
@@ -44,19 +44,19 @@ final class Harness {
         guard !reply.isError else { throw WireClient.Failure("not negotiated: \(reply)") }
     }
 
-    /// Turns the loop until there is nothing more to do.
-    func settle() throws {
+    /// Runs the loop until all received messages are handled.
+    func runUntilIdle() throws {
         for _ in 0..<4 { try loop.turn(until: loop.now) }
     }
 
-    /// Sends the bytes and returns what comes back at once, as it comes.
+    /// Sends bytes and returns the bytes of the immediate reply.
     func exchange(_ bytes: [UInt8]) throws -> [UInt8] {
         try client.send(bytes)
-        try settle()
+        try runUntilIdle()
         return try client.receiveSome(1 << 21) ?? []
     }
 
-    /// Whether the server still answers as it should.
+    /// Whether the server answers a register read.
     func isAlive() throws -> Bool {
         let reply = try client.request(
             WireMessage.Command.regionRead,
@@ -78,7 +78,8 @@ final class Harness {
     }
 }
 
-/// Bytes from hexadecimal digits. Spaces and what follows a `#` in a line are left out.
+/// The bytes that hexadecimal digits represent. Spaces and comments, from `#` to the end of a line,
+/// are ignored.
 func hex(_ text: String) -> [UInt8] {
     let digits = text.split(separator: "\n").flatMap { line in
         line.prefix { $0 != "#" }.compactMap(\.hexDigitValue)
@@ -88,7 +89,7 @@ func hex(_ text: String) -> [UInt8] {
     }
 }
 
-/// A client in a thread of its own, for tests in which the server waits for the client.
+/// A client on a thread of its own, for tests in which the server blocks until the client replies.
 final class ClientThread: Sendable {
     private let outcome = Locked<Result<Void, any Error>?>(nil)
 
@@ -100,14 +101,16 @@ final class ClientThread: Sendable {
         thread.start()
     }
 
-    /// Whether it has ended.
+    /// Whether the client has ended.
     var isFinished: Bool { outcome.withLock { $0 != nil } }
 
-    /// Turns the loop until the client has ended, and throws what it threw.
+    /// Runs the loop until the client has ended, and throws the error of the client.
     func join(_ loop: EpollLoop) throws {
         let deadline = ContinuousClock.now + .seconds(60)
         while !isFinished {
-            guard ContinuousClock.now < deadline else { throw WireClient.Failure("it hangs") }
+            guard ContinuousClock.now < deadline else {
+                throw WireClient.Failure("the client has not ended")
+            }
             try loop.turn(until: loop.now + .milliseconds(5))
         }
         try outcome.withLock { $0 }?.get()

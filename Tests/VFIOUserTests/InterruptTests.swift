@@ -39,7 +39,7 @@ struct InterruptTests {
                 14000000 24000000 02000000            # argsz 20, EVENTFD and TRIGGER, MSI-X
                 03000000 01000000                     # vector 3, one of them
                 """), descriptors: [event.descriptor])
-        try harness.settle()
+        try harness.runUntilIdle()
         #expect(
             try harness.client.receiveSome(99) == hex("0c00 0800 10000000 01000000 00000000"))
         device.events[2][3]?.signal()
@@ -47,7 +47,7 @@ struct InterruptTests {
         #expect(event.take() == 2)
     }
 
-    @Test("as many eventfds as one message has are connected in order", arguments: [1, 2, 16])
+    @Test("the eventfds of one message are connected in order", arguments: [1, 2, 16])
     func several(count: Int) throws {
         let events = try (0..<count).map { _ in try EventFD() }
         #expect(
@@ -61,7 +61,7 @@ struct InterruptTests {
         }
     }
 
-    @Test("the last vector is connected, one behind it is refused")
+    @Test("the last vector is connected, the one behind it is refused")
     func lastVector() throws {
         let event = try EventFD()
         let flags = IRQSet.dataEventFD | IRQSet.trigger
@@ -75,7 +75,7 @@ struct InterruptTests {
         #expect(try set(flags, start: .max, count: .max, descriptors: []) == 22)
     }
 
-    @Test("eventfds with no descriptor at all take the vectors' eventfds away")
+    @Test("EVENTFD without descriptors disconnects the vectors")
     func disconnect() throws {
         let events = try (0..<4).map { _ in try EventFD() }
         let flags = IRQSet.dataEventFD | IRQSet.trigger
@@ -84,7 +84,7 @@ struct InterruptTests {
         #expect(connected == [0, 3])
     }
 
-    @Test("a count of zero disables every vector")
+    @Test("a count of 0 disconnects all vectors")
     func disableAll() throws {
         let event = try EventFD()
         let flags = IRQSet.dataEventFD | IRQSet.trigger
@@ -94,7 +94,7 @@ struct InterruptTests {
         #expect(connected.isEmpty)
     }
 
-    @Test("a count of zero means nothing in any other form")
+    @Test("a count of 0 is refused with any other flags or start")
     func zeroCount() throws {
         for data in [IRQSet.dataBool, IRQSet.dataEventFD] {
             for action in [IRQSet.mask, IRQSet.unmask, IRQSet.trigger] {
@@ -105,7 +105,7 @@ struct InterruptTests {
         #expect(try set(IRQSet.dataNone | IRQSet.trigger, start: 1, count: 0) == 22)
     }
 
-    @Test("actions reach all vectors of the range")
+    @Test("an action applies to all vectors of the range")
     func actions() throws {
         #expect(try set(IRQSet.dataNone | IRQSet.mask, start: 1, count: 2) == 0)
         #expect(try set(IRQSet.dataNone | IRQSet.unmask, start: 2, count: 1) == 0)
@@ -119,7 +119,7 @@ struct InterruptTests {
             ])
     }
 
-    @Test("booleans choose the vectors")
+    @Test("booleans select the vectors")
     func booleans() throws {
         for action in [IRQSet.mask, IRQSet.unmask, IRQSet.trigger] {
             #expect(try set(IRQSet.dataBool | action, start: 1, count: 4, data: [0, 1, 0, 2]) == 0)
@@ -136,14 +136,14 @@ struct InterruptTests {
         #expect(device.changes.count == 3)
     }
 
-    @Test("an interrupt type that cannot be masked is not masked")
+    @Test("an interrupt type that is not maskable refuses masking")
     func notMaskable() throws {
         #expect(try set(IRQSet.dataNone | IRQSet.mask, index: 1, count: 1) == 95)
         #expect(try set(IRQSet.dataNone | IRQSet.trigger, index: 1, count: 1) == 0)
         #expect(device.changes == [.init(index: 1, vector: 0, action: .trigger)])
     }
 
-    @Test("to be told of masking is not offered")
+    @Test("eventfds that mask or unmask are not supported")
     func maskEvents() throws {
         let event = try EventFD()
         for action in [IRQSet.mask, IRQSet.unmask] {
@@ -155,7 +155,7 @@ struct InterruptTests {
     }
 
     @Test(
-        "flags that say nothing, or two things, are refused",
+        "flags without exactly one data type and one action are refused",
         arguments: [
             0, IRQSet.dataNone, IRQSet.trigger, IRQSet.dataNone | IRQSet.dataBool | IRQSet.mask,
             IRQSet.dataNone | IRQSet.mask | IRQSet.unmask, UInt32.max,
@@ -166,12 +166,14 @@ struct InterruptTests {
         #expect(device.changes.isEmpty)
     }
 
-    @Test("a type that is not there is refused", arguments: [0, 3, 5, UInt32.max])
+    @Test("an absent interrupt type is refused", arguments: [0, 3, 5, UInt32.max])
     func absentType(index: UInt32) throws {
         #expect(try set(IRQSet.dataNone | IRQSet.trigger, index: index, count: 1) == 22)
     }
 
-    @Test("descriptors that do not match the count are refused and closed", arguments: [1, 2, 4])
+    @Test(
+        "a number of descriptors other than the count is refused, and they are closed",
+        arguments: [1, 2, 4])
     func mismatch(count: UInt32) throws {
         let detector = try TestPipe()
         let number = detector.writeNumber
@@ -183,7 +185,7 @@ struct InterruptTests {
         #expect(try detector.areCopiesClosed())
     }
 
-    @Test("descriptors where none belong are refused and closed")
+    @Test("descriptors without EVENTFD are refused and closed")
     func unwanted() throws {
         let detector = try TestPipe()
         #expect(
@@ -194,13 +196,13 @@ struct InterruptTests {
         #expect(try detector.areCopiesClosed())
     }
 
-    @Test("a message that is too short is refused")
+    @Test("a short message is refused")
     func tooShort() throws {
         let reply = try harness.client.request(8, [UInt8](repeating: 0, count: 19))
         #expect(reply.isError && reply.error == 22)
     }
 
-    @Test("the descriptor of a connected vector is closed when it is taken away or replaced")
+    @Test("the eventfd of a vector is closed when it is disconnected or replaced")
     func closes() throws {
         let first = try TestPipe()
         let second = try TestPipe()

@@ -27,7 +27,7 @@ struct MemoryTests {
     private func unmap(flags: UInt32 = 0, address: UInt64, size: UInt64) throws -> UInt32 {
         let reply = try harness.client.request(
             3, WireMessage.dmaUnmap(flags: flags, address: address, size: size))
-        // Whatever it says, rust-vmm's client reads 40 bytes.
+        // The client of rust-vmm reads 40 bytes, even of an error.
         #expect(reply.size == 40)
         #expect(reply.payload.integer(UInt64.self, at: 8) == address)
         #expect(reply.payload.integer(UInt64.self, at: 16) == size)
@@ -35,7 +35,7 @@ struct MemoryTests {
         return reply.error
     }
 
-    @Test("memory with a descriptor is added")
+    @Test("memory with a descriptor is mapped")
     func withDescriptor() throws {
         let memory = try SharedMemory(size: 8192)
         try harness.client.send(
@@ -46,7 +46,7 @@ struct MemoryTests {
                 0010000000000000                      # offset 0x1000 in the file
                 0000004001000000 0010000000000000     # at 5 GiB, 4096 bytes
                 """), descriptors: [memory.descriptor])
-        try harness.settle()
+        try harness.runUntilIdle()
         #expect(
             try harness.client.receiveSome(99) == hex("0100 0200 10000000 01000000 00000000"))
         #expect(
@@ -55,20 +55,20 @@ struct MemoryTests {
             ])
     }
 
-    @Test("memory without a descriptor is added as such, and read-only is passed on")
+    @Test("memory without a descriptor is mapped as such, and read-only memory as read-only")
     func withoutDescriptor() throws {
         #expect(try map(flags: 1, address: 0xf0000, size: 0x10000) == 0)
         #expect(
             device.maps == [.init(address: 0xf0000, count: 0x10000, access: .read, hasFile: false)])
     }
 
-    @Test("what the device refuses is told")
+    @Test("the device's refusal is reported to the client")
     func refused() throws {
         #expect(try map(address: 0x1000, size: 0x1000) == 0)
         #expect(try map(address: 0x1fff, size: 1) == 17)  // EEXIST
     }
 
-    @Test("ranges that cannot be are refused")
+    @Test("an empty range and one that wraps around are refused")
     func impossible() throws {
         #expect(try map(address: 0x1000, size: 0) == 22)
         #expect(try map(address: .max, size: 2) == 22)
@@ -77,7 +77,8 @@ struct MemoryTests {
         #expect(try map(address: .max, size: 1) == 0)
     }
 
-    @Test("memory that may be neither read nor written is refused", arguments: [0, 4, 0xffff_fffc])
+    @Test(
+        "memory that is neither readable nor writable is refused", arguments: [0, 4, 0xffff_fffc])
     func noAccess(flags: UInt32) throws {
         #expect(try map(flags: flags, address: 0x1000, size: 0x1000) == 22)
     }
@@ -94,7 +95,7 @@ struct MemoryTests {
         #expect(try detector.areCopiesClosed())
     }
 
-    @Test("the descriptor of memory that is refused is closed")
+    @Test("the descriptor of refused memory is closed")
     func refusedDescriptor() throws {
         let detector = try TestPipe()
         #expect(try map(address: 0x1000, size: 0x1000) == 0)
@@ -102,7 +103,7 @@ struct MemoryTests {
         #expect(try detector.areCopiesClosed())
     }
 
-    @Test("a message that is too short is refused")
+    @Test("a short message is refused")
     func tooShort() throws {
         let map = try harness.client.request(2, [UInt8](repeating: 1, count: 31))
         #expect(map.isError && map.error == 22)
@@ -110,7 +111,7 @@ struct MemoryTests {
         #expect(unmap.isError && unmap.error == 22)
     }
 
-    @Test("memory is removed")
+    @Test("memory is unmapped")
     func remove() throws {
         #expect(try map(address: 0x1000, size: 0x1000) == 0)
         let answer = try harness.exchange(
@@ -131,7 +132,7 @@ struct MemoryTests {
         #expect(device.maps.isEmpty)
     }
 
-    @Test("only exactly what was added is removed")
+    @Test("only an exactly mapped range is unmapped")
     func exact() throws {
         #expect(try map(address: 0x1000, size: 0x2000) == 0)
         #expect(try unmap(address: 0x1000, size: 0x1000) == 2)  // ENOENT
@@ -142,7 +143,7 @@ struct MemoryTests {
         #expect(try unmap(address: 0x1000, size: 0x2000) == 2)
     }
 
-    @Test("ALL removes everything, and only without a range")
+    @Test("the ALL flag unmaps all memory, and only without a range")
     func all() throws {
         #expect(try map(address: 0x1000, size: 0x1000) == 0)
         #expect(try map(address: 0x4000, size: 0x1000) == 0)
@@ -154,7 +155,7 @@ struct MemoryTests {
         #expect(try unmap(flags: 2, address: 0, size: 0) == 0)
     }
 
-    @Test("the report of written pages, and flags of the future, are refused")
+    @Test("the dirty bitmap and unknown flags are refused")
     func unmapFlags() throws {
         #expect(try map(address: 0x1000, size: 0x1000) == 0)
         #expect(try unmap(flags: 1, address: 0x1000, size: 0x1000) == 95)

@@ -73,7 +73,7 @@ struct RegionTests {
         #expect(Array(reply.payload[16...]) == device.contents[7])
     }
 
-    @Test("a read of nothing gives nothing")
+    @Test("a read of 0 bytes returns no data")
     func nothing() throws {
         let read = try harness.client.request(9, WireMessage.region(0, offset: 0, count: 0))
         #expect(!read.isError && read.size == 32)
@@ -95,33 +95,33 @@ struct RegionTests {
         Outside(region: 0, offset: 1 << 63, count: 8),
     ]
 
-    // rust-vmm's client reads 32 bytes and the data whatever happens: a bare header, which the
-    // protocol asks for, would leave a processor of the guest waiting for ever.
+    // The client of rust-vmm reads 32 bytes and the data even of an error. A header alone, which the
+    // protocol document specifies, would block a processor of the guest forever.
     @Test(
-        "a read outside is answered in full, as all-ones, with the error beside", arguments: outside
+        "a read outside of the regions returns all-ones with the error flag", arguments: outside
     )
-    func readOutside(_ place: Outside) throws {
+    func readOutside(_ access: Outside) throws {
         let reply = try harness.client.request(
-            9, WireMessage.region(place.region, offset: place.offset, count: place.count))
-        #expect(reply.size == 32 + Int(place.count))
+            9, WireMessage.region(access.region, offset: access.offset, count: access.count))
+        #expect(reply.size == 32 + Int(access.count))
         #expect(reply.isError && reply.error == 22)
         #expect(reply.payload[16...].allSatisfy { $0 == 0xff })
         #expect(try harness.isAlive())
     }
 
-    @Test("a write outside is answered in full and goes nowhere", arguments: outside)
-    func writeOutside(_ place: Outside) throws {
+    @Test("a write outside of the regions fails and reaches no region", arguments: outside)
+    func writeOutside(_ access: Outside) throws {
         let reply = try harness.client.request(
             10,
             WireMessage.region(
-                place.region, offset: place.offset, count: place.count,
-                data: [UInt8](repeating: 5, count: Int(place.count))))
+                access.region, offset: access.offset, count: access.count,
+                data: [UInt8](repeating: 5, count: Int(access.count))))
         #expect(reply.size == 32)
         #expect(reply.isError && reply.error == 22)
         #expect(device.writes.isEmpty)
     }
 
-    @Test("the last byte of a region is read, the one behind it is not")
+    @Test("the last byte of a region is read, the byte behind it is not")
     func lastByte() throws {
         let last = try harness.client.request(9, WireMessage.region(0, offset: 0x3fff, count: 1))
         #expect(!last.isError)
@@ -129,7 +129,7 @@ struct RegionTests {
         #expect(behind.isError)
     }
 
-    @Test("a region that may not be read or written is like one that is not there")
+    @Test("a read of a write-only region and a write of a read-only region fail")
     func access() throws {
         let read = try harness.client.request(
             9, WireMessage.region(UInt32(TestDevice.writeOnly), offset: 0, count: 4))
@@ -140,11 +140,11 @@ struct RegionTests {
         #expect(written.isError && written.size == 32)
     }
 
-    @Test("a read of the most that one message moves is answered, one byte more is refused")
+    @Test("a read of 1 MiB is answered, one byte more is refused")
     func longestRead() throws {
         let most = UInt32(VFIOUserLimits.dataTransfer)
         let longest = try harness.client.request(9, WireMessage.region(0, offset: 0, count: most))
-        // Region 0 is shorter, so it is all-ones; what matters is that the size is right.
+        // The read fails, because region 0 is shorter, but the size of the reply is that of the read.
         #expect(longest.size == 32 + VFIOUserLimits.dataTransfer)
         let more = try harness.client.request(9, WireMessage.region(0, offset: 0, count: most + 1))
         #expect(more.isError && more.size == 16)
@@ -154,7 +154,7 @@ struct RegionTests {
     }
 
     @Test(
-        "a write whose data is shorter or longer than its count goes nowhere", arguments: [3, 5, 0])
+        "a write whose data has another length than its count fails", arguments: [3, 5, 0])
     func countMismatch(count: Int) throws {
         let reply = try harness.client.request(
             10,
@@ -164,13 +164,13 @@ struct RegionTests {
         #expect(device.writes.isEmpty)
     }
 
-    @Test("an access without offset, region and count is refused", arguments: [9, 10])
+    @Test("an access without all of its fields is refused", arguments: [9, 10])
     func tooShort(command: UInt16) throws {
         let reply = try harness.client.request(command, [UInt8](repeating: 0, count: 15))
         #expect(reply.isError && reply.size == 16)
     }
 
-    @Test("posted writes are not answered and happen before the read behind them")
+    @Test("posted writes get no reply and take effect before the next read")
     func posted() throws {
         for value in UInt8(0)..<10 {
             try harness.client.send(
@@ -183,7 +183,7 @@ struct RegionTests {
         #expect(device.writes.map(\.bytes) == (UInt8(0)..<10).map { [$0] })
     }
 
-    @Test("REGION_WRITE_MULTI writes each of its elements in order")
+    @Test("REGION_WRITE_MULTI executes its elements in order")
     func multi() throws {
         let answer = try harness.exchange(
             hex(
@@ -207,7 +207,7 @@ struct RegionTests {
             ])
     }
 
-    @Test("REGION_WRITE_MULTI leaves out what is impossible and tells how many were done")
+    @Test("REGION_WRITE_MULTI skips invalid elements and reports the number of valid ones")
     func multiPartly() throws {
         let bad = WireMessage.region(
             0, offset: 0x4000, count: 4, data: [UInt8](repeating: 0, count: 8))
@@ -223,7 +223,7 @@ struct RegionTests {
     }
 
     @Test(
-        "REGION_WRITE_MULTI with fewer elements than it says writes none",
+        "REGION_WRITE_MULTI with fewer elements than its count executes none",
         arguments: [3, 1 << 32, UInt64.max])
     func multiCount(count: UInt64) throws {
         let element = WireMessage.region(

@@ -8,11 +8,11 @@ import VFIOClient
 
 @testable import VFIOUser
 
-/// Guest memory by messages. The server waits for the client here, so the client runs in a thread of
-/// its own, and the test's thread is the server.
+/// Accesses to guest memory block the server, so the client runs on a thread of its own; the test's
+/// thread runs the server.
 @Suite("guest memory by messages")
 struct RemoteMemoryTests {
-    /// Something that one thread tells another once.
+    /// A flag that one thread sets and another reads.
     final class Flag: Sendable {
         private let value = Locked(false)
 
@@ -30,8 +30,8 @@ struct RemoteMemoryTests {
 
     init() throws { loop = try EpollLoop() }
 
-    /// Connects a QEMU whose memory has no descriptor and holds the pattern, lets it run its main loop
-    /// until `body` is over, and runs `body` beside it.
+    /// Connects a QEMU client whose memory has no descriptor and holds the pattern. The client serves
+    /// its memory on a thread until `body` returns.
     private func withQEMU(
         dataOffset: Int = 28,
         whileRunning: @escaping @Sendable (QEMUClient) throws -> Void = { _ in },
@@ -93,7 +93,7 @@ struct RemoteMemoryTests {
     }
 
     @Test(
-        "what the guest has is read, and what is written is read back, in both layouts",
+        "guest memory is read and written in both layouts",
         arguments: [28, 32])
     func readAndWrite(dataOffset: Int) throws {
         try withQEMU(dataOffset: dataOffset) { connection throws in
@@ -109,7 +109,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("the layout is found when the first access is a write", arguments: [28, 32])
+    @Test("the layout is probed when the first access is a write", arguments: [28, 32])
     func writeFirst(dataOffset: Int) throws {
         try withQEMU(dataOffset: dataOffset) { connection throws in
             try write(connection, [1, 2, 3, 4, 5, 6, 7, 8], at: 0x100)
@@ -120,7 +120,7 @@ struct RemoteMemoryTests {
     }
 
     @Test(
-        "data whose ends are zero is not shifted, though it could be meant in either layout",
+        "data that is ambiguous between the layouts is not shifted",
         arguments: [28, 32])
     func ambiguous(dataOffset: Int) throws {
         let data: [UInt8] = [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
@@ -137,7 +137,7 @@ struct RemoteMemoryTests {
             }
         } _: { connection throws in
             while device.maps.isEmpty { try loop.turn(until: loop.now + .milliseconds(5)) }
-            // All zero: either layout means the same, and no more is asked.
+            // Zeroes are the same in both layouts, so no probe is sent.
             #expect(try read(connection, 16, at: 0) == [UInt8](repeating: 0, count: 16))
             #expect(connection.memoryLayout == nil)
             #expect(try read(connection, 16, at: 64) == data)
@@ -145,7 +145,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("an access longer than one message is cut", arguments: [28, 32])
+    @Test("an access longer than one message is split", arguments: [28, 32])
     func long(dataOffset: Int) throws {
         try withQEMU(dataOffset: dataOffset) { connection throws in
             let count = 2 * VFIOUserLimits.dataTransfer + 5
@@ -156,7 +156,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("what the client refuses is an error, and no harm is done")
+    @Test("the client's refusal is an error, and later accesses succeed")
     func refused() throws {
         try withQEMU { connection throws in
             #expect(throws: Errno.operationNotSupportedByDevice) {
@@ -169,12 +169,12 @@ struct RemoteMemoryTests {
         }
     }
 
-    // QEMU's main loop answers no request of ours while a processor waits for its register, so we
-    // must answer that first.
-    @Test("registers are served while an access waits")
+    // QEMU replies to no request while a processor waits for a register access, so the server must
+    // answer that first.
+    @Test("register accesses are handled while a memory access waits")
     func servesMeanwhile() throws {
         try withQEMU { client in
-            // The server's request lies unanswered meanwhile.
+            // The client does not reply to the server's request meanwhile.
             try client.awaitRequest()
             for value in UInt32(1)...50 {
                 try client.writeRegister(0x10, value)
@@ -190,7 +190,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("memory is added and removed while an access waits")
+    @Test("memory is mapped and unmapped while an access waits")
     func mapsMeanwhile() throws {
         try withQEMU { client in
             let other = try SharedMemory(size: 4096)
@@ -203,7 +203,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("DEVICE_RESET ends the wait and is carried out when the device is at rest")
+    @Test("DEVICE_RESET cancels a waiting access and is handled in the next turn of the loop")
     func resetMeanwhile() throws {
         try withQEMU { client in
             try client.awaitRequest()
@@ -213,7 +213,7 @@ struct RemoteMemoryTests {
             }
         } _: { connection throws in
             #expect(throws: Errno.canceled) { try read(connection, 64, at: 64) }
-            // Not yet: the device may be in the middle of something.
+            // DEVICE_RESET waits until the access has returned.
             #expect(device.resets == 0)
             #expect(throws: Errno.canceled) { try write(connection, [1], at: 0) }
             while device.resets == 0 { try loop.turn(until: loop.now + .milliseconds(5)) }
@@ -221,7 +221,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("DMA_UNMAP during an access is answered at once, and the access goes on")
+    @Test("DMA_UNMAP during an access is answered at once, and the access continues")
     func unmapMeanwhile() throws {
         try withQEMU { client in
             try client.awaitRequest()
@@ -233,7 +233,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("a client that leaves ends the wait")
+    @Test("an access fails when the client disconnects")
     func leavesMeanwhile() throws {
         try withClient { wire, _ in
             let client = QEMUClient(wire: wire, memory: [])
@@ -247,7 +247,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("a client that does not answer is waited for once, until the late answer comes")
+    @Test("after a timeout accesses fail at once until the late reply arrives")
     func silent() throws {
         let answers = Flag()
         try withClient { wire, stop in
@@ -262,21 +262,21 @@ struct RemoteMemoryTests {
             }
         } _: { connection throws in
             while device.maps.isEmpty { try loop.turn(until: loop.now + .milliseconds(5)) }
-            connection.memoryAccessTime = .milliseconds(50)
+            connection.memoryAccessTimeout = .milliseconds(50)
             let start = loop.now
             #expect(throws: Errno.timedOut) { try read(connection, 4, at: 0) }
             #expect(loop.now - start >= .milliseconds(50))
-            connection.memoryAccessTime = .seconds(100)
+            connection.memoryAccessTimeout = .seconds(100)
             #expect(throws: Errno.timedOut) { try read(connection, 4, at: 0) }
             answers.set()
-            while connection.overdueRequest != nil {
+            while connection.timedOutRequest != nil {
                 try loop.turn(until: loop.now + .milliseconds(5))
             }
             #expect(try read(connection, 4, at: 0) == [0, 0, 0, 0])
         }
     }
 
-    @Test("all accesses before the loop turns share the time, so that others are served again")
+    @Test("all accesses in one turn of the loop share one timeout")
     func sharedTime() throws {
         try withQEMU { connection throws in
             _ = try read(connection, 4, at: 0)
@@ -284,19 +284,19 @@ struct RemoteMemoryTests {
             connection.accessDeadline = loop.now
             #expect(throws: Errno.timedOut) { try read(connection, 4, at: 0) }
             #expect(throws: Errno.timedOut) { try write(connection, [1], at: 0) }
-            #expect(connection.overdueRequest == nil, "nothing was asked any more")
+            #expect(connection.timedOutRequest == nil, "a request was sent")
             try loop.turn(until: loop.now)
             #expect(try read(connection, 1, at: 0) == [Self.pattern[0]])
         }
     }
 
-    @Test("a client that cannot serve its memory is never asked")
+    @Test("a client that cannot serve memory is sent no request")
     func cloudHypervisor() throws {
         try withClient { wire, _ in
             let client = CloudHypervisorClient(wire: wire, memory: [])
             try client.start()
             try client.writeRegister(0, UInt32(1))
-            // Anything that was sent without being asked for would be taken for this answer.
+            // The client takes any message for the reply to its request.
             guard try client.readRegister(0, as: UInt32.self) == 1 else {
                 throw WireClient.Failure("a wrong register")
             }
@@ -324,12 +324,12 @@ struct RemoteMemoryTests {
         BadAnswer(description: "empty", error: .ioError) { request in
             WireMessage(id: request.id, command: request.command, flags: WireMessage.reply)
         },
-        BadAnswer(description: "an error without a reason", error: .ioError) { request in
+        BadAnswer(description: "an error without errno", error: .ioError) { request in
             WireMessage(
                 id: request.id, command: request.command,
                 flags: WireMessage.reply | WireMessage.error)
         },
-        BadAnswer(description: "an error that means something else here", error: .ioError) {
+        BadAnswer(description: "an errno that readMemory uses itself", error: .ioError) {
             request in
             WireMessage(
                 id: request.id, command: request.command,
@@ -342,7 +342,7 @@ struct RemoteMemoryTests {
         },
     ]
 
-    @Test("an answer that is none is an error of this access alone", arguments: badAnswers)
+    @Test("a malformed reply fails one access only", arguments: badAnswers)
     func badAnswer(_ bad: BadAnswer) throws {
         try withClient { wire, _ in
             let client = QEMUClient(wire: wire, memory: [])
@@ -355,7 +355,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("an access of a device that is answering a request is refused")
+    @Test("an access while a request is handled is refused")
     func withinRequest() throws {
         var error: Errno?
         try withQEMU { client in
@@ -375,7 +375,7 @@ struct RemoteMemoryTests {
         }
     }
 
-    @Test("an access within an access is refused")
+    @Test("a nested access is refused")
     func nested() throws {
         var error: Errno?
         try withQEMU { client in

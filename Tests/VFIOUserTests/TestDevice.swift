@@ -4,7 +4,7 @@ import Platform
 import SystemPackage
 import VFIOUser
 
-/// A device that keeps what it is given and notes what it is told.
+/// A device that records the requests it receives.
 final class TestDevice: VFIODevice {
     struct Write: Equatable {
         let region: Int
@@ -32,11 +32,11 @@ final class TestDevice: VFIODevice {
     var contents: [[UInt8]]
     var writes: [Write] = []
     var changes: [Change] = []
-    /// Connected interrupts: the eventfd of each vector of each type.
+    /// The eventfds of the connected vectors, by interrupt type and vector.
     var events: [[EventDescriptor?]]
     var maps: [Map] = []
     var resets = 0
-    /// Called in the midst of a register read.
+    /// Called during a register read.
     var whileReading: (() -> Void)?
 
     static let registers = 0, writeOnly = 2, readOnly = 4
@@ -80,9 +80,9 @@ final class TestDevice: VFIODevice {
 
     func writeRegion(_ index: Int, at offset: Int, from bytes: Span<UInt8>) {
         var copy: [UInt8] = []
-        for place in bytes.indices { copy.append(bytes[place]) }
+        for index in bytes.indices { copy.append(bytes[index]) }
         writes.append(Write(region: index, offset: offset, bytes: copy))
-        // The base address registers and the ROM are absent: sizing them gives nothing.
+        // The base address registers and the ROM are absent, so they are read-only.
         if index == RegionDescription.PCI.configuration, (0x10..<0x34).contains(offset) { return }
         contents[index].replaceSubrange(offset..<offset + copy.count, with: copy)
     }
@@ -102,10 +102,10 @@ final class TestDevice: VFIODevice {
     func mapMemory(
         _ file: consuming OwnedDescriptor?, offset: UInt64, at address: UInt64, count: UInt64,
         access: MemoryAccess
-    ) throws(Errno) {
+    ) throws(MemoryMapError) {
         let last = address + (count - 1)
         for map in maps where map.address <= last && address <= map.address + (map.count - 1) {
-            throw .fileExists
+            throw MemoryMapError(.fileExists, "the range is mapped")
         }
         maps.append(
             Map(

@@ -2,7 +2,7 @@
 
 internal import CLinux
 internal import Glibc
-public import SystemPackage
+internal import SystemPackage
 
 /// A range of a file that is mapped into this process and shared with others (`MAP_SHARED`, mmap(2)).
 ///
@@ -70,7 +70,9 @@ public final class Mapping {
     /// The number of mappings that can exist at a time.
     static let limit = Int(CLINUX_GUARD_CAPACITY)
 
-    /// Throws if a regular file, such as a memfd, ends before `end`. The size of a device is unknown.
+    /// Throws if a regular file, such as a memfd, ends before `end`.
+    ///
+    /// The size of a device is unknown.
     private static func check(_ file: CInt, end: Int) throws(MappingError) {
         var status = stat()
         do throws(Errno) {

@@ -9,7 +9,6 @@ public import SystemPackage
 ///
 /// It watches its socket on the event loop. The device accesses guest memory without a descriptor
 /// through ``readMemory(into:at:)`` and ``writeMemory(_:at:)``.
-@safe
 public final class Connection {
     /// The reason why a connection ended.
     public enum End: Equatable, Sendable {
@@ -55,12 +54,7 @@ public final class Connection {
     private var nextTurn: Watch?
     private var onEnd: ((End) -> Void)?
 
-    /// The receive buffer. The bytes in `unread` have not been consumed.
-    private let input: UnsafeMutableRawBufferPointer
-    private var unread = 0..<0
-    /// The descriptors of messages in `unread`, in the order of the messages.
-    private var receivedDescriptors: [MessageDescriptors] = []
-
+    private let input = ReceiveBuffer()
     private let reply = MessageBuffer(capacity: VFIOUserLimits.messageSize)
     private let request = MessageBuffer(capacity: VFIOUserLimits.messageSize)
     /// The bytes that the socket has not accepted yet.
@@ -87,11 +81,8 @@ public final class Connection {
         self.onEnd = onEnd
         self.socket = SharedDescriptor(socket)
         session = Session(device: device, logger: logger)
-        unsafe input = .allocate(byteCount: VFIOUserLimits.receiveBuffer, alignment: 16)
         try watchSocket(for: .readable)
     }
-
-    deinit { unsafe input.deallocate() }
 
     /// Whether the client replies to requests for guest memory that it mapped without a descriptor.
     public var servesMemory: Bool { session.phase == .ready && session.client.servesMemory }
@@ -132,8 +123,7 @@ public final class Connection {
         watch = nil
         session.close()
         socket = nil
-        receivedDescriptors = []
-        unread = 0..<0
+        input.removeAll()
         output = []
         nextTurn = loop.schedule(at: loop.now) { [self] in
             nextTurn = nil
@@ -143,145 +133,45 @@ public final class Connection {
         }
     }
 
-    // MARK: - Receiving
+    // MARK: - Messages
 
     /// Receives pending bytes and handles the messages that they complete.
-    func receive() {
+    private func receive() {
         for _ in 0..<VFIOUserLimits.receivesPerTurn {
             guard let socket else { return }
-            makeRoom()
-            let room = unsafe UnsafeMutableRawBufferPointer(rebasing: input[unread.upperBound...])
-            // The buffer is full only while the input is paused.
-            guard room.count > 0 else { return }
-            var descriptors = DescriptorList()
-            let count: Int
+            let received: ReceiveBuffer.Received
             do throws(Errno) {
-                count = try unsafe UnixSocket.receive(
-                    into: room, descriptors: &descriptors, from: socket.descriptor)
+                received = try input.receive(from: socket.descriptor)
             } catch {
                 if error == .wouldBlock { return }
                 return end(error == .connectionReset ? .clientDisconnected : .failed(error))
             }
-            guard count > 0 else { return end(.clientDisconnected) }
-            let start = unread.upperBound
-            unread = unread.lowerBound..<start + count
-            let hasDescriptors = !descriptors.isEmpty || descriptors.isTruncated
-            if hasDescriptors { assign(descriptors, receivedAt: start) }
-            handleMessages()
-            // A call that fills less than the room has received all there is, unless descriptors ended
-            // it early.
-            if isInputPaused || (count < room.count && !hasDescriptors) { return }
-        }
-    }
-
-    /// Moves a partial message to the beginning of the buffer if its end would not fit.
-    private func makeRoom() {
-        if unread.isEmpty {
-            unread = 0..<0
-            receivedDescriptors = []
-            return
-        }
-        guard unsafe input.count - unread.lowerBound < VFIOUserLimits.messageSize else { return }
-        let count = unread.count
-        unsafe input.copyMemory(
-            from: UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(input)[unread]))
-        for descriptors in receivedDescriptors { descriptors.offset -= unread.lowerBound }
-        unread = 0..<count
-    }
-
-    /// Assigns the descriptors of one recvmsg(2) to the message they were sent with.
-    ///
-    /// The received bytes may begin with earlier messages but end with the message that was sent with
-    /// the descriptors, so they belong to the last message that begins in these bytes. A client may
-    /// also send several messages with one call; then they belong to the last message whose command
-    /// takes descriptors. If no message begins in these bytes they belong to the one that is being
-    /// received.
-    ///
-    /// - Parameter start: the offset of the received bytes in the buffer.
-    private func assign(_ descriptors: consuming DescriptorList, receivedAt start: Int) {
-        var offset = unread.lowerBound
-        var target = unread.lowerBound
-        var targetTakesDescriptors = false
-        while offset < unread.upperBound {
-            let header = header(at: offset)
-            // A command that has not been received yet may take descriptors.
-            let takesDescriptors =
-                header.map { $0.command == .dmaMap || $0.command == .deviceSetIRQs } ?? true
-            if offset >= start || offset == unread.lowerBound,
-                takesDescriptors || !targetTakesDescriptors
-            {
-                target = offset
-                targetTakesDescriptors = takesDescriptors
+            switch received {
+            case .endOfStream: return end(.clientDisconnected)
+            // The buffer is full only while the input is paused.
+            case .full: return
+            case .all, .some: handleMessages()
             }
-            guard let header, header.size >= MessageHeader.size,
-                Int(header.size) <= unread.upperBound - offset
-            else { break }
-            offset += Int(header.size)
-        }
-        guard let previous = receivedDescriptors.last, previous.offset == target else {
-            receivedDescriptors.append(MessageDescriptors(descriptors, at: target))
-            return
-        }
-        if descriptors.isTruncated { previous.list.isTruncated = true }
-        for index in 0..<descriptors.count {
-            guard previous.list.count < VFIOUserLimits.descriptors else {
-                // A client may spread a message over many calls: the excess is closed here.
-                previous.list.isTruncated = true
-                return
-            }
-            if let descriptor = descriptors.take(index) { previous.list.append(descriptor) }
+            if received == .all || isInputPaused { return }
         }
     }
-
-    /// Removes and returns the descriptors of the message at an offset, and closes those of earlier
-    /// messages.
-    private func takeDescriptors(at offset: Int) -> DescriptorList {
-        var taken = DescriptorList()
-        while let first = receivedDescriptors.first, first.offset <= offset {
-            if first.offset == offset { swap(&taken, &first.list) }
-            receivedDescriptors.removeFirst()
-        }
-        return taken
-    }
-
-    /// The header at an offset of the buffer; `nil` if it has not been received completely.
-    private func header(at offset: Int) -> MessageHeader? {
-        guard unread.upperBound - offset >= MessageHeader.size else { return nil }
-        return withInput(offset..<offset + MessageHeader.size) { MessageHeader($0) }
-    }
-
-    private func withInput<Result>(
-        _ range: Range<Int>, _ body: (Span<UInt8>) -> Result
-    ) -> Result {
-        let bytes = unsafe UnsafeRawBufferPointer(rebasing: input[range])
-        return unsafe bytes.withMemoryRebound(to: UInt8.self) { unsafe body($0.span) }
-    }
-
-    // MARK: - Messages
 
     /// Handles the messages that have been received completely.
     private func handleMessages() {
-        while !isInputPaused, let header = header(at: unread.lowerBound) {
+        while !isInputPaused, let header = input.firstHeader {
             guard header.size >= MessageHeader.size, header.size <= VFIOUserLimits.messageSize
             else {
                 return end(.protocolViolation("\(header.command) with \(header.size) bytes"))
             }
-            let start = unread.lowerBound
-            let size = Int(header.size)
-            guard unread.count >= size else { return }
+            guard input.hasMessage(header) else { return }
             switch header.flags.type {
             case 0:
                 if pendingAccess != nil, !session.canHandleDuringMemoryAccess(header.command) {
                     return pauseInput()
                 }
-                unread = start + size..<unread.upperBound
-                handleRequest(header, at: start)
+                handleRequest(header)
             case MessageHeader.Flags.reply.type:
-                unread = start + size..<unread.upperBound
-                _ = takeDescriptors(at: start)
-                withInput(start + MessageHeader.size..<start + size) { payload in
-                    receiveReply(header, payload)
-                }
+                input.consumeMessage(header) { payload, _ in receiveReply(header, payload) }
             default:
                 return end(
                     .protocolViolation("\(header.command) with message type \(header.flags.type)"))
@@ -289,25 +179,18 @@ public final class Connection {
         }
     }
 
-    private func handleRequest(_ header: MessageHeader, at offset: Int) {
-        var descriptors =
-            receivedDescriptors.isEmpty ? DescriptorList() : takeDescriptors(at: offset)
-        if descriptors.isTruncated || descriptors.count > VFIOUserLimits.descriptors {
-            session.refuseDescriptors(header, into: reply)
-            return send(reply)
-        }
-        let payload = offset + MessageHeader.size..<offset + Int(header.size)
+    private func handleRequest(_ header: MessageHeader) {
         isHandlingRequest = true
-        defer { isHandlingRequest = false }
-        let result = withInput(payload) { payload in
-            session.handle(header, payload, descriptors: &descriptors, into: reply)
+        let result = input.consumeMessage(header) { payload, descriptors in
+            if descriptors.isTruncated || descriptors.count > VFIOUserLimits.descriptors {
+                session.refuseDescriptors(header, into: reply)
+                return Session.Result.replied
+            }
+            return session.handle(header, payload, descriptors: &descriptors, into: reply)
         }
-        switch result {
-        case .replied: send(reply)
-        case .refused(let reason):
-            send(reply)
-            end(.protocolViolation(reason))
-        }
+        isHandlingRequest = false
+        send(reply)
+        if case .refused(let reason) = result { end(.protocolViolation(reason)) }
     }
 
     /// Cancels the pending access, and leaves the unread messages for the next turn of the loop.

@@ -109,7 +109,8 @@ struct JSONReader {
 
     /// Reads a value of any kind and discards it.
     mutating func skipValue() throws(Failure) {
-        switch peek() {
+        guard let byte = peek() else { throw failure("not a value") }
+        switch byte {
         case UInt8(ascii: "{"):
             try readObject { (_, reader) throws(Failure) in try reader.skipValue() }
         case UInt8(ascii: "["): try skipArray()
@@ -194,7 +195,8 @@ struct JSONReader {
             position = end
             return "\u{fffd}"
         }
-        return Unicode.Scalar(0x10000 + (UInt32(unit & 0x3ff) << 10 | UInt32(low & 0x3ff))) ?? "\u{fffd}"
+        return Unicode.Scalar(0x10000 + (UInt32(unit & 0x3ff) << 10 | UInt32(low & 0x3ff)))
+            ?? "\u{fffd}"
     }
 
     private mutating func readCodeUnit() throws(Failure) -> UInt16 {

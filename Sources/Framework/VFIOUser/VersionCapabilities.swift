@@ -26,7 +26,7 @@ public struct VersionCapabilities: Equatable, Sendable {
                 reason: "more than \(VFIOUserLimits.versionData) bytes",
                 position: VFIOUserLimits.versionData)
         }
-        var bytes = data.withUnsafeBytes { unsafe [UInt8]($0) }
+        var bytes = (0..<data.count).map { data[$0] }
         while bytes.last == 0 { bytes.removeLast() }
         if bytes.isEmpty { return }
         var capabilities = VersionCapabilities()

@@ -25,7 +25,7 @@ public final class GuestRAM {
     private static let canaryBytes = 64
 
     /// Memory of `size` bytes at `base`, which lies above 4 GiB unless a test asks for less.
-    public init(size: Int = 16 << 20, base: UInt64 = 0x1_4000_0000) throws(Errno) {
+    public init(size: Int = 16 << 20, base: UInt64 = 0x1_4000_0000) throws {
         file = OwnedDescriptor(
             owning: try systemCall { clinux_memfd_create("guest", UInt32(CLINUX_MFD_CLOEXEC)) })
         let number = file.rawValue

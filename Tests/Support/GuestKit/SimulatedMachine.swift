@@ -2,7 +2,6 @@
 
 public import DMA
 internal import Logging
-public import SystemPackage
 internal import TestKit
 public import USB
 public import XHCI
@@ -69,7 +68,7 @@ public final class SimulatedMachine: Machine {
     public init(
         _ kind: MemoryKind = .local, capabilities: Capabilities = .init(),
         memory given: GuestRAM? = nil
-    ) throws(Errno) {
+    ) throws {
         let memory: GuestRAM
         if let given { memory = given } else { memory = try GuestRAM() }
         self.memory = memory

@@ -14,12 +14,6 @@ final class ControlConnection {
     typealias Handler =
         (ControlSocketRequest, ReceivedDescriptor?, @escaping (ControlAnswer) -> Void) -> Void
 
-    /// A class, so that the descriptor can be borrowed while other state changes.
-    private final class OpenSocket {
-        let descriptor: OwnedDescriptor
-        init(_ descriptor: consuming OwnedDescriptor) { self.descriptor = descriptor }
-    }
-
     private let loop: any EventLoop
     private let timeout: Duration
     private let operations: [BackendOperation]
@@ -27,7 +21,7 @@ final class ControlConnection {
     private var onEnd: (() -> Void)?
 
     /// `nil` once the connection has ended.
-    private var socket: OpenSocket?
+    private var socket: SharedDescriptor?
     private var watch: Watch?
     private var watchedEvents: Readiness = []
     private var timer: Watch?
@@ -54,7 +48,7 @@ final class ControlConnection {
         socket: consuming OwnedDescriptor, loop: any EventLoop, timeout: Duration,
         operations: [BackendOperation], handler: @escaping Handler, onEnd: @escaping () -> Void
     ) {
-        self.socket = OpenSocket(socket)
+        self.socket = SharedDescriptor(socket)
         self.loop = loop
         self.timeout = timeout
         self.operations = operations

@@ -9,21 +9,7 @@ struct ControlLines {
     /// A line without its line feed.
     struct Line {
         let bytes: [UInt8]
-        fileprivate let arrival: Arrival?
-    }
-
-    /// The descriptors that came with one line.
-    ///
-    /// It is a class because a `DescriptorList` can neither be copied nor stored in an array.
-    fileprivate final class Arrival {
-        /// The offset in `bytes` at which the line begins.
-        var offset: Int
-        var descriptors: DescriptorList
-
-        init(_ descriptors: consuming DescriptorList, offset: Int) {
-            self.offset = offset
-            self.descriptors = descriptors
-        }
+        fileprivate let descriptors: MessageDescriptors?
     }
 
     private static let lineFeed = UInt8(ascii: "\n")
@@ -33,7 +19,8 @@ struct ControlLines {
     private var consumed = 0
     /// How many of the bytes are known to contain no further line feed.
     private var scanned = 0
-    private var arrivals: [Arrival] = []
+    /// The descriptors of lines in `bytes`, in the order of the lines.
+    private var descriptors: [MessageDescriptors] = []
 
     var isEmpty: Bool { bytes.isEmpty }
 
@@ -49,16 +36,16 @@ struct ControlLines {
     ///
     /// Descriptors belong to the line of the last byte that they came with: the kernel joins earlier
     /// bytes to those of a message with descriptors, and never later ones.
-    mutating func append(_ chunk: [UInt8], _ descriptors: consuming DescriptorList) {
+    mutating func append(_ chunk: [UInt8], _ received: consuming DescriptorList) {
         bytes += chunk
-        guard !descriptors.isEmpty || descriptors.isTruncated else { return }
+        guard !received.isEmpty || received.isTruncated else { return }
         let start = bytes.dropLast().lastIndex(of: Self.lineFeed).map { $0 + 1 } ?? 0
-        guard let same = arrivals.last, same.offset == start else {
-            return arrivals.append(Arrival(descriptors, offset: start))
+        guard let same = descriptors.last, same.offset == start else {
+            return descriptors.append(MessageDescriptors(received, at: start))
         }
         // A line with more than one descriptor is refused, so none of them is kept.
-        same.descriptors = DescriptorList()
-        same.descriptors.isTruncated = true
+        same.list = DescriptorList()
+        same.list.isTruncated = true
     }
 
     /// Returns the next complete line, or `nil` if there is none.
@@ -70,16 +57,16 @@ struct ControlLines {
         let line = Array(bytes[consumed..<end])
         consumed = end + 1
         scanned = consumed
-        var arrival: Arrival?
-        if let first = arrivals.first, first.offset <= end { arrival = arrivals.removeFirst() }
-        return Line(bytes: line, arrival: arrival)
+        var taken: MessageDescriptors?
+        if let first = descriptors.first, first.offset <= end { taken = descriptors.removeFirst() }
+        return Line(bytes: line, descriptors: taken)
     }
 
     /// Removes the lines that ``next()`` has returned.
     mutating func compact() {
         bytes.removeFirst(consumed)
         scanned -= consumed
-        for arrival in arrivals { arrival.offset -= consumed }
+        for message in descriptors { message.offset -= consumed }
         consumed = 0
     }
 
@@ -94,15 +81,15 @@ extension ControlLines.Line {
     func descriptor(
         for request: ControlSocketRequest
     ) throws(ControlError) -> ReceivedDescriptor? {
-        guard let arrival else { return nil }
-        guard !arrival.descriptors.isTruncated, arrival.descriptors.count == 1 else {
+        guard let descriptors else { return nil }
+        guard !descriptors.list.isTruncated, descriptors.list.count == 1 else {
             throw ControlError(
                 .badRequest, "more descriptors came than the one that a request may have")
         }
         guard request.takesDescriptor else {
             throw ControlError(.badRequest, "a descriptor came with a request that needs none")
         }
-        guard let descriptor = arrival.descriptors.take(0) else { return nil }
+        guard let descriptor = descriptors.list.take(0) else { return nil }
         return ReceivedDescriptor(descriptor)
     }
 }
