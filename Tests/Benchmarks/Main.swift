@@ -86,7 +86,7 @@ enum Part: String, CaseIterable {
             }
             do {
                 report.sections.append(try PassthroughBenchmark().run())
-            } catch let error as GuestStandsStill {
+            } catch let error as GuestNotResponding {
                 // A guest's guest under a software CPU does that now and then.
                 progress("*** passthrough, once more: \(error) ***")
                 report.sections.append(try PassthroughBenchmark().run())

@@ -36,7 +36,7 @@ final class LoopbackHost {
     let log: LogRecorder.Lines
     var pieces = 1
     private var nextID: UInt64 = 0
-    private var memory: [Transfer.ID: GuestPieces] = [:]
+    private var memory: [Transfer.ID: GuestBuffer] = [:]
 
     init(
         _ specification: String = "loopback", faults: String = "", configuration: UInt16 = 3,
@@ -58,7 +58,7 @@ final class LoopbackHost {
     ) -> Transfer.ID {
         let id = Transfer.ID(rawValue: nextID)
         nextID += 1
-        let guest = GuestPieces(count, pieces: pieces)
+        let guest = GuestBuffer(count, segments: pieces)
         if let bytes { guest.buffer.copy(from: bytes) }
         memory[id] = guest
         device.submit(Transfer(id: id, endpoint: endpoint, kind: kind, buffer: guest.buffer))

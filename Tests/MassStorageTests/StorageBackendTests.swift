@@ -55,7 +55,7 @@ import USB
 
     /// A control request to the only device of a bus.
     private func descriptor(_ bus: FakeBus, _ value: UInt16) -> [UInt8] {
-        let memory = GuestPieces(255)
+        let memory = GuestBuffer(255)
         let setup = SetupPacket(
             requestType: 0x80, request: 6, value: value, index: 0, length: 255)
         let id = Transfer.ID(rawValue: UInt64(value))

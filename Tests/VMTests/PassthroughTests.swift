@@ -118,7 +118,7 @@ extension NestedVMTests {
         private func withLab(_ scenario: (Lab) throws -> Void) throws {
             do {
                 try scenario(Lab())
-            } catch let error as GuestStandsStill where !Bed.hasKVM {
+            } catch let error as GuestNotResponding where !Bed.hasKVM {
                 print("NestedVMTests: an inner guest stood still; its test begins anew: \(error)")
                 try scenario(Lab())
             }

@@ -16,7 +16,7 @@ final class BulkOnlyHost {
     let device: MassStorageDevice
     private var nextID: UInt64 = 0
     private var nextTag: UInt32 = 0x1000
-    private var memory: [Transfer.ID: GuestPieces] = [:]
+    private var memory: [Transfer.ID: GuestBuffer] = [:]
     private var transfers: [Transfer.ID: Transfer] = [:]
     /// Segments of the memory of each transfer.
     var segments = 1
@@ -45,7 +45,7 @@ final class BulkOnlyHost {
     ) -> Transfer.ID {
         let id = Transfer.ID(rawValue: nextID)
         nextID += 1
-        let guest = GuestPieces(count, pieces: segments)
+        let guest = GuestBuffer(count, segments: segments)
         if let bytes { guest.buffer.copy(from: bytes) }
         memory[id] = guest
         let transfer = Transfer(id: id, endpoint: endpoint, kind: kind, buffer: guest.buffer)

@@ -4,34 +4,40 @@ public import Platform
 internal import TestKit
 public import USB
 
-/// A device that misbehaves by the dice: the same seed gives the same device.
+/// A device with random faults; the same seed produces the same faults.
 ///
-/// It answers at once or later on the loop's clock, in parts of what was asked, wrongly, twice or
-/// never. What it gives is what ``pattern(endpoint:stream:at:)`` says, counted through all IN transfers
-/// of an endpoint or stream, so that an oracle knows every byte. Streams of an endpoint do not wait for
-/// each other, and halt together.
+/// It completes a transfer at once or later on the loop's clock, in full or in part, with an error, twice
+/// or never. The data of its IN transfers is ``pattern(endpoint:stream:at:)``, with an offset that counts
+/// all IN transfers of the endpoint or stream, so an oracle can compute every byte. Streams of an endpoint
+/// do not wait for each other, and halt together.
 public final class FaultyDevice: USBDevice {
-    /// How often things happen: once in so many transfers; zero is never.
+    /// The probability of each fault: 1 in this number of transfers; 0 is never.
     public struct Faults: Sendable {
+        /// The transfer completes up to 2 ms later.
         public var later = 0
+        /// An IN transfer moves fewer bytes than were requested.
         public var short = 0
         public var stall = 0
         public var babble = 0
+        /// A transaction error.
         public var fail = 0
         public var disconnect = 0
+        /// The transfer does not complete until it is cancelled.
         public var silence = 0
+        /// The transfer is completed a second time.
         public var twice = 0
+        /// A transfer that was never submitted is completed.
         public var unknown = 0
-        /// More bytes moved than there was room for, or fewer than none.
+        /// The number of moved bytes exceeds the buffer, or is negative.
         public var impossibleLength = 0
-        /// Accesses to the memory of a transfer that has ended.
+        /// The device accesses the memory of a transfer that has ended.
         public var lateAccess = 0
-        /// Transfers that are not cancelled when the controller asks for it.
+        /// The device does not end a transfer that the controller cancels.
         public var ignoredCancel = 0
 
         public init() {}
 
-        /// Nothing but delays and short packets: what every real device does.
+        /// Delays and short packets only, as with every real device.
         public static var none: Faults {
             var faults = Faults()
             faults.later = 3
@@ -39,7 +45,7 @@ public final class FaultyDevice: USBDevice {
             return faults
         }
 
-        /// Everything, often.
+        /// Every fault, often.
         public static var all: Faults {
             var faults = none
             faults.stall = 12
@@ -55,7 +61,7 @@ public final class FaultyDevice: USBDevice {
         }
     }
 
-    /// What has an order of its own: an endpoint, or a stream of one.
+    /// An endpoint, or a stream of one: its transfers complete in order.
     private struct Lane: Hashable {
         let number: UInt8
         let stream: UInt16
@@ -78,7 +84,7 @@ public final class FaultyDevice: USBDevice {
     public var summary: String { "faulty device" }
     public var faults: Faults
     public private(set) var port: (any USBPort)?
-    /// What the device says to have moved, for each transfer that it completed first.
+    /// The first completion of each transfer, in order.
     public private(set) var completions: [Transfer.Completion] = []
     /// Called for each transfer that is submitted.
     public var onSubmit: ((Transfer) -> Void)?
@@ -86,18 +92,18 @@ public final class FaultyDevice: USBDevice {
     private var random: SplitMix64
     private var waiting: [(transfer: Transfer, watch: Watch?)] = []
     private var restarts: [Watch] = []
-    /// Bytes given by IN transfers.
+    /// Bytes moved by IN transfers.
     private var given: [Lane: UInt64] = [:]
-    /// Bytes taken by OUT transfers.
+    /// Bytes received by OUT transfers.
     private var taken: [Lane: [UInt8]] = [:]
-    /// How many streams the controller said that it uses.
+    /// The stream count that the controller last set for each endpoint.
     public private(set) var streamCounts: [EndpointAddress: Int] = [:]
-    /// The byte with which the guest fills memory that is its own again.
+    /// The byte with which the guest fills the memory of an ended transfer.
     public static let reusedByte: UInt8 = 0xdd
-    /// Accesses to memory that the guest had reused: there must be none.
+    /// Accesses to memory that the guest had reused. There must be none.
     public private(set) var accessesToReusedMemory = 0
     private var lateAccesses: [Watch] = []
-    /// Endpoints that failed and do nothing until ``clearHalt(_:)``.
+    /// Endpoints that have failed; they move nothing until ``clearHalt(_:)``.
     private var halted: [EndpointAddress] = []
 
     public init(_ speed: USBSpeed, seed: UInt64, faults: Faults, loop: any EventLoop) {
@@ -107,22 +113,22 @@ public final class FaultyDevice: USBDevice {
         random = SplitMix64(seed: seed)
     }
 
-    /// The byte at a place of what an IN endpoint, or a stream of it, gives.
-    public static func pattern(endpoint: UInt8, stream: UInt16 = 0, at place: UInt64) -> UInt8 {
+    /// The byte at an offset of the data that an IN endpoint, or a stream of one, sends.
+    public static func pattern(endpoint: UInt8, stream: UInt16 = 0, at offset: UInt64) -> UInt8 {
         UInt8(
-            truncatingIfNeeded: place &* 7 &+ place >> 8 &+ UInt64(endpoint) &* 31
+            truncatingIfNeeded: offset &* 7 &+ offset >> 8 &+ UInt64(endpoint) &* 31
                 &+ UInt64(stream) &* 53)
     }
 
-    /// The number of transfers without an answer.
+    /// The number of transfers that have not completed.
     public var waitingCount: Int { waiting.count }
 
-    /// Bytes given by IN transfers of an endpoint so far.
+    /// The number of bytes that IN transfers of an endpoint have moved.
     public func givenCount(_ endpoint: UInt8, stream: UInt16 = 0) -> UInt64 {
         given[Lane(EndpointAddress(endpoint, .in), stream)] ?? 0
     }
 
-    /// Bytes taken by OUT transfers of an endpoint so far.
+    /// The bytes that OUT transfers of an endpoint have moved.
     public func taken(_ endpoint: UInt8, stream: UInt16 = 0) -> [UInt8] {
         taken[Lane(EndpointAddress(endpoint, .out), stream)] ?? []
     }
@@ -131,10 +137,10 @@ public final class FaultyDevice: USBDevice {
         streamCounts[endpoint] = count
     }
 
-    /// What a driver does with CLEAR_FEATURE(ENDPOINT_HALT).
+    /// Clears a halt, as CLEAR_FEATURE(ENDPOINT_HALT) does.
     public func clearHalt(_ endpoint: EndpointAddress) { halted.removeAll { $0 == endpoint } }
 
-    /// Whether the device holds a transfer of an endpoint.
+    /// Whether a transfer of an endpoint has not completed.
     public func holds(_ endpoint: EndpointAddress) -> Bool {
         waiting.contains { $0.transfer.endpoint == endpoint }
     }
@@ -168,7 +174,7 @@ public final class FaultyDevice: USBDevice {
             finish(transfer)
             return
         }
-        // Transfers of one lane end in their order: nothing overtakes.
+        // Transfers of one lane complete in order.
         guard !isBehind else {
             waiting.append((transfer, nil))
             return
@@ -182,39 +188,39 @@ public final class FaultyDevice: USBDevice {
     }
 
     private func finishNext(_ lane: Lane) {
-        guard let place = waiting.firstIndex(where: { Lane($0.transfer) == lane }) else { return }
-        let transfer = waiting.remove(at: place).transfer
+        guard let index = waiting.firstIndex(where: { Lane($0.transfer) == lane }) else { return }
+        let transfer = waiting.remove(at: index).transfer
         finish(transfer)
         startNext(lane)
     }
 
-    /// The next transfer of the lane comes to its turn.
+    /// Schedules the completion of the lane's next transfer.
     private func startNext(_ lane: Lane) {
-        guard let place = waiting.firstIndex(where: { Lane($0.transfer) == lane }),
-            waiting[place].watch == nil, !halted.contains(waiting[place].transfer.endpoint),
+        guard let index = waiting.firstIndex(where: { Lane($0.transfer) == lane }),
+            waiting[index].watch == nil, !halted.contains(waiting[index].transfer.endpoint),
             !chance(faults.silence)
         else { return }
-        waiting[place].watch = later(lane)
+        waiting[index].watch = later(lane)
     }
 
-    /// An endpoint that halts moves nothing any more, on no stream.
+    /// Halts an endpoint with all its streams.
     private func halt(_ endpoint: EndpointAddress) {
         halted.append(endpoint)
-        for place in waiting.indices where waiting[place].transfer.endpoint == endpoint {
-            waiting[place].watch?.cancel()
-            waiting[place].watch = nil
+        for index in waiting.indices where waiting[index].transfer.endpoint == endpoint {
+            waiting[index].watch?.cancel()
+            waiting[index].watch = nil
         }
     }
 
     public func cancel(_ id: Transfer.ID) {
-        guard let place = waiting.firstIndex(where: { $0.transfer.id == id }) else { return }
-        let entry = waiting.remove(at: place)
+        guard let index = waiting.firstIndex(where: { $0.transfer.id == id }) else { return }
+        let entry = waiting.remove(at: index)
         entry.watch?.cancel()
         if chance(faults.ignoredCancel) {
             writeLate(to: entry.transfer)
             return
         }
-        // Only a transfer that has begun can have moved something.
+        // Only a transfer that was scheduled can have moved bytes.
         let count = entry.transfer.buffer.count
         let moved = entry.watch != nil && random.oneIn(2) ? random.number(0...count) : 0
         move(entry.transfer, moved)
@@ -241,8 +247,8 @@ public final class FaultyDevice: USBDevice {
 
     // MARK: - Late accesses
 
-    /// Looks, at some time after the end of a transfer, whether its memory can still be accessed though
-    /// the guest has filled it with ``reusedByte``.
+    /// Reads the memory of an ended transfer up to 200 ms later, and counts the access if the memory holds
+    /// nothing but ``reusedByte``: the guest has reused it, so the access should have been refused.
     private func accessLate(_ transfer: Transfer) {
         guard chance(faults.lateAccess) else { return }
         let delay = Duration.microseconds(Int64(random.number(1...200_000)))
@@ -253,8 +259,7 @@ public final class FaultyDevice: USBDevice {
         }
     }
 
-    /// Writes to the memory of a transfer after the controller has waited for its end in vain, and
-    /// completes it.
+    /// Writes to the memory of a transfer 100 to 300 ms after its cancellation, and completes it then.
     private func writeLate(to transfer: Transfer) {
         let delay = Duration.milliseconds(Int64(random.number(100...300)))
         schedule(after: delay) { [weak self] in

@@ -4,16 +4,16 @@ public import DMA
 public import USB
 public import XHCI
 
-/// A whole guest in one value: a simulated machine whose driver has started the controller.
+/// A guest: a simulated machine and a driver that has started the controller.
 public struct Guest {
     public let machine: SimulatedMachine
     public let driver: GuestDriver
 
     /// - Parameters:
-    ///   - kind: how the controller reaches the guest's memory.
-    ///   - capabilities: what the controller offers.
-    ///   - options: how the driver sets it up.
-    ///   - memory: the guest's memory; a fresh one unless given.
+    ///   - kind: how the controller accesses guest memory.
+    ///   - capabilities: the controller's capabilities.
+    ///   - options: the driver's configuration of the controller.
+    ///   - memory: the guest's memory; new memory if `nil`.
     public init(
         _ kind: SimulatedMachine.MemoryKind = .local, capabilities: Capabilities = .init(),
         options: GuestDriver.Options = .init(), memory: GuestRAM? = nil
@@ -26,13 +26,13 @@ public struct Guest {
     public var memory: GuestRAM { machine.memory }
     public var registers: GuestRegisters { driver.registers }
 
-    /// Plugs a device in and brings it to the Addressed state; its port's events are taken.
+    /// Attaches a device and brings it to the Addressed state. Its port events are taken.
     public func plug(_ device: any USBDevice) throws -> GuestSlot {
         try machine.attach(device)
         return try driver.addressNewDevice()
     }
 
-    /// Plugs a device in and configures one endpoint.
+    /// Attaches a device and configures one endpoint.
     public func plug(
         _ device: any USBDevice, _ endpoint: GuestEndpointConfiguration
     ) throws -> GuestEndpoint {
@@ -42,16 +42,16 @@ public struct Guest {
     /// USBSTS.
     public var status: UInt32 { machine.read32(registers.status) }
 
-    /// Whether the controller has told of an error that only a reset ends: HSE or HCE.
+    /// Whether HSE or HCE is set, which only a reset clears.
     public var hasFailed: Bool {
         status & (GuestDriver.Status.hostSystemError | GuestDriver.Status.controllerError) != 0
     }
 
-    /// Whether commands are carried out.
+    /// Whether the controller executes commands.
     public var answersCommands: Bool {
         (try? driver.command(.command(.noOpCommand)))?.code == .success
     }
 
-    /// An address that the guest has no memory at.
+    /// An address without guest memory.
     public var nowhere: GuestAddress { memory.base + memory.size + 0x1000_0000 }
 }

@@ -3,7 +3,7 @@
 public import DMA
 public import USB
 
-/// A Slot Context as a driver reads and writes it (xHCI 6.2.2).
+/// A Slot Context (xHCI 6.2.2) as a driver reads and writes it.
 public struct GuestSlotContext: Hashable, Sendable {
     public var words: [UInt32]
 
@@ -44,7 +44,7 @@ public struct GuestSlotContext: Hashable, Sendable {
     }
 }
 
-/// An Endpoint Context as a driver reads and writes it (xHCI 6.2.3).
+/// An Endpoint Context (xHCI 6.2.3) as a driver reads and writes it.
 public struct GuestEndpointContext: Hashable, Sendable {
     public var words: [UInt32]
 

@@ -2,11 +2,11 @@
 
 public import DMA
 
-/// Why a driver gave up.
+/// The error of a driver's operation.
 public enum GuestError: Error, CustomStringConvertible {
-    /// Something did not happen in time.
+    /// An event did not occur in time.
     case timeout(String)
-    /// A command or transfer ended in another way than was needed.
+    /// A command or transfer completed with another code than required.
     case unexpected(GuestEvent, String)
 
     public var description: String {
@@ -17,22 +17,22 @@ public enum GuestError: Error, CustomStringConvertible {
     }
 }
 
-/// A guest's xHCI driver: finds out what the controller offers, sets it up, sends commands and
-/// collects events. Devices and their endpoints are ``GuestSlot`` and ``GuestEndpoint``.
+/// A guest's xHCI driver: reads the capabilities, initializes the controller, sends commands and collects
+/// events. Devices and their endpoints are ``GuestSlot`` and ``GuestEndpoint``.
 ///
-/// It waits through ``Machine``, so it drives a controller object and a server alike.
+/// It accesses the controller through ``Machine``, which is a simulation or a connection to a server.
 public final class GuestDriver {
-    /// How the driver sets the controller up.
+    /// The configuration of the controller.
     public struct Options: Sendable {
-        /// The segments of the event ring of each interrupter that is used.
+        /// The segment sizes of the event ring of each used interrupter.
         public var eventRings: [[Int]] = [[256]]
-        /// The segments of the command ring.
+        /// The segment sizes of the command ring.
         public var commandRing: [Int] = [32]
         /// IMODI of each interrupter, in units of 250 ns.
         public var moderationInterval: UInt16 = 0
-        /// Look at event rings only after an interrupt, as real drivers do; otherwise poll.
+        /// Whether event rings are read only after an interrupt, as real drivers do, and not polled.
         public var waitsForInterrupts = false
-        /// Scratchpad buffers are always given if asked for; this is USBCMD's INTE.
+        /// INTE of USBCMD.
         public var enablesInterrupts = true
 
         public init() {}
@@ -64,13 +64,13 @@ public final class GuestDriver {
     public let eventRings: [GuestEventRing]
     /// The Device Context Base Address Array.
     public let deviceContexts: GuestAddress
-    /// Events that nobody has taken yet, in the order in which they were found.
+    /// Events that have been read and not taken, in their order.
     public internal(set) var events: [GuestEvent] = []
-    /// Every event since the driver was made.
+    /// The number of events read since the driver was created.
     public private(set) var eventCount = 0
-    /// Whether events are acknowledged in ERDP when they are taken off the ring.
+    /// Whether ERDP is written when events are read off the ring.
     public var updatesDequeuePointer = true
-    /// Called for every event, before it can be taken.
+    /// Called for each event that is read, before it can be taken.
     public var onEvent: ((GuestEvent) -> Void)?
     private var interruptsSeen: [Int]
 
@@ -87,7 +87,7 @@ public final class GuestDriver {
         deviceContexts = memory.allocate((registers.slots + 1) * 8, boundary: 4096)
     }
 
-    // MARK: - Setting up
+    // MARK: - Initialization
 
     /// Halts and resets the controller, as Linux does (xHCI 4.2).
     public func reset() throws {
@@ -99,11 +99,11 @@ public final class GuestDriver {
                     && machine.read32(registers.status) & Status.notReady == 0
             })
         else { throw GuestError.timeout("controller reset") }
-        forget()
+        clear()
     }
 
-    /// Forgets rings and events, as after a reset.
-    public func forget() {
+    /// Clears all rings and events, as after a reset.
+    public func clear() {
         commandRing.clear()
         for ring in eventRings { ring.clear() }
         memory.fill(0, at: deviceContexts, count: (registers.slots + 1) * 8)
@@ -131,7 +131,7 @@ public final class GuestDriver {
         else { throw GuestError.timeout("start") }
     }
 
-    /// Writes every register that a driver sets before it starts the controller.
+    /// Writes the registers that a driver initializes before it sets R/S (xHCI 4.2).
     public func configureRegisters() {
         machine.write32(UInt32(registers.slots), at: registers.configure)
         machine.write64(deviceContexts.rawValue, at: registers.deviceContexts)
@@ -146,7 +146,7 @@ public final class GuestDriver {
         }
     }
 
-    /// Resets, configures and starts the controller.
+    /// Resets, initializes and starts the controller.
     public func start() throws {
         try reset()
         configureRegisters()
@@ -155,7 +155,7 @@ public final class GuestDriver {
 
     // MARK: - Events
 
-    /// Takes what the controller has put on the event rings into ``events``.
+    /// Reads new events off the event rings into ``events``.
     public func collect() {
         for number in eventRings.indices { collect(number) }
     }
@@ -190,16 +190,16 @@ public final class GuestDriver {
     public func wait(
         _ what: String, limit: Duration = .seconds(10), where matches: (GuestEvent) -> Bool
     ) throws -> GuestEvent {
-        var place: Int?
+        var index: Int?
         _ = machine.advance(limit: limit) {
             collect()
-            place = events.firstIndex(where: matches)
-            return place != nil
+            index = events.firstIndex(where: matches)
+            return index != nil
         }
-        guard let place else {
-            throw GuestError.timeout("\(what); waiting events: \(events)")
+        guard let index else {
+            throw GuestError.timeout("\(what); events not taken: \(events)")
         }
-        return events.remove(at: place)
+        return events.remove(at: index)
     }
 
     /// Waits for any Transfer Event and takes it.
@@ -207,7 +207,7 @@ public final class GuestDriver {
         try wait("a transfer event") { $0.isTransfer }
     }
 
-    /// Lets everything settle and takes all events.
+    /// Takes all events that are posted within a time.
     @discardableResult
     public func takeAll(after time: Duration = .milliseconds(500)) -> [GuestEvent] {
         _ = machine.advance(limit: time) {
@@ -227,7 +227,7 @@ public final class GuestDriver {
             at: registers.doorbells + slot * 4)
     }
 
-    /// Sends a command and returns its completion, whatever its code.
+    /// Sends a command and returns its Command Completion Event, whatever its code.
     @discardableResult
     public func command(_ trb: GuestTRB) throws -> GuestEvent {
         let address = commandRing.push(trb)
@@ -247,7 +247,7 @@ public final class GuestDriver {
         return event
     }
 
-    /// Enable Slot; a device context is given to the slot.
+    /// Enable Slot; allocates a device context for the slot.
     public func enableSlot(port: Int) throws -> GuestSlot {
         let event = try succeed(.command(.enableSlot))
         return GuestSlot(self, number: event.slot, port: port)
@@ -255,6 +255,6 @@ public final class GuestDriver {
 }
 
 extension GuestDriver {
-    /// Drops events that were found but not taken.
+    /// Drops events that have been read and not taken.
     public func discard(where matches: (GuestEvent) -> Bool) { events.removeAll(where: matches) }
 }

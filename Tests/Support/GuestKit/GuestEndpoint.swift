@@ -33,7 +33,7 @@ public final class GuestEndpoint {
 
     private var memory: GuestRAM { driver.memory }
 
-    /// The context that the controller keeps.
+    /// The Endpoint Context in the device context.
     public var context: GuestEndpointContext {
         let start = deviceContext + contextIndex * driver.registers.contextSize
         return GuestEndpointContext(
@@ -44,9 +44,9 @@ public final class GuestEndpoint {
         driver.ringDoorbell(slot: slot, target: contextIndex, stream: stream ?? self.stream)
     }
 
-    /// Puts TRBs on the ring and rings the doorbell.
+    /// Enqueues TRBs and rings the doorbell.
     ///
-    /// - Returns: where they are.
+    /// - Returns: the addresses of the TRBs.
     @discardableResult
     public func submit(_ trbs: [GuestTRB]) -> [GuestAddress] {
         let addresses = ring.push(trbs)
@@ -84,7 +84,7 @@ public final class GuestEndpoint {
                 preservingTransferState ? .preserveTransferState : []))
     }
 
-    /// Set TR Dequeue Pointer, to where the next TRB will be written unless told otherwise.
+    /// Set TR Dequeue Pointer; without arguments, to the enqueue pointer.
     @discardableResult
     public func setDequeuePointer(
         _ pointer: GuestAddress? = nil, cycle: Bool? = nil
@@ -95,13 +95,13 @@ public final class GuestEndpoint {
                 cycle: cycle ?? ring.enqueueCycle, stream: stream, streamType: streamType))
     }
 
-    /// Uses another ring from now on; the controller must be told by ``setDequeuePointer(_:cycle:)``.
+    /// Replaces the ring. The controller learns of it by ``setDequeuePointer(_:cycle:)``.
     public func replaceRing(_ other: GuestRing) { ring = other }
 
     // MARK: - Whole transfers
 
-    /// The TRBs of a bulk or interrupt TD as Linux writes them: cut at 64 KiB borders, chained,
-    /// interrupting at the end, and for IN also at a short packet.
+    /// The TRBs of a bulk or interrupt TD as Linux writes them: split at 64 KiB boundaries, chained, with
+    /// IOC on the last and, for IN, ISP on all.
     public func trbs(_ buffer: GuestAddress, _ count: Int) -> [GuestTRB] {
         var trbs: [GuestTRB] = []
         var done = 0
@@ -117,13 +117,13 @@ public final class GuestEndpoint {
         return trbs
     }
 
-    /// The bytes that a TD moved, from the event that ended it, as Linux computes it: the TRBs
-    /// before the one of the event, and what the residue leaves of that.
+    /// The number of bytes that a TD moved, computed from its last event as Linux does: the lengths up to
+    /// the TRB of the event, less the residue.
     public static func transferred(
         _ event: GuestEvent, trbs: [GuestTRB], addresses: [GuestAddress]
     ) -> Int? {
-        guard let place = addresses.firstIndex(of: event.pointer) else { return nil }
-        return trbs[..<place].reduce(0) { $0 + $1.length } + trbs[place].length - event.length
+        guard let index = addresses.firstIndex(of: event.pointer) else { return nil }
+        return trbs[..<index].reduce(0) { $0 + $1.length } + trbs[index].length - event.length
     }
 
     /// Receives up to `count` bytes.
@@ -134,7 +134,7 @@ public final class GuestEndpoint {
 
     /// Sends bytes.
     ///
-    /// - Returns: how many the device took.
+    /// - Returns: the number of bytes that the device received.
     @discardableResult
     public func send(_ bytes: [UInt8]) throws -> Int {
         let buffer = memory.allocate(max(bytes.count, 1))

@@ -2,10 +2,10 @@
 
 public import DMA
 
-/// An event as a driver reads it from an event ring (xHCI 6.4.2).
+/// An event TRB (xHCI 6.4.2) as a driver reads it.
 public struct GuestEvent: Hashable, Sendable {
     public let trb: GuestTRB
-    /// The interrupter whose ring it was on.
+    /// The interrupter whose event ring held it.
     public let interrupter: Int
 
     public init(_ trb: GuestTRB, interrupter: Int) {
@@ -47,15 +47,15 @@ public struct GuestEvent: Hashable, Sendable {
 
     public var kind: GuestTRB.Kind { trb.kind }
     public var code: Code { Code(rawValue: UInt8(truncatingIfNeeded: trb.status >> 24)) }
-    /// The TRB that the event is about, or the value of an Event Data TRB.
+    /// The address of the TRB that the event reports, or the value of an Event Data TRB.
     public var parameter: UInt64 { trb.parameter }
     public var pointer: GuestAddress { GuestAddress(trb.parameter) }
-    /// TRB Transfer Length: what was *not* moved, or for Event Data what was.
+    /// TRB Transfer Length: the residue, or for Event Data the number of bytes moved.
     public var length: Int { Int(trb.status & 0xff_ffff) }
     /// ED, bit 2 of a Transfer Event.
     public var isEventData: Bool { trb.control & 1 << 2 != 0 }
     public var slot: Int { Int(trb.control >> 24) }
-    /// The device context index of a Transfer Event.
+    /// Endpoint ID of a Transfer Event: the Device Context Index.
     public var endpoint: Int { Int(trb.control >> 16 & 0x1f) }
     /// The port of a Port Status Change Event.
     public var port: Int { Int(trb.parameter >> 24 & 0xff) }

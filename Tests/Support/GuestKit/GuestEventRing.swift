@@ -2,7 +2,7 @@
 
 public import DMA
 
-/// An event ring from the consumer's side (xHCI 4.9.4): segments listed in a table, no links.
+/// The consumer's side of an event ring (xHCI 4.9.4): segments listed in a table, without Link TRBs.
 public final class GuestEventRing {
     public let segments: [GuestRing.Segment]
     /// The Event Ring Segment Table.
@@ -30,16 +30,16 @@ public final class GuestEventRing {
         }
     }
 
-    /// TRBs in all segments.
+    /// The number of TRBs in all segments.
     public var capacity: Int { segments.reduce(0) { $0 + $1.count } }
 
-    /// Where the next event will be.
+    /// The address of the next event.
     public var dequeuePointer: GuestAddress { segments[segment].address + index * 16 }
 
-    /// The value for ERDP without Event Handler Busy: pointer and segment index.
+    /// The value for ERDP without EHB: dequeue pointer and segment index.
     public var dequeueRegister: UInt64 { dequeuePointer.rawValue | UInt64(segment & 7) }
 
-    /// The next event, if the controller has written one.
+    /// Takes the next event off the ring; `nil` if the controller has posted none.
     public func next() -> GuestTRB? {
         let address = dequeuePointer
         let control = memory.load(UInt32.self, at: address + 12)
@@ -59,7 +59,7 @@ public final class GuestEventRing {
         return trb
     }
 
-    /// Begins again with cleared memory, as after a reset.
+    /// Clears the ring and starts again at its first TRB, as after a reset.
     public func clear() {
         writeTable()
         for segment in segments {

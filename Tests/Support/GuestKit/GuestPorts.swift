@@ -29,7 +29,7 @@ public struct GuestPortStatus: OptionSet, Hashable, Sendable {
         .linkChange, .configurationErrorChange,
     ]
 
-    /// What a write must repeat so that it changes nothing else.
+    /// The bits that a write must repeat so that it changes nothing else.
     public var preserved: Self {
         intersection([.power, .wakeOnConnect, .wakeOnDisconnect, .wakeOnOverCurrent])
     }
@@ -61,7 +61,7 @@ extension GuestDriver {
         GuestPortStatus(rawValue: machine.read32(registers.port(number)))
     }
 
-    /// Writes PORTSC so that only what `bits` says happens.
+    /// Writes PORTSC with `bits` set and everything else unchanged.
     public func writePort(_ number: Int, _ bits: GuestPortStatus) {
         machine.write32(
             port(number).preserved.union(bits).rawValue, at: registers.port(number))
@@ -72,7 +72,7 @@ extension GuestDriver {
         writePort(number, bits.intersection(.changes))
     }
 
-    /// Asks for a link state: PLS with LWS.
+    /// Requests a link state: PLS with LWS.
     public func setLinkState(_ number: Int, _ state: GuestPortStatus.LinkState) {
         let keep = port(number).preserved.rawValue
         machine.write32(
@@ -80,7 +80,7 @@ extension GuestDriver {
             at: registers.port(number))
     }
 
-    /// Waits until the port's status is as wanted.
+    /// Waits until PORTSC meets a condition.
     @discardableResult
     public func waitForPort(
         _ number: Int, _ what: String, limit: Duration = .seconds(10),
@@ -99,12 +99,12 @@ extension GuestDriver {
         return last
     }
 
-    /// The connected ports in order.
+    /// The numbers of the connected ports, ascending.
     public var connectedPorts: [Int] {
         (1...max(registers.ports, 1)).filter { port($0).contains(.connected) }
     }
 
-    /// Waits for a device on any port that is not enabled yet, and returns the port.
+    /// Waits for a port with CCS and CSC set, and returns its number.
     public func waitForConnection() throws -> Int {
         var found: Int?
         _ = machine.advance {
@@ -138,7 +138,7 @@ extension GuestDriver {
         return slot
     }
 
-    /// Brings the newly connected device to the Addressed state.
+    /// Waits for a new connection and brings its device to the Addressed state.
     public func addressNewDevice() throws -> GuestSlot {
         try address(port: waitForConnection())
     }

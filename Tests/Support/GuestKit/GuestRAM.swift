@@ -6,12 +6,11 @@ internal import Glibc
 public import Platform
 public import SystemPackage
 
-/// The guest's memory as the guest itself sees it: a memfd, mapped here, that can be given to a
-/// controller or a server, with a simple allocator.
+/// The guest's memory: a mapped memfd with a simple allocator. A controller or a server maps it through
+/// ``descriptor()``.
 ///
-/// Every allocation is surrounded by canaries, so that ``damagedCanaries()`` tells of writes outside
-/// what was handed out. Accesses of the guest to addresses that it does not have are mistakes of a
-/// test and trap.
+/// Each allocation lies between canaries, so ``damagedCanaries()`` finds writes outside of allocations. An
+/// access of a test outside the memory traps.
 public final class GuestRAM {
     /// The address of the first byte.
     public let base: GuestAddress
@@ -24,7 +23,7 @@ public final class GuestRAM {
     private static let canary: UInt8 = 0xc5
     private static let canaryBytes = 64
 
-    /// Memory of `size` bytes at `base`, which lies above 4 GiB unless a test asks for less.
+    /// Memory of `size` bytes at `base`, by default above 4 GiB.
     public init(size: Int = 16 << 20, base: UInt64 = 0x1_4000_0000) throws {
         file = OwnedDescriptor(
             owning: try systemCall { clinux_memfd_create("guest", UInt32(CLINUX_MFD_CLOEXEC)) })
@@ -36,7 +35,7 @@ public final class GuestRAM {
         next = 0
     }
 
-    /// A descriptor of the memory for somebody who maps it.
+    /// A descriptor of the memory, to be mapped.
     public func descriptor() throws(Errno) -> OwnedDescriptor { try file.duplicate() }
 
     /// The addresses of the memory.
@@ -44,29 +43,29 @@ public final class GuestRAM {
 
     // MARK: - Allocation
 
-    /// Hands out memory that was not handed out before; it is zero.
+    /// Allocates zeroed memory. It is never freed.
     ///
     /// - Parameters:
     ///   - alignment: a power of two.
-    ///   - boundary: the allocation does not cross a multiple of it, as the specification asks of
+    ///   - boundary: the allocation does not cross a multiple of it, as the specification requires of
     ///     most structures (xHCI table 6-1).
     public func allocate(_ count: Int, alignment: Int = 64, boundary: Int? = nil) -> GuestAddress {
         let start = next
-        var place = next + Self.canaryBytes
-        place = (place + alignment - 1) & ~(alignment - 1)
-        if let boundary, count > 0, place / boundary != (place + count - 1) / boundary {
-            place = (place + boundary - 1) / boundary * boundary
+        var begin = next + Self.canaryBytes
+        begin = (begin + alignment - 1) & ~(alignment - 1)
+        if let boundary, count > 0, begin / boundary != (begin + count - 1) / boundary {
+            begin = (begin + boundary - 1) / boundary * boundary
         }
-        next = place + count
+        next = begin + count
         precondition(
             next + Self.canaryBytes <= size, "guest memory of \(size) bytes is used up by \(count)")
-        fillCanary(start..<place)
-        gaps.append(start..<place)
+        fillCanary(start..<begin)
+        gaps.append(start..<begin)
         fillCanary(next..<next + Self.canaryBytes)
-        return base + place
+        return base + begin
     }
 
-    /// The addresses of canaries that have been written.
+    /// The addresses of overwritten canary bytes.
     public func damagedCanaries() -> [GuestAddress] {
         var damaged: [GuestAddress] = []
         for gap in gaps + [next..<min(next + Self.canaryBytes, size)] {
@@ -111,8 +110,7 @@ public final class GuestRAM {
         return [UInt8](mapping.bytes[start..<start + count])
     }
 
-    /// The memory itself, for whoever moves bytes to and from it without a copy in between. It is
-    /// there as long as this object.
+    /// The memory itself, valid as long as this object.
     public func window(at address: GuestAddress, count: Int) -> UnsafeMutableRawBufferPointer {
         let start = offset(address, count: count)
         return UnsafeMutableRawBufferPointer(rebasing: mapping.bytes[start..<start + count])

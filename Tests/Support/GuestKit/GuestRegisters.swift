@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Where the registers are, as the capability registers say (xHCI 5.3).
+/// The offsets of the registers, from the capability registers (xHCI 5.3).
 public struct GuestRegisters: Sendable {
     /// CAPLENGTH: the offset of the operational registers.
     public let operational: Int

@@ -2,13 +2,13 @@
 
 public import DMA
 
-/// A command or transfer ring from the producer's side (xHCI 4.9.2, 4.9.3): segments that end in Link
-/// TRBs, of which the last toggles the cycle state.
+/// The producer's side of a command or transfer ring (xHCI 4.9.2, 4.9.3): segments that end in Link TRBs,
+/// of which the last has TC set.
 ///
-/// As in Linux, the first TRB of what is pushed gets its cycle bit last, and a Link TRB is given away
-/// only when something follows it.
+/// As in Linux, the cycle bit of the first pushed TRB is written last, and a Link TRB is handed over only
+/// when a TRB follows it.
 public final class GuestRing {
-    /// A piece of a ring; its last TRB is a link.
+    /// A segment of a ring; its last TRB is a Link TRB.
     public struct Segment: Sendable {
         public let address: GuestAddress
         public let count: Int
@@ -17,12 +17,12 @@ public final class GuestRing {
     public let segments: [Segment]
     /// The producer cycle state.
     public private(set) var cycle = true
-    /// Flags for the links written from now on, besides Toggle Cycle and Chain.
+    /// Flags of the Link TRBs written from now on, besides TC and CH.
     public var linkFlags: GuestTRB.Flags = []
     private let memory: GuestRAM
     private var segment = 0
     private var index = 0
-    /// Written, but with the wrong cycle bit: address and final control word.
+    /// The first pushed TRB while its cycle bit is inverted: its address and final control word.
     private var withheld: (address: GuestAddress, control: UInt32)?
 
     /// - Parameter segmentSizes: TRBs in each segment, links included.
@@ -38,17 +38,17 @@ public final class GuestRing {
     /// The first TRB.
     public var start: GuestAddress { segments[0].address }
 
-    /// TRBs that fit, links not counted.
+    /// The number of TRBs that fit, Link TRBs not counted.
     public var capacity: Int { segments.reduce(0) { $0 + $1.count - 1 } }
 
-    /// Where the next TRB goes; it is never a link's place.
+    /// The address of the next TRB that is not a Link TRB.
     public var enqueuePointer: GuestAddress {
         index == segments[segment].count - 1
             ? segments[(segment + 1) % segments.count].address
             : segments[segment].address + index * 16
     }
 
-    /// What the guest writes next, be it a link.
+    /// The address of the next TRB, which may be a Link TRB.
     public var end: GuestAddress { segments[segment].address + index * 16 }
 
     /// The cycle state of ``enqueuePointer``.
@@ -56,17 +56,18 @@ public final class GuestRing {
         index == segments[segment].count - 1 && segment == segments.count - 1 ? !cycle : cycle
     }
 
-    /// Writes TRBs and gives them to the controller all at once.
+    /// Writes TRBs and hands them over to the controller together.
     ///
-    /// - Parameter handingOver: false leaves the first with the guest until ``handOver()``.
-    /// - Returns: where they are.
+    /// - Parameter handingOver: whether the cycle bit of the first TRB is written now, or by
+    ///   ``handOver()``.
+    /// - Returns: the addresses of the TRBs.
     @discardableResult
     public func push(_ trbs: [GuestTRB], handingOver: Bool = true) -> [GuestAddress] {
-        precondition(withheld == nil, "something is withheld already")
+        precondition(withheld == nil, "a TRB is withheld already")
         var addresses: [GuestAddress] = []
         var previousIsChained = false
         for (number, trb) in trbs.enumerated() {
-            if index == segments[segment].count - 1 { follow(chained: previousIsChained) }
+            if index == segments[segment].count - 1 { writeLink(chained: previousIsChained) }
             let address = segments[segment].address + index * 16
             let control = trb.control & ~1 | (cycle ? 1 : 0)
             memory.store(trb.parameter, at: address)
@@ -87,14 +88,14 @@ public final class GuestRing {
         return addresses[0]
     }
 
-    /// Gives away what was withheld.
+    /// Writes the cycle bit of the withheld TRB.
     public func handOver() {
         guard let held = withheld else { return }
         memory.store(held.control, at: held.address + 12)
         withheld = nil
     }
 
-    /// Begins again at the first TRB with cleared memory, as after a reset.
+    /// Clears the ring and starts again at its first TRB, as after a reset.
     public func clear() {
         for segment in segments {
             memory.fill(0, at: segment.address, count: segment.count * 16)
@@ -105,7 +106,7 @@ public final class GuestRing {
         withheld = nil
     }
 
-    private func follow(chained: Bool) {
+    private func writeLink(chained: Bool) {
         let isLast = segment == segments.count - 1
         let next = segments[isLast ? 0 : segment + 1].address
         var flags = linkFlags

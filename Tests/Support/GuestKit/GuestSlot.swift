@@ -3,14 +3,14 @@
 public import DMA
 public import USB
 
-/// What a driver wants of an endpoint.
+/// The configuration of an endpoint.
 public struct GuestEndpointConfiguration: Sendable {
     public var address: EndpointAddress
     public var type: GuestEndpointContext.EndpointType
     public var maxPacketSize = 512
     public var interval = 0
     public var maxBurst = 0
-    /// TRBs of each segment of the ring.
+    /// The segment sizes of its ring, in TRBs.
     public var segments = [32]
 
     public init(
@@ -52,7 +52,7 @@ public struct GuestEndpointConfiguration: Sendable {
     }
 }
 
-/// A device slot with its contexts and rings (xHCI 4.5).
+/// A device slot (xHCI 4.5) with its contexts and rings.
 public final class GuestSlot {
     public let driver: GuestDriver
     public let number: Int
@@ -81,17 +81,18 @@ public final class GuestSlot {
 
     // MARK: - Contexts
 
-    /// The context at an index of the device context: 0 the slot, then the endpoints.
+    /// The address of a context in the device context: index 0 is the Slot Context, the others are Endpoint
+    /// Contexts by Device Context Index.
     public func address(ofContext index: Int) -> GuestAddress {
         deviceContext + index * driver.registers.contextSize
     }
 
-    /// The Slot Context that the controller keeps.
+    /// The Slot Context in the device context.
     public var slotContext: GuestSlotContext {
         GuestSlotContext(words: words(at: address(ofContext: 0), 4))
     }
 
-    /// An Endpoint Context that the controller keeps.
+    /// An Endpoint Context in the device context.
     public func endpointContext(_ index: Int) -> GuestEndpointContext {
         GuestEndpointContext(words: words(at: address(ofContext: index), 5))
     }
@@ -100,20 +101,20 @@ public final class GuestSlot {
         (0..<count).map { memory.load(UInt32.self, at: address + $0 * 4) }
     }
 
-    /// Clears the input context and writes its flags (xHCI 6.2.5.1).
+    /// Clears the input context and writes its add and drop flags (xHCI 6.2.5.1).
     public func prepareInput(add: UInt32, drop: UInt32 = 0) {
         memory.fill(0, at: inputContext, count: 33 * driver.registers.contextSize)
         memory.store(drop, at: inputContext)
         memory.store(add, at: inputContext + 4)
     }
 
-    /// Writes a context of the input context: 0 the slot, then the endpoints.
+    /// Writes a context of the input context, with the same indices.
     public func writeInput(_ index: Int, _ words: [UInt32]) {
         let start = inputContext + (index + 1) * driver.registers.contextSize
         for (number, word) in words.enumerated() { memory.store(word, at: start + number * 4) }
     }
 
-    /// The default Max Packet Size of endpoint 0 for the port's speed.
+    /// Max Packet Size of endpoint 0 before its descriptor is read, by the port's speed.
     public var controlPacketSize: Int {
         switch driver.port(port).speed {
         case 1, 2: 8
@@ -157,7 +158,7 @@ public final class GuestSlot {
 
     /// Writes the input context of Configure Endpoint for new endpoints.
     ///
-    /// - Returns: the endpoints, not part of the slot yet.
+    /// - Returns: the endpoints, which ``endpoints`` does not contain yet.
     public func prepareConfiguration(
         _ wanted: [GuestEndpointConfiguration], drop: UInt32 = 0
     ) -> [GuestEndpoint] {
@@ -218,9 +219,9 @@ public final class GuestSlot {
 
     // MARK: - Control transfers
 
-    /// A control transfer as Linux does it: an interrupt for a short Data stage and one at the end.
+    /// A control transfer as Linux does it: ISP in the Data Stage and IOC in the Status Stage.
     ///
-    /// - Returns: the data of an IN transfer as far as it came, or what was sent.
+    /// - Returns: the received data of an IN transfer, or the data that was sent.
     @discardableResult
     public func control(_ packet: SetupPacket, data: [UInt8] = []) throws -> [UInt8] {
         let length = Int(packet.length)

@@ -4,8 +4,7 @@ internal import DMA
 internal import Platform
 internal import USB
 
-/// A guest's driver of a USB stick: Bulk-Only Transport with SCSI's READ and WRITE, as far as a test
-/// needs it.
+/// A guest's driver of a USB stick: Bulk-Only Transport with the SCSI commands that tests need.
 public final class GuestStick {
     public struct Failure: Error, CustomStringConvertible {
         public let description: String
@@ -28,9 +27,9 @@ public final class GuestStick {
 
     private var memory: GuestRAM { driver.memory }
 
-    /// Finds the stick behind a new connection and configures it.
+    /// Waits for a new connection, and addresses and configures the stick.
     ///
-    /// - Parameter ring: TRBs of each segment of its bulk rings.
+    /// - Parameter ring: the segment sizes of its bulk rings, in TRBs.
     public init(_ driver: GuestDriver, ring: [Int] = [64]) throws {
         self.driver = driver
         slot = try driver.addressNewDevice()
@@ -75,28 +74,28 @@ public final class GuestStick {
     /// READ CAPACITY (10): the number of blocks.
     public func blockCount() throws -> Int {
         try waitUntilReady()
-        try perform([0x25] + zeroes(9), input, count: 8)
+        try execute([0x25] + zeroes(9), input, count: 8)
         return Int(memory.bytes(at: data, count: 4).bigEndian(UInt32.self, at: 0)) + 1
     }
 
-    /// All that is on the stick.
+    /// The contents of the whole stick.
     public func readAll() throws -> [UInt8] {
         try read(block: 0, count: try blockCount())
     }
 
-    /// READ (10), as often as needed.
+    /// Reads blocks with READ (10), ``blocksPerCommand`` at a time.
     public func read(block: Int, count: Int) throws -> [UInt8] {
         var bytes: [UInt8] = []
         bytes.reserveCapacity(count * Self.blockSize)
         for start in stride(from: block, to: block + count, by: Self.blocksPerCommand) {
             let blocks = min(Self.blocksPerCommand, block + count - start)
-            try perform(Self.transferCommand(0x28, start, blocks), input, count: blocks * 512)
+            try execute(Self.transferCommand(0x28, start, blocks), input, count: blocks * 512)
             bytes += memory.bytes(at: data, count: blocks * Self.blockSize)
         }
         return bytes
     }
 
-    /// WRITE (10), as often as needed.
+    /// Writes blocks with WRITE (10), ``blocksPerCommand`` at a time.
     public func write(_ bytes: [UInt8], block: Int) throws {
         precondition(bytes.count % Self.blockSize == 0, "\(bytes.count) bytes are no blocks")
         let count = bytes.count / Self.blockSize
@@ -104,22 +103,22 @@ public final class GuestStick {
             let blocks = min(Self.blocksPerCommand, count - start)
             let part = bytes[start * Self.blockSize..<(start + blocks) * Self.blockSize]
             memory.write(Array(part), at: data)
-            try perform(
+            try execute(
                 Self.transferCommand(0x2a, block + start, blocks), output, count: part.count)
         }
     }
 
     /// SYNCHRONIZE CACHE (10).
-    public func synchronize() throws { try perform([0x35] + zeroes(9), nil, count: 0) }
+    public func synchronize() throws { try execute([0x35] + zeroes(9), nil, count: 0) }
 
-    /// UNMAP: the blocks read as zeroes afterwards.
+    /// UNMAP. The blocks read as zeroes afterwards.
     public func discard(block: Int, count: Int) throws {
         let extent =
             zeroes(4) + Array(bigEndian: UInt32(block)) + Array(bigEndian: UInt32(count))
             + zeroes(4)
         let list = [0, UInt8(6 + extent.count), 0, UInt8(extent.count)] + zeroes(4) + extent
         memory.write(list, at: data)
-        try perform(
+        try execute(
             [0x42] + zeroes(6) + [0, UInt8(list.count), 0], output, count: list.count)
     }
 
@@ -131,7 +130,7 @@ public final class GuestStick {
 
     // MARK: - Bulk-Only Transport
 
-    /// TEST UNIT READY until there is no unit attention left to report.
+    /// Sends TEST UNIT READY until no unit attention condition is left.
     private func waitUntilReady() throws {
         for _ in 0..<5 {
             if try status(of: zeroes(6), nil, count: 0) == 0 { return }
@@ -140,14 +139,14 @@ public final class GuestStick {
         throw Failure(description: "the stick is not ready")
     }
 
-    private func perform(_ command: [UInt8], _ endpoint: GuestEndpoint?, count: Int) throws {
+    private func execute(_ command: [UInt8], _ endpoint: GuestEndpoint?, count: Int) throws {
         let status = try status(of: command, endpoint, count: count)
         guard status == 0 else {
             throw Failure(description: "command \(command) ended with status \(status)")
         }
     }
 
-    /// One command: the command block, its data, its status.
+    /// Executes a command, with CBW, data and CSW, and returns its status.
     private func status(
         of command: [UInt8], _ endpoint: GuestEndpoint?, count: Int
     ) throws -> UInt8 {
@@ -167,7 +166,7 @@ public final class GuestStick {
         return memory.load(UInt8.self, at: statusBlock + 12)
     }
 
-    /// Clears a halt at the controller and at the device (Bulk-Only Transport 6.7).
+    /// Clears a halt in the controller and in the device (Bulk-Only Transport 6.7).
     private func recover(_ endpoint: GuestEndpoint) throws {
         try endpoint.reset()
         try endpoint.setDequeuePointer()
@@ -176,7 +175,7 @@ public final class GuestStick {
             SetupPacket(requestType: 2, request: 1, value: 0, index: address, length: 0))
     }
 
-    /// Moves a piece of a command; `nil` if the endpoint answered with a stall.
+    /// Executes one transfer of a command and returns the number of bytes moved; `nil` after a stall.
     private func move(
         _ endpoint: GuestEndpoint, _ buffer: GuestAddress, _ count: Int
     ) throws -> Int? {

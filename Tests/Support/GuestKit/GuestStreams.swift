@@ -5,11 +5,11 @@ public import USB
 
 /// A bulk endpoint with streams (xHCI 4.12): an array of Stream Contexts and a ring for each.
 public final class GuestStreams {
-    /// How the primary array is laid out.
+    /// The layout of the primary array.
     public enum Layout: Sendable {
-        /// LSA: all entries are streams.
+        /// LSA = 1: each entry is a stream.
         case linear
-        /// Each entry leads to a secondary array of 8 streams, or where the set says so to a ring.
+        /// LSA = 0: each entry points to a secondary array of 8 streams, or to a ring if the set contains it.
         case secondary(rings: Set<Int>)
     }
 
@@ -30,7 +30,7 @@ public final class GuestStreams {
     ///
     /// - Parameters:
     ///   - maxPrimaryStreams: the primary array has 2^(n+1) entries.
-    ///   - segments: TRBs of each segment of the rings.
+    ///   - segments: the segment sizes of the rings, in TRBs.
     public init(
         _ guestSlot: GuestSlot, _ address: EndpointAddress, maxPrimaryStreams: Int,
         layout: Layout = .linear, segments: [Int] = [16]
@@ -87,19 +87,19 @@ public final class GuestStreams {
         }
     }
 
-    /// The Endpoint Context that the controller keeps.
+    /// The Endpoint Context in the device context.
     public var context: GuestEndpointContext {
         let start = deviceContext + contextIndex * driver.registers.contextSize
         return GuestEndpointContext(
             words: (0..<5).map { memory.load(UInt32.self, at: start + $0 * 4) })
     }
 
-    /// The dequeue pointer in a Stream Context, its type and cycle state in the low bits.
+    /// The first 64 bits of a Stream Context: TR Dequeue Pointer, SCT and DCS.
     public func pointer(of stream: Int) -> UInt64 {
         contexts[stream].map { memory.load(UInt64.self, at: $0.address) } ?? 0
     }
 
-    /// A stream by itself; `nil` if there is none of this number.
+    /// A stream as an endpoint of its own; `nil` if the ID is not in use.
     public func endpoint(_ stream: Int) -> GuestEndpoint? {
         guard let ring = rings[stream], let context = contexts[stream] else { return nil }
         return GuestEndpoint(
@@ -111,7 +111,7 @@ public final class GuestStreams {
         driver.ringDoorbell(slot: slot, target: contextIndex, stream: stream)
     }
 
-    /// Puts TRBs on a stream's ring.
+    /// Enqueues TRBs on a stream's ring and rings its doorbell.
     @discardableResult
     public func submit(_ stream: Int, _ trbs: [GuestTRB]) -> [GuestAddress] {
         let addresses = rings[stream]?.push(trbs) ?? []
@@ -136,7 +136,7 @@ public final class GuestStreams {
         try driver.command(.command(.resetEndpoint, slot: slot, endpoint: contextIndex))
     }
 
-    /// Set TR Dequeue Pointer of a stream, to where its next TRB will be written.
+    /// Set TR Dequeue Pointer of a stream, to its enqueue pointer.
     public func setDequeuePointer(_ stream: Int, streamType: UInt64 = 1) throws -> GuestEvent {
         let ring = rings[stream]
         return try driver.command(

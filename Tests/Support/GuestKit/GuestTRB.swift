@@ -4,8 +4,8 @@ public import DMA
 internal import Platform
 public import USB
 
-/// A Transfer Request Block as a driver writes it (xHCI 6.4), independent of the controller's own
-/// definition so that the two check each other.
+/// A TRB (xHCI 6.4) as a driver writes it, defined apart from the controller's own type so that the two
+/// check each other.
 public struct GuestTRB: BitwiseCopyable, Hashable, Sendable {
     public var parameter: UInt64
     public var status: UInt32
@@ -17,7 +17,7 @@ public struct GuestTRB: BitwiseCopyable, Hashable, Sendable {
         self.control = control
     }
 
-    /// Any kind of TRB, valid or not.
+    /// A TRB of any type, valid or not.
     public init(
         _ kind: Kind, parameter: UInt64 = 0, status: UInt32 = 0, flags: Flags = [],
         control: UInt32 = 0
@@ -100,12 +100,12 @@ public struct GuestTRB: BitwiseCopyable, Hashable, Sendable {
     /// The transfer length of a TRB that moves data.
     public var length: Int { Int(status & 0x1ffff) }
 
-    /// The same with more flags.
+    /// This TRB with more flags.
     public func adding(_ more: Flags) -> GuestTRB {
         GuestTRB(parameter: parameter, status: status, control: control | more.rawValue)
     }
 
-    /// The same for another interrupter.
+    /// This TRB with another Interrupter Target.
     public func interrupter(_ number: Int) -> GuestTRB {
         GuestTRB(
             parameter: parameter, status: status & 0x3f_ffff | UInt32(number) << 22,
@@ -124,7 +124,7 @@ extension GuestTRB {
             status: UInt32(length & 0x1ffff) | UInt32(tdSize & 0x1f) << 17, flags: flags)
     }
 
-    /// An Isoch TRB, which is to be carried out in a frame or, without one, as soon as possible.
+    /// An Isoch TRB with a Frame ID, or with SIA if `frame` is `nil`.
     public static func isochronous(
         _ buffer: GuestAddress, _ length: Int, _ flags: Flags = [], frame: Int? = nil
     ) -> GuestTRB {
@@ -133,7 +133,7 @@ extension GuestTRB {
             flags: flags, control: frame.map { UInt32($0 & 0x7ff) << 20 } ?? 1 << 31)
     }
 
-    /// A Normal TRB that carries its (at most eight) bytes in itself.
+    /// A Normal TRB with immediate data (IDT) of up to eight bytes.
     public static func immediate(_ bytes: [UInt8], _ flags: Flags = []) -> GuestTRB {
         let padded = bytes + [UInt8](repeating: 0, count: 8 - bytes.count)
         return GuestTRB(
@@ -141,7 +141,7 @@ extension GuestTRB {
             flags: flags.union(.immediateData))
     }
 
-    /// A Setup Stage TRB; the transfer type follows from the packet unless given.
+    /// A Setup Stage TRB; without `transferType`, TRT follows from the packet.
     public static func setup(
         _ packet: SetupPacket, _ flags: Flags = [], transferType: UInt32? = nil
     ) -> GuestTRB {
@@ -177,7 +177,7 @@ extension GuestTRB {
 // MARK: - Command TRBs (xHCI 6.4.3)
 
 extension GuestTRB {
-    /// A command with the fields that most have: a context or dequeue pointer, slot and endpoint.
+    /// A command TRB with the fields that most commands share.
     public static func command(
         _ kind: Kind, slot: Int = 0, endpoint: Int = 0, parameter: UInt64 = 0,
         _ flags: Flags = [], status: UInt32 = 0

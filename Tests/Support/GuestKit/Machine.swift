@@ -1,35 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// What a guest's driver has in its hands: registers, memory and time.
+/// The machine that a guest's driver runs on: registers, memory and time.
 ///
-/// ``SimulatedMachine`` has the controller in the same process and a clock that is a number; another
-/// conformer may speak to a server over a socket, where time is real.
+/// ``SimulatedMachine`` has the controller in the same process and simulated time. `RemoteMachine` connects
+/// to a server and has real time.
 public protocol Machine: AnyObject {
     /// The guest's memory.
     var memory: GuestRAM { get }
 
-    /// Reads `count` bytes of the controller's register space in one access.
+    /// Reads `count` bytes of the register space in one access.
     func readRegister(at offset: Int, count: Int) -> [UInt8]
 
-    /// Writes to the controller's register space in one access.
+    /// Writes to the register space in one access.
     func writeRegister(at offset: Int, _ bytes: [UInt8])
 
-    /// Interrupts received so far on a vector.
+    /// The number of interrupts received on a vector.
     func interruptCount(vector: Int) -> Int
 
-    /// Lets the controller and the devices work until the condition holds, for at most `limit`.
+    /// Runs the controller and the devices until a condition holds, for at most `limit`.
     ///
     /// - Returns: whether the condition holds.
     func advance(limit: Duration, until condition: () -> Bool) -> Bool
 }
 
 extension Machine {
-    /// Lets the controller and the devices work until the condition holds, ten seconds at most.
+    /// Runs the controller and the devices until a condition holds, for at most 10 s.
     public func advance(until condition: () -> Bool) -> Bool {
         advance(limit: .seconds(10), until: condition)
     }
 
-    /// Lets time pass.
+    /// Runs the controller and the devices for some time.
     public func pass(_ duration: Duration) { _ = advance(limit: duration) { false } }
 
     public func read<Value: FixedWidthInteger>(

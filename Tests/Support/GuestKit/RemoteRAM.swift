@@ -2,12 +2,12 @@
 
 public import DMA
 
-/// Guest memory that the controller reaches one message at a time, with faults on demand.
+/// Guest memory that the controller accesses by messages, with faults on demand.
 ///
-/// It counts accesses, can fail any of them, and can run the guest's code in the middle of one:
-/// a vCPU goes on while the controller waits for an answer.
+/// It counts accesses, fails the one that a test chooses, and can run guest code during an access, as a vCPU
+/// runs while the controller waits for a reply.
 public final class RemoteRAM: RemoteMemory {
-    /// One access of the controller.
+    /// An access by the controller.
     public struct Access: Sendable, Equatable {
         public let address: GuestAddress
         public let count: Int
@@ -15,13 +15,13 @@ public final class RemoteRAM: RemoteMemory {
     }
 
     private let memory: GuestRAM
-    /// Accesses made so far, failed ones included.
+    /// The number of accesses, failed ones included.
     public private(set) var accessCount = 0
-    /// The access with this number (from 1) fails.
+    /// The number of the access that fails, from 1.
     public var failingAccess: Int?
-    /// All accesses after the failing one fail too.
+    /// Whether all later accesses fail, too.
     public var failsForEver = false
-    /// Called before each access, which counts the access that is about to be made.
+    /// Called before each access, which ``accessCount`` already includes.
     public var onAccess: ((Access) -> Void)?
     private var isInside = false
 

@@ -4,10 +4,10 @@ internal import Glibc
 public import Platform
 public import SystemPackage
 
-/// The event loop of a simulation: time is a number that only ``advance(to:)`` changes.
+/// An event loop with simulated time, which only ``advance(to:)`` changes.
 ///
-/// Timers run in the order of their deadlines, those of one deadline in the order in which they were
-/// set. Descriptors are real and are polled, so that a device which uses a worker thread runs too.
+/// Timers run in the order of their deadlines, timers with equal deadlines in the order in which they were
+/// scheduled. Descriptors are real and are polled, so a device with a worker thread works, too.
 public final class SimulatedLoop: EventLoop {
     private struct Timer {
         let identifier: Int
@@ -32,7 +32,7 @@ public final class SimulatedLoop: EventLoop {
     /// The deadline of the earliest timer.
     public var nextDeadline: Duration? { timers.first?.deadline }
 
-    /// Whether anybody waits for a descriptor: then real time matters.
+    /// Whether a descriptor is watched, so that real time matters.
     public var watchesDescriptors: Bool { !watched.isEmpty }
 
     public func watch(
@@ -51,18 +51,19 @@ public final class SimulatedLoop: EventLoop {
     public func schedule(at deadline: Duration, _ body: @escaping () -> Void) -> Watch {
         nextIdentifier += 1
         let identifier = nextIdentifier
-        let place = timers.firstIndex { $0.deadline > deadline } ?? timers.count
+        let index = timers.firstIndex { $0.deadline > deadline } ?? timers.count
         timers.insert(
-            Timer(identifier: identifier, deadline: deadline, body: body), at: place)
+            Timer(identifier: identifier, deadline: deadline, body: body), at: index)
         return Watch { [weak self] in self?.timers.removeAll { $0.identifier == identifier } }
     }
 
-    /// Moves the clock forward; nothing runs yet.
+    /// Moves the clock forward. Nothing runs.
     public func advance(to time: Duration) { now = max(now, time) }
 
-    /// Runs what is due, waiting for descriptors for at most `wait` milliseconds of real time.
+    /// Runs the timers that are due and the bodies of ready descriptors. If no timer is due, waits for
+    /// descriptors for at most `wait` milliseconds of real time.
     ///
-    /// - Returns: whether anything ran.
+    /// - Returns: whether a body ran.
     public func turn(wait: CInt = 0) -> Bool {
         var ran = false
         while let first = timers.first, first.deadline <= now {

@@ -6,10 +6,10 @@ internal import TestKit
 public import USB
 public import XHCI
 
-/// Counts interrupts.
+/// An interrupt sink that counts.
 public final class InterruptCounter: InterruptSink {
     private var counts: [Int] = []
-    /// The vectors in the order in which they were signalled.
+    /// The signalled vectors, in order.
     public private(set) var vectors: [Int] = []
     /// Called for each interrupt.
     public var onSignal: ((Int) -> Void)?
@@ -24,47 +24,47 @@ public final class InterruptCounter: InterruptSink {
         onSignal?(vector)
     }
 
-    /// Interrupts so far on a vector.
+    /// The number of interrupts on a vector.
     public func count(vector: Int) -> Int { vector < counts.count ? counts[vector] : 0 }
 
-    /// Interrupts so far on all vectors.
+    /// The number of interrupts on all vectors.
     public var total: Int { vectors.count }
 }
 
-/// A machine whose controller is an object of this process, on a virtual clock.
+/// A machine with a controller in the same process and simulated time.
 public final class SimulatedMachine: Machine {
-    /// How the controller reaches the guest's memory.
+    /// How the controller accesses guest memory.
     public enum MemoryKind: Sendable, CaseIterable {
-        /// It is mapped.
+        /// Memory is mapped.
         case local
         /// Each access is a message.
         case remote
     }
 
     public let memory: GuestRAM
-    /// The memory as the controller sees it.
+    /// The guest memory that the controller accesses.
     public let bus: GuestMemory
     public let remote: RemoteRAM
     public let interrupts: InterruptCounter
     public let loop: SimulatedLoop
     public let controller: Controller
-    /// How often ``Controller/service(now:)`` was called.
+    /// The number of calls of ``Controller/service(now:)``.
     public private(set) var serviceCount = 0
-    /// Set when the controller kept asking for an instant that was not in the future.
+    /// Whether the controller repeatedly asked to be serviced at a time that was not in the future.
     public private(set) var isSpinning = false
-    /// The guest has written registers since the controller worked last.
+    /// Whether the guest has written registers since the last service pass.
     private var hasWritten = false
     /// Whether a worker thread has work in hand. Time stands still until it is done.
     ///
     /// Where this is `nil`, only a wait of a second or more waits for descriptors in real time.
     public var isWorkerBusy: (() -> Bool)?
-    /// Called before each turn with its number, so that a test can do something at every moment.
+    /// Called before each service pass with its number.
     public var onTurn: ((Int) -> Void)?
 
     /// - Parameters:
-    ///   - kind: how the controller reaches the guest's memory.
-    ///   - capabilities: what the controller offers.
-    ///   - memory: the guest's memory; a fresh one unless given.
+    ///   - kind: how the controller accesses guest memory.
+    ///   - capabilities: the controller's capabilities.
+    ///   - memory: the guest's memory; new memory if `nil`.
     public init(
         _ kind: MemoryKind = .local, capabilities: Capabilities = .init(),
         memory given: GuestRAM? = nil
@@ -90,7 +90,7 @@ public final class SimulatedMachine: Machine {
             logger: .silent)
     }
 
-    /// The virtual time.
+    /// The simulated time.
     public var now: Duration { loop.now }
 
     public func readRegister(at offset: Int, count: Int) -> [UInt8] {
@@ -108,9 +108,9 @@ public final class SimulatedMachine: Machine {
 
     public func interruptCount(vector: Int) -> Int { interrupts.count(vector: vector) }
 
-    /// One turn of the event loop at the present time: the controller works, then what is due runs.
+    /// One service pass of the controller, then one turn of the event loop, without letting time pass.
     ///
-    /// - Returns: when the controller wants to be called again.
+    /// - Returns: when the controller is to be serviced again.
     @discardableResult
     public func turn() -> Duration? {
         let wanted = service()
@@ -130,7 +130,7 @@ public final class SimulatedMachine: Machine {
         while true {
             let wanted = service()
             if condition() { return true }
-            // A message of the guest is a turn of the loop, too.
+            // A register write is a message, which would wake the loop.
             let hasMore = hasWritten
             if loop.turn() || hasMore || waitForWorker() {
                 turnsAtOneTime = 0
@@ -168,11 +168,11 @@ public final class SimulatedMachine: Machine {
         return false
     }
 
-    /// Plugs a device in.
+    /// Attaches a device.
     public func attach(_ device: any USBDevice) throws(AttachError) {
         try controller.attach(device)
     }
 
-    /// Unplugs a device.
+    /// Detaches a device.
     public func detach(_ device: any USBDevice) { controller.detach(device) }
 }

@@ -2,23 +2,23 @@
 
 public import USB
 
-/// A device that does with each transfer what the test says, and remembers what it was asked.
+/// A device whose test decides how each transfer completes, and which records every transfer.
 ///
-/// It keeps no clock; what is to happen later is done by the test through ``pending``.
+/// It has no clock: a test completes the transfers in ``pending`` when it wants to.
 public final class TestDevice: USBDevice {
-    /// What to do with a transfer.
+    /// How the device completes a transfer.
     public enum Answer: Sendable {
-        /// Give these bytes to an IN transfer, as many as fit, and complete it.
+        /// Completes an IN transfer with these bytes, as many as fit.
         case give([UInt8])
-        /// Take all bytes of an OUT transfer, or complete one without data.
+        /// Completes an OUT transfer in full, or a transfer without data.
         case accept
-        /// Complete with a status after moving so many bytes (of `give`, or taken).
+        /// Completes with a status and a number of transferred bytes; moves no data.
         case end(Transfer.Status, transferred: Int)
-        /// Leave it until the test completes it.
+        /// Keeps the transfer in ``pending`` until the test completes it.
         case hold
     }
 
-    /// What was asked and what came of it.
+    /// A submitted transfer.
     public struct Record: Sendable {
         public let id: Transfer.ID
         public let endpoint: EndpointAddress
@@ -31,30 +31,30 @@ public final class TestDevice: USBDevice {
 
     public let speed: USBSpeed
     public var summary: String { "test device" }
-    /// Decides on every transfer; standard requests on endpoint 0 that it answers `nil` to get a
-    /// usual answer.
+    /// Decides how each transfer completes. With `nil`, a control request gets a plausible answer and any
+    /// other transfer is kept.
     public var onTransfer: (Transfer) -> Answer?
     public private(set) var port: (any USBPort)?
-    /// Every transfer since the device was made.
+    /// Every transfer that was submitted.
     public private(set) var records: [Record] = []
-    /// Transfers that have no answer yet, oldest first.
+    /// Transfers that have not completed, oldest first.
     public private(set) var pending: [Transfer] = []
-    /// Transfers that the controller gave up, in order.
+    /// Transfers that the controller has cancelled, in order.
     public private(set) var cancelled: [Transfer.ID] = []
     public private(set) var resetCount = 0
     public private(set) var resetEndpoints: [EndpointAddress] = []
-    /// The streams of each endpoint, as the controller last said.
+    /// The stream count that the controller last set for each endpoint.
     public private(set) var streams: [EndpointAddress: Int] = [:]
     /// The stream of the last bulk transfer.
     public private(set) var lastStream: UInt16?
     public private(set) var suspensions: [Bool] = []
     public private(set) var detachCount = 0
-    /// Whether ``cancel(_:)`` and ``reset()`` complete transfers at once, or leave that to the test.
+    /// Whether ``cancel(_:)`` and ``reset()`` complete transfers at once; if not, the test does.
     public var cancelsAtOnce = true
-    /// Whether the end of one cancelled transfer brings that of all others, as a host's kernel does.
+    /// Whether cancelling one transfer completes all others, too, as a host's kernel does.
     public var cancelsAllAtOnce = false
     public var keepsIsochronousTime = false
-    /// Bytes that a cancelled transfer is said to have moved.
+    /// The transferred bytes that a cancelled transfer reports.
     public var transferredWhenCancelled = 0
 
     public init(
@@ -64,7 +64,7 @@ public final class TestDevice: USBDevice {
         self.onTransfer = onTransfer
     }
 
-    /// Eighteen bytes that pass for a device descriptor.
+    /// A minimal device descriptor.
     public var deviceDescriptor: [UInt8] {
         [
             18, 1, speed.isSuperSpeed ? 0 : 0x10, speed.isSuperSpeed ? 3 : 2, 0, 0, 0,
@@ -91,13 +91,13 @@ public final class TestDevice: USBDevice {
                 id: transfer.id, endpoint: transfer.endpoint, direction: transfer.direction,
                 setup: setup, count: transfer.buffer.count,
                 bytes: transfer.direction == .out ? transfer.buffer.bytes() : []))
-        perform(onTransfer(transfer) ?? usualAnswer(setup), transfer)
+        complete(transfer, with: onTransfer(transfer) ?? defaultAnswer(setup))
     }
 
     public func cancel(_ id: Transfer.ID) {
         cancelled.append(id)
-        guard cancelsAtOnce, let place = pending.firstIndex(where: { $0.id == id }) else { return }
-        let transfer = pending.remove(at: place)
+        guard cancelsAtOnce, let index = pending.firstIndex(where: { $0.id == id }) else { return }
+        let transfer = pending.remove(at: index)
         port?.complete(
             transfer.completion(
                 .cancelled, transferred: min(transferredWhenCancelled, transfer.buffer.count)))
@@ -125,7 +125,7 @@ public final class TestDevice: USBDevice {
 
     // MARK: - Answers
 
-    private func usualAnswer(_ setup: SetupPacket?) -> Answer {
+    private func defaultAnswer(_ setup: SetupPacket?) -> Answer {
         guard let setup else { return .hold }
         if setup.requestType == 0x80, setup.request == 6, setup.value >> 8 == 1 {
             return .give(deviceDescriptor)
@@ -133,8 +133,8 @@ public final class TestDevice: USBDevice {
         return setup.direction == .in ? .give([]) : .accept
     }
 
-    /// Carries out an answer for a transfer.
-    public func perform(_ answer: Answer, _ transfer: Transfer) {
+    /// Completes a transfer.
+    public func complete(_ transfer: Transfer, with answer: Answer) {
         switch answer {
         case .give(let bytes):
             let count = transfer.buffer.copy(from: bytes)
@@ -149,17 +149,17 @@ public final class TestDevice: USBDevice {
         }
     }
 
-    /// Answers the oldest transfer that waits.
+    /// Completes the oldest pending transfer.
     ///
-    /// - Returns: whether there was one.
+    /// - Returns: `false` if none is pending.
     @discardableResult
     public func answerNext(_ answer: Answer) -> Bool {
         guard !pending.isEmpty else { return false }
-        perform(answer, pending.removeFirst())
+        complete(pending.removeFirst(), with: answer)
         return true
     }
 
-    /// Says something to the port that it has no reason to say.
+    /// Sends the port a completion, whether a transfer is pending or not.
     public func complete(_ completion: Transfer.Completion) { port?.complete(completion) }
 
     public func disconnect() { port?.disconnect() }

@@ -5,20 +5,20 @@ public import GuestKit
 internal import Platform
 public import VFIOClient
 
-/// A machine whose controller is served over a socket, by a virtual machine monitor of our own.
+/// A machine whose controller is served over a socket. Time is real.
 ///
-/// Time is real. What goes wrong on the socket is kept in ``failure``, since a guest's registers have
-/// no way to throw: they read as all ones, as they do on a bus whose device has gone.
+/// A register access cannot throw, so the first error of the connection is kept in ``failure``; registers then
+/// read as all ones, as on a bus without the device.
 public final class RemoteMachine: Machine {
     public let memory: GuestRAM
     public let client: VMMClient
-    /// The first thing that went wrong on the socket.
+    /// The first error of the connection.
     public private(set) var failure: (any Error)?
     private var interrupts: [Int] = []
 
-    /// A machine whose monitor has connected, mapped memory and enabled MSI-X.
+    /// Starts the client and enables MSI-X.
     ///
-    /// - Parameter connect: makes the monitor; it must give ``memory`` to the server.
+    /// - Parameter client: a client that maps `memory`.
     public init(memory: GuestRAM, client: VMMClient) throws {
         self.memory = memory
         self.client = client
@@ -50,11 +50,11 @@ public final class RemoteMachine: Machine {
         }
     }
 
-    /// Answers the server if it asks for memory, and lets it work.
+    /// Answers memory requests of the server, then runs it or waits for it.
     private func letTimePass() throws {
         if let qemu = client as? QEMUClient { try qemu.serveMemory() }
         if let whileWaiting = client.wire.whileWaiting { return try whileWaiting() }
-        // Wakes with the interrupt that is most likely to come.
+        // The first vector is the one that tests use most.
         _ = try client.events.first?.poll(atMost: .milliseconds(1))
         collectInterrupts()
     }
@@ -77,14 +77,14 @@ public final class RemoteMachine: Machine {
     }
 }
 
-/// How a machine's monitor speaks.
+/// The kind of VMM.
 public enum Monitor: String, CaseIterable, Sendable {
     case cloudHypervisor
     case qemu
-    /// QEMU whose guest's memory is not shared: each access is a message.
+    /// QEMU with guest memory that is not shared, so that each access is a message.
     case qemuWithoutSharedMemory
 
-    /// Starts a machine whose monitor speaks so.
+    /// Starts a machine with this kind of VMM.
     public func start(memory: GuestRAM, wire: WireClient) throws -> RemoteMachine {
         let descriptor = try memory.descriptor()
         let address = memory.base.rawValue

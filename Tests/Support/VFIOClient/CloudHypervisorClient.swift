@@ -3,18 +3,17 @@
 internal import Foundation
 internal import Platform
 
-/// Cloud Hypervisor's side, with rust-vmm's vfio-user client underneath: the order of messages, their
-/// sizes and their quirks.
+/// A client that sends and reads the same messages as Cloud Hypervisor with rust-vmm's vfio-user client.
 ///
-/// It reads replies of the size that it expects and never looks at error flags or numbers, so here
-/// every deviation that it would stumble over is a failure.
+/// That client reads replies of the size that it expects and ignores error flags and message IDs. Every
+/// deviation that it would fail on is a ``WireClient/Failure`` here.
 public final class CloudHypervisorClient: VMMClient {
-    /// The version data, byte for byte (the closing NUL is added).
+    /// The version data, byte for byte, without the NUL at its end.
     public static let versionData = """
         {"capabilities":{"max_msg_fds":1,"max_data_xfer_size":1048576,"migration":{"pgsize":4096}}}
         """
 
-    /// Memory of the virtual machine, given to the server at the start.
+    /// Memory of the virtual machine, mapped at the start.
     public struct Memory {
         public let descriptor: CInt
         public let offset: UInt64
@@ -29,7 +28,7 @@ public final class CloudHypervisorClient: VMMClient {
         }
     }
 
-    /// A base address register, as its sizing told.
+    /// A base address register, as found by sizing.
     public struct BaseAddress: Equatable, Sendable {
         public let index: Int
         public let size: UInt64
@@ -40,8 +39,8 @@ public final class CloudHypervisorClient: VMMClient {
     private let memory: [Memory]
     private let resetsFirst: Bool
 
-    /// - Parameter resetsFirst: sends DEVICE_RESET before anything else of the device, which a
-    ///   version of the client does when the server says that it can be reset.
+    /// - Parameter resetsFirst: whether DEVICE_RESET is the first device request, as in a version of the
+    ///   client when the server reports that the device can be reset.
     public init(wire: WireClient, memory: [Memory], resetsFirst: Bool = false) {
         self.memory = memory
         self.resetsFirst = resetsFirst
@@ -60,7 +59,7 @@ public final class CloudHypervisorClient: VMMClient {
                 part.descriptor, offset: part.offset, at: part.address, size: part.size)
         }
         try sizeBaseAddresses()
-        // Every region is asked about once more for what could be mapped.
+        // Each region is described a second time, for mappings that it might offer.
         for index in regions.indices { _ = try regionInfo(UInt32(index)) }
     }
 
@@ -72,7 +71,7 @@ public final class CloudHypervisorClient: VMMClient {
                     minor: 1, json: Array(Self.versionData.utf8) + [0])))
         let fixed = try wire.receive(exactly: 20)
         let size = Int(fixed.integer(UInt32.self, at: 4))
-        // It takes the last byte off without looking and parses the rest.
+        // The client drops the last byte without a check and parses the rest.
         guard size > 21 else { throw Failure("version data of \(size - 20) bytes") }
         let data = try wire.receive(exactly: size - 20)
         let parsed = try JSONSerialization.jsonObject(with: Data(data.dropLast()))
@@ -91,7 +90,7 @@ public final class CloudHypervisorClient: VMMClient {
         regions = try (0..<count).map { try regionInfo($0) }
     }
 
-    /// The answer is taken with one call that must give all of it.
+    /// The reply is read with one call, which must return all of it.
     private func regionInfo(_ index: UInt32) throws -> RegionInfo {
         try wire.send(
             WireMessage(
@@ -108,28 +107,28 @@ public final class CloudHypervisorClient: VMMClient {
             flags: reply.integer(at: 20), size: reply.integer(at: 32))
     }
 
-    /// The configuration space is read byte by byte, and the interrupts are asked about on the way.
+    /// Reads the capability list byte by byte, and the description of each interrupt type on the way.
     private func walkCapabilities() throws {
-        var place = UInt64(try readConfiguration(0x34, as: UInt8.self))
+        var offset = UInt64(try readConfiguration(0x34, as: UInt8.self))
         var visited = 0
-        while place != 0, visited < 48 {
+        while offset != 0, visited < 48 {
             visited += 1
-            let id = try readConfiguration(place, as: UInt8.self)
+            let id = try readConfiguration(offset, as: UInt8.self)
             switch id {
             case 0x05:
                 if try interruptCount(IRQ.msi) > 0 {
-                    _ = try readConfiguration(place + 2, as: UInt16.self)
+                    _ = try readConfiguration(offset + 2, as: UInt16.self)
                 }
             case 0x11:
                 if try interruptCount(IRQ.msix) > 0 {
-                    noteMSIX(
-                        at: place, control: try readConfiguration(place + 2),
-                        table: try readConfiguration(place + 4),
-                        pending: try readConfiguration(place + 8))
+                    recordMSIX(
+                        at: offset, control: try readConfiguration(offset + 2),
+                        table: try readConfiguration(offset + 4),
+                        pending: try readConfiguration(offset + 8))
                 }
             default: break
             }
-            place = UInt64(try readConfiguration(place + 1, as: UInt8.self))
+            offset = UInt64(try readConfiguration(offset + 1, as: UInt8.self))
         }
         if try interruptCount(IRQ.intx) > 0 {
             let event = try EventFD()
@@ -146,14 +145,14 @@ public final class CloudHypervisorClient: VMMClient {
             .integer(at: 28)
     }
 
-    /// Sizes come from the configuration space alone, not from the descriptions of the regions.
+    /// Sizes the base address registers by the configuration space alone, not by region descriptions.
     private func sizeBaseAddresses() throws {
         var index = 0
         while index < 6 {
-            let place = 0x10 + UInt64(index) * 4
-            let before: UInt32 = try readConfiguration(place)
-            try writeConfiguration(place, UInt32.max)
-            let low: UInt32 = try readConfiguration(place)
+            let offset = 0x10 + UInt64(index) * 4
+            let before: UInt32 = try readConfiguration(offset)
+            try writeConfiguration(offset, UInt32.max)
+            let low: UInt32 = try readConfiguration(offset)
             guard low & ~0xf != 0 else {
                 index += 1
                 continue
@@ -161,8 +160,8 @@ public final class CloudHypervisorClient: VMMClient {
             let is64Bit = before & 1 == 0 && before & 6 == 4
             var mask = UInt64(low & (before & 1 == 1 ? ~3 : ~0xf)) | 0xffff_ffff_0000_0000
             if is64Bit {
-                try writeConfiguration(place + 4, UInt32.max)
-                let high: UInt32 = try readConfiguration(place + 4)
+                try writeConfiguration(offset + 4, UInt32.max)
+                let high: UInt32 = try readConfiguration(offset + 4)
                 mask = mask & 0xffff_ffff | UInt64(high) << 32
             }
             baseAddresses.append(BaseAddress(index: index, size: ~mask &+ 1, is64Bit: is64Bit))
@@ -194,7 +193,7 @@ public final class CloudHypervisorClient: VMMClient {
 
     public func reset() throws { _ = try exchange(Command.reset, [], size: 16) }
 
-    /// Takes the device out of the running machine.
+    /// Removes the device from the running machine.
     public func eject() throws {
         for part in memory {
             _ = try exchange(
@@ -210,7 +209,7 @@ public final class CloudHypervisorClient: VMMClient {
         wire.close()
     }
 
-    /// Sends a request and takes an answer of exactly this size, whatever it says.
+    /// Sends a request and reads a reply of exactly `size` bytes without a look at its header.
     private func exchange(
         _ command: UInt16, _ payload: [UInt8], size: Int, descriptors: [CInt] = []
     ) throws -> [UInt8] {
@@ -218,10 +217,10 @@ public final class CloudHypervisorClient: VMMClient {
             WireMessage(id: wire.makeID(), command: command, payload: payload),
             descriptors: descriptors)
         let reply = try wire.receive(exactly: size)
-        // It would not notice this, but read the next reply from the wrong place on.
+        // The client would not notice, and would misread the next reply.
         guard reply.integer(UInt32.self, at: 4) == size else {
             throw Failure(
-                "command \(command) is answered with \(reply.integer(UInt32.self, at: 4)) bytes, not \(size)"
+                "the reply to command \(command) has \(reply.integer(UInt32.self, at: 4)) bytes, not \(size)"
             )
         }
         return reply

@@ -2,20 +2,20 @@
 
 internal import Platform
 
-/// QEMU's side (`vfio-user-pci`): the order of messages, their sizes and their quirks.
+/// A client that sends and reads the same messages as QEMU's `vfio-user-pci`.
 ///
-/// Requests of the server are answered by QEMU's main loop, which waits while a processor of the guest
-/// waits for a reply: so here they are put aside while a reply is awaited, and answered by
-/// ``serveMemory()`` and by every wait that is not for a reply.
+/// QEMU's main loop answers requests of the server, and is blocked while a vCPU waits for a reply. So
+/// requests that arrive during such a wait are queued here, and answered by ``serveMemory()`` and by every
+/// wait that is not for a reply.
 public final class QEMUClient: VMMClient {
-    /// The version data, as long as QEMU's (the closing NUL is added).
+    /// Version data of the length of QEMU's, without the NUL at its end.
     public static let versionData = """
         {"capabilities": {"migration": {"pgsize": 4096, "max_bitmap_size": 268435456}, \
         "max_msg_fds": 16, "max_data_xfer_size": 1048576, "pgsizes": 4096, \
         "max_dma_maps": 65535, "write_multiple": true}}
         """
 
-    /// Memory of the virtual machine. Without a descriptor the server has to ask for it.
+    /// Memory of the virtual machine. If it is not shared, the server accesses it by messages.
     public struct Memory {
         public let address: UInt64
         public let size: UInt64
@@ -35,16 +35,16 @@ public final class QEMUClient: VMMClient {
         }
     }
 
-    /// Where data lies in the messages for memory: QEMU counts with 32 bits where the document of the
-    /// protocol has 64.
+    /// The offset of the data in DMA_READ replies and DMA_WRITE requests. QEMU has a 32-bit count where the
+    /// protocol's document has a 64-bit one.
     public var dataOffset = 28
-    /// Requests for memory that were answered.
+    /// The number of answered memory requests.
     public private(set) var servedRequests = 0
-    /// Answers nothing to the server's requests, like a main loop that hangs.
+    /// Whether the server's requests stay unanswered, as with a main loop that hangs.
     public var ignoresRequests = false
 
     private var memory: [Memory]
-    /// Requests of the server that came while a reply was awaited.
+    /// Requests of the server that arrived during a wait for a reply.
     private var incoming: [WireMessage] = []
 
     /// How long QEMU waits for a reply before it gives the device up. Tests wait longer, as their machine
@@ -77,7 +77,7 @@ public final class QEMUClient: VMMClient {
         guard reply.payload.last == 0 else { throw Failure("the version data has no NUL") }
     }
 
-    /// All memory is announced before any answer is awaited.
+    /// Sends all DMA_MAP requests before it reads a reply.
     private func addMemory() throws {
         var ids: [UInt16] = []
         for part in memory { ids.append(try sendMap(part)) }
@@ -120,22 +120,22 @@ public final class QEMUClient: VMMClient {
         }
         for index in 3..<min(UInt32(interruptTypes), 5) { _ = try interruptCount(index) }
 
-        // The whole configuration space comes with one message and is looked at here.
+        // The whole configuration space is read with one request.
         let size = Int(regions[Int(Region.configuration)].size)
         guard size == 256 || size == 4096 else { throw Failure("\(size) bytes of configuration") }
         let configuration = try readRegion(Region.configuration, at: 0, count: size)
-        var place = Int(configuration[0x34])
+        var offset = Int(configuration[0x34])
         var visited = 0
-        while place != 0, visited < 48 {
+        while offset != 0, visited < 48 {
             visited += 1
-            if configuration[place] == 0x11 {
+            if configuration[offset] == 0x11 {
                 guard try interruptCount(IRQ.msix) > 0 else { throw Failure("no MSI-X vectors") }
-                noteMSIX(
-                    at: UInt64(place), control: configuration.integer(at: place + 2),
-                    table: configuration.integer(at: place + 4),
-                    pending: configuration.integer(at: place + 8))
+                recordMSIX(
+                    at: UInt64(offset), control: configuration.integer(at: offset + 2),
+                    table: configuration.integer(at: offset + 4),
+                    pending: configuration.integer(at: offset + 8))
             }
-            place = Int(configuration[place + 1])
+            offset = Int(configuration[offset + 1])
         }
     }
 
@@ -159,7 +159,7 @@ public final class QEMUClient: VMMClient {
         return Array(reply.payload[16...])
     }
 
-    /// Writes to registers are posted; those to the configuration space are waited for.
+    /// Writes to registers are posted; writes to the configuration space wait for the reply.
     public override func writeRegion(_ region: UInt32, at offset: UInt64, _ bytes: [UInt8]) throws {
         let payload = WireMessage.region(
             region, offset: offset, count: UInt32(bytes.count), data: bytes)
@@ -174,7 +174,7 @@ public final class QEMUClient: VMMClient {
                 payload: payload))
     }
 
-    /// Several writes in one message, as when many are queued.
+    /// Sends several writes in one message, as QEMU does when many are queued.
     public func writeRegions(
         _ writes: [(region: UInt32, offset: UInt64, bytes: [UInt8])]
     ) throws {
@@ -192,19 +192,19 @@ public final class QEMUClient: VMMClient {
 
     // MARK: - Memory
 
-    /// Adds memory while the machine runs.
+    /// Maps memory while the machine runs.
     public func add(_ part: Memory) throws {
         memory.append(part)
         let reply = try receiveReply(to: try sendMap(part), longest: 48)
         if reply.isError { throw Failure("DMA_MAP failed with error \(reply.error)") }
     }
 
-    /// Removes memory while the machine runs.
+    /// Unmaps memory while the machine runs.
     public func remove(address: UInt64) throws {
-        guard let place = memory.firstIndex(where: { $0.address == address }) else {
+        guard let index = memory.firstIndex(where: { $0.address == address }) else {
             throw Failure("no memory at \(address)")
         }
-        let part = memory.remove(at: place)
+        let part = memory.remove(at: index)
         let reply = try request(
             Command.dmaUnmap, WireMessage.dmaUnmap(address: part.address, size: part.size),
             longest: 40)
@@ -216,25 +216,23 @@ public final class QEMUClient: VMMClient {
         if reply.isError { throw Failure("DEVICE_RESET failed with error \(reply.error)") }
     }
 
-    /// Runs the main loop: answers the server's requests for memory, those that were put aside and
-    /// those that are there now.
+    /// Runs the main loop once: answers the queued memory requests of the server and those that have arrived.
     public func serveMemory() throws {
         while let bytes = try wire.receiveIfAny() {
             let message = WireMessage(bytes: bytes)
-            guard !message.isReply else { throw Failure("a reply nobody waits for: \(message)") }
+            guard !message.isReply else { throw Failure("an unexpected reply: \(message)") }
             incoming.append(message)
         }
         if ignoresRequests { return }
         while !incoming.isEmpty { try answer(incoming.removeFirst()) }
     }
 
-    /// Waits until the server asks for memory, and leaves that unanswered until the main loop runs: as
-    /// if a processor had taken the lock in this moment.
+    /// Waits for a memory request of the server and queues it, as if a vCPU held the lock at that moment.
     @discardableResult
     public func awaitRequest() throws -> WireMessage {
         if let first = incoming.first { return first }
         let message = try wire.receiveMessage()
-        guard !message.isReply else { throw Failure("a reply nobody waits for: \(message)") }
+        guard !message.isReply else { throw Failure("an unexpected reply: \(message)") }
         incoming.append(message)
         return message
     }
@@ -255,7 +253,7 @@ public final class QEMUClient: VMMClient {
         guard count <= 1 << 20 else { return try refuse(&reply, 7) }
         let isWrite = request.command == Command.dmaWrite
         guard request.command == Command.dmaRead || isWrite else { return try refuse(&reply, 38) }
-        // An access to nothing succeeds wherever it is.
+        // An access of 0 bytes succeeds at any address.
         if count == 0, request.command == Command.dmaRead {
             reply.payload = Array(request.payload[..<16])
             return try wire.send(reply)
@@ -274,7 +272,7 @@ public final class QEMUClient: VMMClient {
                 Array(request.payload[start..<start + Int(count)]), at: offset)
             if dataOffset == 32 { reply.payload = Array(request.payload[..<16]) }
         } else {
-            // Data lies over the end of the fixed part when it begins at 28, and zeroes are behind it.
+            // Data at offset 28 overlaps the end of the fixed part, and is followed by zeroes.
             reply.payload = Array(request.payload[..<(dataOffset - 16)])
             reply.payload += part.contents.bytes(at: offset, count: Int(count))
             reply.payload += [UInt8](repeating: 0, count: 32 - dataOffset)
@@ -298,8 +296,8 @@ public final class QEMUClient: VMMClient {
         return try receiveReply(to: id, longest: longest)
     }
 
-    /// Receives until the reply comes; a reply to anything else, or one longer than the space for it,
-    /// is the end of QEMU's device.
+    /// Receives messages until the reply arrives. QEMU gives the device up after a reply to another request
+    /// or one that is longer than its buffer.
     private func receiveReply(to id: UInt16, longest: Int) throws -> WireMessage {
         while true {
             let message = try wire.receiveMessage()

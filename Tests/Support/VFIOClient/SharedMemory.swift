@@ -5,7 +5,7 @@ internal import Glibc
 public import Platform
 internal import SystemPackage
 
-/// Memory in a memfd, as a VMM makes it for its guest.
+/// Memory in a memfd, as a VMM allocates it for its guest.
 public final class SharedMemory {
     public let size: Int
     private let file: OwnedDescriptor
@@ -21,7 +21,7 @@ public final class SharedMemory {
         mapping = try Mapping(file, offset: 0, count: UInt64(size), writable: true)
     }
 
-    /// Memory that somebody else made.
+    /// Maps the memory of an existing file.
     public init(_ file: borrowing OwnedDescriptor, size: Int) throws {
         self.size = size
         self.file = try file.duplicate()
@@ -31,7 +31,7 @@ public final class SharedMemory {
     /// The kernel's number of the file.
     public var descriptor: CInt { file.rawValue }
 
-    /// Makes the file shorter or longer, behind the back of whoever has mapped it.
+    /// Changes the size of the file while it may be mapped elsewhere.
     public func resizeFile(to size: Int) throws {
         let number = file.rawValue
         _ = try systemCall { ftruncate(number, size) }
@@ -46,7 +46,7 @@ public final class SharedMemory {
     }
 }
 
-/// An eventfd, with which a server signals an interrupt.
+/// An eventfd that a server signals an interrupt with.
 public final class EventFD {
     private let event: OwnedDescriptor
 
@@ -58,13 +58,13 @@ public final class EventFD {
     /// The kernel's number.
     public var descriptor: CInt { event.rawValue }
 
-    /// How often it was signalled since the last call; zero if not at all.
+    /// The number of signals since the last call.
     public func take() -> UInt64 {
         var count: eventfd_t = 0
         return eventfd_read(event.rawValue, &count) == 0 ? count : 0
     }
 
-    /// Waits until it is signalled. False when the time is over.
+    /// Waits until it is signalled; `false` at the timeout.
     public func poll(atMost limit: Duration) throws -> Bool {
         try UnixSocket.wait(for: .readable, on: event, timeout: limit).contains(.readable)
     }

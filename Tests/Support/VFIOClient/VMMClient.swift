@@ -2,7 +2,7 @@
 
 internal import Platform
 
-/// What both kinds of VMM do with a device, each in its own way.
+/// The operations of a VMM on a device. Subclasses send them as one kind of VMM does.
 public class VMMClient {
     public typealias Failure = WireClient.Failure
     typealias Command = WireMessage.Command
@@ -18,16 +18,16 @@ public class VMMClient {
         public static let msix: UInt32 = 2
     }
 
-    /// A region as the server described it.
+    /// The description of a region.
     public struct RegionInfo: Equatable, Sendable {
         public let flags: UInt32
         public let size: UInt64
     }
 
-    /// What an MSI-X capability tells.
+    /// The contents of an MSI-X capability.
     public struct MSIX: Equatable, Sendable {
-        /// Where the capability lies in the configuration space.
-        public let place: UInt64
+        /// The offset of the capability in the configuration space.
+        public let offset: UInt64
         public let vectors: Int
         public let tableRegion: UInt32, tableOffset: UInt64
         public let pendingRegion: UInt32, pendingOffset: UInt64
@@ -37,12 +37,12 @@ public class VMMClient {
     public internal(set) var regions: [RegionInfo] = []
     public internal(set) var interruptTypes = 0
     public internal(set) var msix: MSIX?
-    /// The eventfds of the MSI-X vectors, while those are enabled.
+    /// The eventfds of the MSI-X vectors while MSI-X is enabled.
     public private(set) var events: [EventFD] = []
 
     public init(wire: WireClient) { self.wire = wire }
 
-    /// Does all that the VMM does before its guest runs.
+    /// Sends the requests that the VMM sends before its guest runs.
     public func start() throws { throw Failure("start() is not overridden") }
 
     // MARK: - Registers
@@ -85,7 +85,7 @@ public class VMMClient {
 
     // MARK: - Memory
 
-    /// Gives the server a part of a file as guest memory.
+    /// Maps a part of a file as guest memory.
     public func mapMemory(
         _ descriptor: CInt, offset: UInt64 = 0, at address: UInt64, size: UInt64,
         writable: Bool = true
@@ -110,17 +110,16 @@ public class VMMClient {
 
     // MARK: - Interrupts
 
-    /// Sets up all MSI-X vectors, as both VMMs do when the guest enables the capability, and then
-    /// sets the enable bit.
+    /// Connects an eventfd to each MSI-X vector, then sets the enable bit, as both VMMs do.
     public func enableMSIX() throws {
         guard let msix else { throw Failure("the device has no MSI-X") }
         events = try (0..<msix.vectors).map { _ in try EventFD() }
         try connectEvents()
-        let control: UInt16 = try readConfiguration(msix.place + 2)
-        try writeConfiguration(msix.place + 2, control | 0x8000)
+        let control: UInt16 = try readConfiguration(msix.offset + 2)
+        try writeConfiguration(msix.offset + 2, control | 0x8000)
     }
 
-    /// Sends the eventfds, at most sixteen with a message.
+    /// Sends the eventfds, at most 16 in a message.
     func connectEvents() throws {
         for start in stride(from: 0, to: events.count, by: 16) {
             let batch = events[start..<min(start + 16, events.count)]
@@ -134,7 +133,7 @@ public class VMMClient {
         }
     }
 
-    /// Takes all eventfds away, as when the guest disables the capability.
+    /// Disconnects all eventfds and clears the enable bit.
     public func disableMSIX() throws {
         events = []
         let reply = try wire.request(
@@ -143,11 +142,11 @@ public class VMMClient {
                 flags: IRQSet.dataNone | IRQSet.trigger, index: IRQ.msix, start: 0, count: 0))
         if reply.isError { throw Failure("SET_IRQS failed with error \(reply.error)") }
         guard let msix else { return }
-        let control: UInt16 = try readConfiguration(msix.place + 2)
-        try writeConfiguration(msix.place + 2, control & ~0x8000)
+        let control: UInt16 = try readConfiguration(msix.offset + 2)
+        try writeConfiguration(msix.offset + 2, control & ~0x8000)
     }
 
-    /// Waits for an interrupt and takes it. False when the time is over.
+    /// Waits for an interrupt and takes it; `false` at the timeout.
     public func waitForInterrupt(
         _ vector: Int, atMost limit: Duration = .seconds(10)
     ) throws -> Bool {
@@ -160,22 +159,22 @@ public class VMMClient {
         return true
     }
 
-    /// Lets time pass while an interrupt is awaited.
+    /// Runs or waits for the server while an interrupt is awaited.
     func runUntilInterruptMayHaveCome(_ vector: Int) throws {
         if let whileWaiting = wire.whileWaiting { return try whileWaiting() }
         _ = try events[vector].poll(atMost: .milliseconds(10))
     }
 
-    /// Notes where MSI-X is, given the capability's bytes.
-    func noteMSIX(at place: UInt64, control: UInt16, table: UInt32, pending: UInt32) {
+    /// Records the MSI-X capability at an offset of the configuration space.
+    func recordMSIX(at offset: UInt64, control: UInt16, table: UInt32, pending: UInt32) {
         msix = MSIX(
-            place: place, vectors: Int(control & 0x7ff) + 1,
+            offset: offset, vectors: Int(control & 0x7ff) + 1,
             tableRegion: table & 7, tableOffset: UInt64(table & ~7),
             pendingRegion: pending & 7, pendingOffset: UInt64(pending & ~7))
     }
 
     // MARK: - The end
 
-    /// Ends as a VMM that is killed.
+    /// Closes the socket, as when the VMM is killed.
     public func kill() { wire.close() }
 }

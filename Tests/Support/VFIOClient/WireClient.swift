@@ -4,7 +4,7 @@ internal import Glibc
 public import Platform
 internal import SystemPackage
 
-/// One end of a vfio-user connection that sends whatever it is told to, right or wrong.
+/// The client end of a connection, which sends valid and invalid messages alike.
 public final class WireClient {
     public struct Failure: Error, CustomStringConvertible {
         public let description: String
@@ -12,8 +12,8 @@ public final class WireClient {
         public init(_ description: String) { self.description = description }
     }
 
-    /// What to do while there is nothing to read: a test that runs the server in the same thread turns
-    /// its event loop here. Without it the client sleeps until something arrives.
+    /// Called while there is nothing to read. A test that runs the server in the same thread turns its event
+    /// loop here; if `nil`, the client sleeps until data arrives.
     public var whileWaiting: (() throws -> Void)?
     /// How long to wait for the server before the test has failed.
     public var timeout: Duration = .seconds(30)
@@ -39,7 +39,7 @@ public final class WireClient {
         try self.init(socket: UnixSocket.connect(to: path))
     }
 
-    /// Makes a pair of connected sockets and gives one of them to `serve`.
+    /// Creates a pair of connected sockets and passes the server's end to `serve`.
     public static func connected(to serve: (consuming OwnedDescriptor) throws -> Void) throws
         -> WireClient
     {
@@ -52,10 +52,10 @@ public final class WireClient {
         return client
     }
 
-    /// Closes the socket, as a process does that dies.
+    /// Closes the socket, as the kernel does when a process dies.
     public func close() { socket = nil }
 
-    /// Tells the peer that nothing more will be read or sent.
+    /// Shuts the socket down for reading and writing.
     public func shutdown() {
         guard let number = socketNumber else { return }
         _ = Glibc.shutdown(number, CInt(SHUT_RDWR))
@@ -66,7 +66,7 @@ public final class WireClient {
 
     // MARK: - Bytes
 
-    /// Sends bytes as they are, with descriptors on the first of them.
+    /// Sends bytes; the descriptors go with the first of them.
     public func send(_ bytes: [UInt8], descriptors: [CInt] = []) throws {
         let deadline = ContinuousClock.now + timeout
         var start = 0
@@ -84,7 +84,7 @@ public final class WireClient {
         }
     }
 
-    /// Sends as much as the socket takes; `nil` if that is nothing.
+    /// Sends as much as the socket accepts, and returns the number of bytes; `nil` if it accepts none.
     public func sendSome(_ bytes: [UInt8], descriptors: [CInt] = []) throws -> Int? {
         guard let socket else { throw Failure("the socket is closed") }
         do {
@@ -96,8 +96,7 @@ public final class WireClient {
         }
     }
 
-    /// What one `recvmsg` gives, with up to `count` bytes; empty at the end of the stream, `nil` when
-    /// nothing is there now.
+    /// The up to `count` bytes of one `recvmsg`; empty at the end of the stream, `nil` if no data has arrived.
     public func receiveSome(_ count: Int) throws -> [UInt8]? {
         guard let socket else { throw Failure("the socket is closed") }
         var arrived = DescriptorList()
@@ -114,7 +113,7 @@ public final class WireClient {
         }
     }
 
-    /// Waits for bytes and takes what one `recvmsg` gives.
+    /// Waits for data and returns the bytes of one `recvmsg`.
     public func receiveOnce(upTo count: Int) throws -> [UInt8] {
         let deadline = ContinuousClock.now + timeout
         while true {
@@ -126,7 +125,7 @@ public final class WireClient {
         }
     }
 
-    /// Receives so many bytes and no more.
+    /// Receives exactly `count` bytes.
     public func receive(exactly count: Int) throws -> [UInt8] {
         var bytes: [UInt8] = []
         while bytes.count < count {
@@ -148,7 +147,7 @@ public final class WireClient {
         }
     }
 
-    /// Lets the server work, and returns when something can be read or a little later.
+    /// Calls ``whileWaiting``, or waits up to 100 ms for the socket.
     public func wait(for events: Readiness) throws {
         if let whileWaiting { return try whileWaiting() }
         guard let socket else { throw Failure("the socket is closed") }
@@ -157,7 +156,7 @@ public final class WireClient {
 
     // MARK: - Messages
 
-    /// A whole message if the beginning of one is there now.
+    /// Receives a message if its first bytes have arrived; else `nil`.
     func receiveIfAny() throws -> [UInt8]? {
         guard var header = try receiveSome(16) else { return nil }
         if header.isEmpty { throw Failure("the server closed the connection") }
@@ -167,7 +166,7 @@ public final class WireClient {
         return header + (try receive(exactly: size - 16))
     }
 
-    /// A number for the next request.
+    /// A message ID for the next request.
     public func makeID() -> UInt16 {
         defer { nextID &+= 1 }
         return nextID
@@ -177,7 +176,7 @@ public final class WireClient {
         try send(message.bytes, descriptors: descriptors)
     }
 
-    /// Receives one message of whatever size its header tells.
+    /// Receives one message, of the size in its header.
     public func receiveMessage() throws -> WireMessage {
         let header = try receive(exactly: 16)
         let size = Int(header.integer(UInt32.self, at: 4))
@@ -185,7 +184,7 @@ public final class WireClient {
         return WireMessage(bytes: header + (try receive(exactly: size - 16)))
     }
 
-    /// Sends a request and receives what comes next.
+    /// Sends a request and receives its reply, which must be the next message.
     @discardableResult
     public func request(
         _ command: UInt16, _ payload: [UInt8] = [], flags: UInt32 = 0, descriptors: [CInt] = []
@@ -196,7 +195,7 @@ public final class WireClient {
             descriptors: descriptors)
         let reply = try receiveMessage()
         guard reply.id == id, reply.command == command, reply.isReply else {
-            throw Failure("the answer to \(command) number \(id) is \(reply)")
+            throw Failure("the reply to command \(command), message \(id), is \(reply)")
         }
         return reply
     }

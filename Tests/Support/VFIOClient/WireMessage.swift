@@ -2,10 +2,9 @@
 
 internal import Platform
 
-/// A message as it travels: sixteen bytes of header and a payload.
+/// A vfio-user message: a header of 16 bytes and a payload.
 ///
-/// The numbers are written here a second time, apart from the server's, so that a slip in one of the
-/// two shows.
+/// Its constants are defined apart from the server's, so that an error in either is found.
 public struct WireMessage: Equatable, Sendable {
     public enum Command {
         public static let version: UInt16 = 1
@@ -46,7 +45,7 @@ public struct WireMessage: Equatable, Sendable {
         self.payload = payload
     }
 
-    /// Reads a whole message.
+    /// Parses a whole message.
     public init(bytes: [UInt8]) {
         id = bytes.integer(at: 0)
         command = bytes.integer(at: 2)
@@ -57,7 +56,7 @@ public struct WireMessage: Equatable, Sendable {
 
     public var isReply: Bool { flags & 0xf == Self.reply }
     public var isError: Bool { flags & Self.error != 0 }
-    /// Bytes with the header.
+    /// The size in bytes, header included.
     public var size: Int { 16 + payload.count }
 
     public var bytes: [UInt8] {
@@ -121,7 +120,7 @@ extension WireMessage {
     }
 }
 
-/// `VFIO_IRQ_SET_*`, to be or'ed together: what the data is, and what to do.
+/// Flags of SET_IRQS (`VFIO_IRQ_SET_*`): one for the kind of data, one for the action.
 public enum IRQSet {
     public static let dataNone: UInt32 = 1 << 0
     public static let dataBool: UInt32 = 1 << 1

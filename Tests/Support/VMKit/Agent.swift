@@ -3,8 +3,8 @@
 import Foundation
 import Glibc
 
-/// The host's end of a guest's agent (scripts/bed/guest/agent): one shell command at a time, its
-/// output and status back.
+/// The host's end of the agent in a guest (scripts/bed/guest/agent), which runs one shell command at a time
+/// and returns its output and status.
 final class Agent {
     private let channel: Channel
     private let path: String
@@ -15,21 +15,21 @@ final class Agent {
         channel = try Channel(path: path, name: "the guest's agent")
     }
 
-    /// Waits until the guest's userland says that it is up, as it does once a boot.
+    /// Waits for the agent's ready line, which it sends once a boot.
     func waitUntilReady(before deadline: Deadline) throws {
         while let line = try channel.line(before: deadline) {
-            if isReady(line) { return note(line) }
+            if isReady(line) { return record(line) }
         }
         throw VMError("the guest did not come up in time")
     }
 
-    /// Whether a line is the agent's first word, with the kernel's boot id.
+    /// Whether a line is the agent's ready line, which contains the kernel's boot ID.
     private func isReady(_ line: String) -> Bool {
         line.hasPrefix("ready ") && UUID(uuidString: String(line.dropFirst(6))) != nil
     }
 
-    /// Keeps a record beside the socket, for whoever looks into a failure or a slow test.
-    private func note(_ text: String) {
+    /// Appends a line to a log beside the socket, for the analysis of failures and slow tests.
+    private func record(_ text: String) {
         guard let file = fopen("\(path).log", "a") else { return }
         fputs("\(Date()) \(text)\n", file)
         fclose(file)
@@ -49,13 +49,13 @@ final class Agent {
         var lines: [String] = []
         while let line = try channel.line(before: deadline) {
             guard line.hasPrefix("\(nonce) ") else {
-                if isReady(line) { throw VMError("the guest started anew during: \(command)") }
+                if isReady(line) { throw VMError("the guest rebooted during: \(command)") }
                 lines.append(line)
                 continue
             }
-            // The agent starts its answer on a line of its own, which adds one end of line.
+            // The agent puts its status on a line of its own, which adds one end of line.
             let status = line.split(separator: " ").last.flatMap { Int32($0) } ?? -1
-            note("\(ContinuousClock.now - start), status \(status): \(command)")
+            record("\(ContinuousClock.now - start), status \(status): \(command)")
             return CommandResult(
                 status: status,
                 output: lines.joined(separator: "\n")
@@ -66,10 +66,10 @@ final class Agent {
     }
 }
 
-/// What a command in a guest came to.
+/// The result of a shell command in a guest.
 public struct CommandResult: Sendable {
     /// The shell's exit status.
     public let status: Int32
-    /// Both output streams, without white space around.
+    /// Both output streams, without surrounding white space.
     public let output: String
 }

@@ -4,38 +4,38 @@ import Foundation
 import Glibc
 public import Testing
 
-/// The prepared test bed: a userland tree, kernels and a VMM, as `scripts/bed/prepare` leaves them.
+/// The test bed that `scripts/bed/prepare` makes: a userland tree, kernels and a VMM.
 ///
-/// Whoever uses it holds its lock shared, so that nobody changes it under a running guest.
+/// The process holds a shared lock on it, so that it is not changed under a running guest.
 public struct Bed: Sendable {
     let path: String
-    /// `kvm` or `tcg`: what was seen to boot a guest on this machine.
+    /// `kvm` or `tcg`: the accelerator that has booted a guest on this machine.
     let accelerator: String
 
-    /// The bed, or why this machine has none.
+    /// The bed, or the reason why it is absent.
     public static let current: Result<Bed, VMError> = find()
 
-    /// Whether tests that need virtual machines can run here.
+    /// Whether this machine can run tests in virtual machines.
     public static var isReady: Bool { (try? current.get()) != nil }
 
-    /// Why they cannot.
+    /// The reason why it cannot.
     public static var absence: Comment {
         if case .failure(let error) = current { return Comment(rawValue: error.description) }
         return "the bed is ready"
     }
 
-    /// Whether guests can have guests of their own here, in which devices of a host are tested.
+    /// Whether guests on this machine can run guests of their own, which tests of passthrough need.
     public static var nests: Bool { nestingProblem == nil }
 
-    /// Why they cannot.
+    /// The reason why they cannot.
     public static var nestingAbsence: Comment {
         Comment(rawValue: nestingProblem ?? "guests can have guests")
     }
 
-    /// The same as a text, which is absent where they can.
+    /// The reason as text; `nil` if guests can run guests.
     public static let nestingProblem: String? = {
         guard let bed = try? current.get() else { return nil }
-        // The software CPU virtualises by itself; a real one does so for guests if it is told to.
+        // The emulated CPU has virtualization; KVM offers it to guests only if a parameter says so.
         guard bed.accelerator == "kvm" else { return nil }
         let switches = ["kvm_intel", "kvm_amd"].map { "/sys/module/\($0)/parameters/nested" }
         let values = switches.compactMap { try? String(contentsOfFile: $0, encoding: .utf8) }
@@ -47,7 +47,7 @@ public struct Bed: Sendable {
         return problem
     }()
 
-    /// Whether guests run on the machine's processor; otherwise on one made of software.
+    /// Whether guests run on the machine's processor and not on an emulated one.
     public static var hasKVM: Bool { (try? current.get())?.accelerator == "kvm" }
 
     var qemu: String { "\(path)/qemu" }
@@ -67,7 +67,7 @@ public struct Bed: Sendable {
             .deletingLastPathComponent().deletingLastPathComponent()
             .deletingLastPathComponent().deletingLastPathComponent()
             .appending(path: "scripts/bed/prepare").path
-        // Tests also run inside guests, which have no scripts and should not look for a bed.
+        // Tests also run inside guests, which have no scripts and need no bed.
         guard FileManager.default.isExecutableFile(atPath: script) else {
             throw VMError("this machine has no \(script)")
         }
@@ -88,12 +88,12 @@ public struct Bed: Sendable {
     }
 }
 
-/// A guest's kernel: what a Debian release ships, and the newest that has been brought to it.
+/// A guest's kernel: that of the Debian release, or the newest one backported to it.
 public enum Kernel: String, CaseIterable, Sendable, CustomTestStringConvertible {
     case stable
     case newest
 
-    /// The version, which is what a reader of test results wants to know.
+    /// The version, for test results.
     public var testDescription: String {
         guard let bed = try? Bed.current.get(),
             let version = try? String(

@@ -3,13 +3,13 @@
 import Foundation
 import Glibc
 
-/// A connection to a UNIX socket that is read in lines, each with a deadline.
+/// A connection to a UNIX socket that is read line by line.
 final class Channel {
     private let descriptor: Int32
     private let name: String
     private var received: [UInt8] = []
 
-    /// Connects to whoever listens at `path`.
+    /// Connects to the listening socket at `path`.
     init(path: String, name: String) throws {
         self.name = name
         guard let socket = connected(to: path) else { throw VMError("no \(name) at \(path)") }
@@ -30,7 +30,7 @@ final class Channel {
         }
     }
 
-    /// The next line without its end, or nil when none came in time.
+    /// The next line without its end; `nil` at the deadline.
     func line(before deadline: Deadline) throws -> String? {
         var searched = 0
         while true {
@@ -55,7 +55,7 @@ final class Channel {
     }
 }
 
-/// A descriptor connected to the socket at `path`, or nil when nobody listens there.
+/// A descriptor connected to the socket at `path`; `nil` if the connection is refused.
 private func connected(to path: String) -> Int32? {
     var address = sockaddr_un()
     address.sun_family = sa_family_t(AF_UNIX)

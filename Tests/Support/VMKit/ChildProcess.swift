@@ -5,16 +5,16 @@ public import Glibc
 import Platform
 import TestKit
 
-/// A program started by a test, which never outlives it.
+/// A program started by a test, which never outlives the test run.
 ///
-/// The kernel is asked to kill the child when the thread that started it ends, so even a test run
-/// that is killed with SIGKILL leaves nothing behind. That thread is one of our own that never
-/// ends: the test runner's threads come and go.
+/// The kernel kills the child when the thread that started it ends (`PR_SET_PDEATHSIG`), so even a test run
+/// ended by SIGKILL leaves no process. ``Spawner`` is that thread, as threads of the test runner are
+/// short-lived.
 public final class ChildProcess: @unchecked Sendable {
     public let name: String
     public let processID: pid_t
 
-    private let life: Life
+    private let monitor: Monitor
 
     /// Starts a program.
     ///
@@ -38,12 +38,12 @@ public final class ChildProcess: @unchecked Sendable {
                 + ["setpriv", "--pdeathsig", "KILL", "--"] + arguments,
             environment: inherited.merging(environment) { $1 }.map { "\($0)=\($1)" },
             descriptor: descriptor, errors: errors)
-        let result = Keeper.shared.perform { spawn.start() }
+        let result = Spawner.shared.run { spawn.start() }
         guard case .success(let (processID, readEnd)) = result else {
             throw VMError("could not start \(name)", detail: "\(result)")
         }
         self.processID = processID
-        life = Life(processID, output: readEnd, copy: output)
+        monitor = Monitor(processID, output: readEnd, copy: output)
     }
 
     deinit { kill() }
@@ -54,18 +54,18 @@ public final class ChildProcess: @unchecked Sendable {
         "COLUMNS", "LINES", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET",
     ]
 
-    /// What the program wrote so far.
-    public var output: String { life.output }
+    /// The output so far.
+    public var output: String { monitor.output }
 
     public var isRunning: Bool { exitStatus == nil }
 
-    /// The status it exited with, or the negated signal that ended it; nil while it runs. All that it
-    /// has written until then is in ``output``.
-    public var exitStatus: Int32? { life.exitStatus }
+    /// The exit status, or the negated signal that ended it; `nil` while it runs. ``output`` is complete
+    /// by then.
+    public var exitStatus: Int32? { monitor.exitStatus }
 
-    public func send(signal: Int32) { life.send(signal) }
+    public func send(signal: Int32) { monitor.send(signal) }
 
-    /// Ends it at once. It is gone when this returns.
+    /// Kills it and waits for its end.
     public func kill() {
         send(signal: SIGKILL)
         _ = try? waitForExit(within: .seconds(30))
@@ -73,17 +73,17 @@ public final class ChildProcess: @unchecked Sendable {
 
     // MARK: - Waiting
 
-    /// Asks whenever the program has written something or has ended, until there is an answer.
+    /// Calls `answer` whenever the program has written or ended, until it returns a value.
     @discardableResult
     public func wait<Value>(
         for event: String, within limit: Duration, _ answer: () throws -> Value?
     ) throws -> Value {
         let deadline = Deadline(limit)
         while true {
-            let seen = life.changes
+            let seen = monitor.changes
             if let value = try answer() { return value }
-            guard life.waitForChange(since: seen, before: deadline) else {
-                throw VMError("waited \(limit) in vain for \(event)")
+            guard monitor.waitForChange(since: seen, before: deadline) else {
+                throw VMError("timeout after \(limit): \(event)")
             }
         }
     }
@@ -93,30 +93,29 @@ public final class ChildProcess: @unchecked Sendable {
         try wait(for: "\(name) to exit", within: limit) { exitStatus }
     }
 
-    /// Waits until nobody can write to the program's output any more: it has ended, and whatever it
-    /// has started and left behind.
+    /// Waits until the program's output is closed: the program and its descendants have ended.
     public func waitForEndOfOutput(within limit: Duration) throws {
-        try wait(for: "the end of what \(name) writes", within: limit) {
-            life.hasOutputEnded ? true : nil
+        try wait(for: "the end of the output of \(name)", within: limit) {
+            monitor.hasOutputEnded ? true : nil
         }
     }
 
-    /// Lets time pass in which nothing is to happen; throws if the program ends meanwhile.
+    /// Waits for `time`; throws if the program ends before.
     public func watch(for time: Duration) throws {
         guard (try? waitForExit(within: time)) == nil else {
-            throw VMError("\(name) ended while it should have waited", detail: output)
+            throw VMError("\(name) ended unexpectedly", detail: output)
         }
     }
 
-    /// Waits until it sleeps and uses no time: one that spins never does.
+    /// Waits until the main thread sleeps and has used no processor time for 30 ms.
     public func waitUntilAsleep() throws {
         let deadline = Deadline(.seconds(10))
         var before: [Substring] = []
         while true {
             let stat = kernelFile("/proc/\(processID)/stat") ?? ""
             let fields = stat.split(separator: ")").last?.split(separator: " ") ?? []
-            guard fields.count > 12 else { throw VMError("\(name) has no state: \(stat)") }
-            // Its state, and its time in user and kernel mode, in hundredths of a second.
+            guard fields.count > 12 else { throw VMError("no state of \(name): \(stat)") }
+            // The state, and the time in user and kernel mode in clock ticks.
             let now = [fields[0], fields[11], fields[12]]
             if now == before, now[0] == "S" { return }
             if deadline.hasPassed { throw VMError("\(name) does not sleep") }
@@ -144,8 +143,8 @@ extension ChildProcess {
     }
 }
 
-/// What becomes of a child: two threads wait for what it writes and for its end.
-private final class Life: @unchecked Sendable {
+/// The output and the end of a child, each awaited by a thread.
+private final class Monitor: @unchecked Sendable {
     private let processID: pid_t
     private let readEnd: Int32
     private let copy: Int32
@@ -178,11 +177,11 @@ private final class Life: @unchecked Sendable {
     var output: String { locked { String(decoding: written, as: UTF8.self) } }
     var exitStatus: Int32? { locked { status } }
     var hasOutputEnded: Bool { locked { isAtEnd } }
-    /// Counts what has happened.
+    /// A counter of changes.
     var changes: Int { locked { count } }
 
     func send(_ signal: Int32) {
-        // It is not reaped yet, so the number is still its own.
+        // Until it is reaped, the process ID is not reused.
         locked { if status == nil { _ = Glibc.kill(processID, signal) } }
     }
 
@@ -212,7 +211,7 @@ private final class Life: @unchecked Sendable {
         }
     }
 
-    /// Takes all that has been written.
+    /// Reads all output that is available.
     private func take() {
         change {
             var chunk = [UInt8](repeating: 0, count: 65536)
@@ -239,10 +238,10 @@ private final class Life: @unchecked Sendable {
     }
 }
 
-/// Runs closures on one thread that lives as long as the process, because a child's life is bound
-/// to the thread that started it.
-private final class Keeper: @unchecked Sendable {
-    static let shared = Keeper()
+/// Runs closures on a thread that exists as long as the process, because a child is killed with the thread
+/// that started it.
+private final class Spawner: @unchecked Sendable {
+    static let shared = Spawner()
 
     private let jobs = Locked<[@Sendable () -> Void]>([])
     private let available = DispatchSemaphore(value: 0)
@@ -256,7 +255,7 @@ private final class Keeper: @unchecked Sendable {
         }
     }
 
-    func perform<Value: Sendable>(_ body: @escaping @Sendable () -> Value) -> Value {
+    func run<Value: Sendable>(_ body: @escaping @Sendable () -> Value) -> Value {
         let done = DispatchSemaphore(value: 0)
         let result = Locked<Value?>(nil)
         jobs.withLock {

@@ -2,19 +2,19 @@
 
 import Foundation
 
-/// A moment by which something must have happened.
+/// A time by which an event must have occurred.
 ///
-/// Tests wait for events, never for time to pass. Limits are generous, for machines that have much else
-/// to do: only a failure waits for them.
+/// Tests wait for events, never for time to pass. Limits are generous, for busy machines: only a failure
+/// takes that long.
 public struct Deadline: Sendable {
     private let end: ContinuousClock.Instant
 
-    /// The moment `limit` from now.
+    /// The time `limit` from now.
     public init(_ limit: Duration) {
         end = .now + limit
     }
 
-    /// What is left, in the form that `poll` takes: milliseconds, 0 when it has passed.
+    /// The remaining milliseconds, for `poll`; 0 once the deadline has passed.
     var milliseconds: Int32 {
         let left = ContinuousClock.now.duration(to: end)
         return Int32(max(0, min(left / .milliseconds(1), 1_000_000)))
@@ -23,12 +23,12 @@ public struct Deadline: Sendable {
     var hasPassed: Bool { ContinuousClock.now >= end }
 }
 
-/// Why a virtual machine, or a program around one, did not do what a test needs.
+/// A failure of a virtual machine or of a program around it.
 public struct VMError: Error, CustomStringConvertible {
-    /// One sentence, then whatever helps to find the cause.
+    /// A sentence, followed by details that help to find the cause.
     public let description: String
 
-    /// An error with a text of any length, such as a log's end, below the sentence.
+    /// An error with details, such as the end of a log, below the sentence.
     public init(_ sentence: String, detail: String = "") {
         let detail = detail.trimmingCharacters(in: .whitespacesAndNewlines)
         description = detail.isEmpty ? sentence : "\(sentence)\n\(detail)"
@@ -36,7 +36,7 @@ public struct VMError: Error, CustomStringConvertible {
 }
 
 extension String {
-    /// The last lines, for an error's detail.
+    /// The last lines, for the details of an error.
     func lastLines(_ count: Int) -> String {
         split(separator: "\n", omittingEmptySubsequences: true).suffix(count)
             .joined(separator: "\n")

@@ -2,7 +2,7 @@
 
 import Foundation
 
-/// A virtual machine on this host, up and driven by commands. It dies with its last reference.
+/// A booted virtual machine on this host, controlled by shell commands. It is killed with its last reference.
 public final class Guest: Shell {
     private let vmm: ChildProcess
     private let agent: Agent
@@ -10,7 +10,7 @@ public final class Guest: Shell {
     private let inbox: String
     /// QEMU's monitor.
     public let qmp: QMP
-    /// The agents of machines inside this one, by the port that leads to them.
+    /// The agents of guests in this guest, by the name of the port that leads to them.
     let innerAgents: [String: Agent]
 
     init(_ machine: Machine, bed: Bed, folder: String) throws {
@@ -25,7 +25,7 @@ public final class Guest: Shell {
             atPath: inbox, withIntermediateDirectories: true)
         let vmm = try ChildProcess(machine.arguments(at: site), output: "\(folder)/qemu.log")
         self.vmm = vmm
-        /// QEMU says at which port it waits, one after the other. The monitor was there before.
+        /// QEMU waits for a connection at one port after the other; its monitor is available before.
         func agent(at port: String) throws -> Agent {
             try vmm.wait(for: "QEMU to wait at '\(port)'", within: .seconds(60)) {
                 guard vmm.isRunning else { throw VMError("QEMU exited at its start") }
@@ -50,8 +50,7 @@ public final class Guest: Shell {
 
     public var logTail: String { Self.tail(of: consoleLog) }
 
-    /// All that the kernel wrote to its console, and what commands wrote to /dev/ttyS0. It can be
-    /// read after the machine has died.
+    /// The output of the kernel and of commands on /dev/ttyS0. It is available after the machine has ended.
     public var console: String {
         (try? String(contentsOfFile: consoleLog, encoding: .utf8)) ?? ""
     }
@@ -60,25 +59,25 @@ public final class Guest: Shell {
         try agent.run(command, timeout: timeout)
     }
 
-    /// Gives it a copy of an image's contents, as a file in its memory.
+    /// Copies an image into a file in the guest's memory.
     public func receive(_ image: DiskImage, as path: String) throws {
         try FileManager.default.copyItem(atPath: image.path, toPath: "\(inbox)/file")
         try run("mv /mnt/inbox/file \(path)")
     }
 
-    /// Reboots it, as its own user would, and waits until it is up again.
+    /// Reboots it from within, and waits until it has booted.
     public func reboot() throws {
         try run("setsid busybox reboot -f >/dev/null 2>&1 &")
         try agent.waitUntilReady(before: Deadline(.seconds(300)))
     }
 
-    /// Switches it off in order, and waits until the VMM has gone.
+    /// Powers it off from within, and waits for the end of the VMM.
     public func shutDown() throws {
         try run("sync; setsid busybox poweroff -f >/dev/null 2>&1 &")
         try vmm.waitForExit(within: .seconds(60))
     }
 
-    /// Kills the VMM, as a crash would.
+    /// Kills the VMM.
     public func kill() { vmm.kill() }
 
     private static func tail(of log: String) -> String {

@@ -2,8 +2,8 @@
 
 import Foundation
 
-/// A guest that is itself a host: it has USB devices, runs usbvfiod on them, and boots a guest of
-/// its own under its own KVM. To all above the bus, its devices are as real as any.
+/// A guest that is a host itself: it has USB devices, runs usbvfiod, and boots an inner guest under its own
+/// KVM. Above the emulated bus, its devices do not differ from real ones.
 public final class GuestHost: Shell {
     private let guest: Guest
     public static let serverFolder = "/run/usbvfiod"
@@ -16,7 +16,7 @@ public final class GuestHost: Shell {
         machine.ports = ["inner"]
         guest = try lab.boot(machine)
         try guest.run("modprobe kvm-amd || modprobe kvm-intel; test -c /dev/kvm")
-        // Programs hear of devices that come from udev, as on any host.
+        // udev reports attached devices, as on any host.
         try guest.run(
             """
             mkdir -p /run/udev
@@ -25,7 +25,7 @@ public final class GuestHost: Shell {
             """)
     }
 
-    /// QEMU's monitor, at which its USB devices are plugged in and out.
+    /// QEMU's monitor, which attaches and detaches the USB devices.
     public var qmp: QMP { guest.qmp }
     public var logTail: String { guest.logTail }
 
@@ -33,7 +33,7 @@ public final class GuestHost: Shell {
         try guest.execute(command, timeout: timeout)
     }
 
-    /// Where a device of this maker and product is now on its buses.
+    /// The bus and address of the device with this vendor and product ID.
     public func address(vendor: String, product: String) throws -> USBAddress {
         let here = "grep -lx \(vendor) /sys/bus/usb/devices/*/idVendor | xargs dirname"
         try wait(until: "grep -qx \(vendor) /sys/bus/usb/devices/*/idVendor")
@@ -50,7 +50,7 @@ public final class GuestHost: Shell {
         return USBAddress(bus: numbers[0], device: numbers[1])
     }
 
-    /// The kernel's name for the place where a device of this maker and product is plugged in.
+    /// The kernel's name of the port that the device with this vendor and product ID is attached to.
     public func port(vendor: String, product: String) throws -> String {
         let address = try address(vendor: vendor, product: product)
         return try run(
@@ -63,19 +63,19 @@ public final class GuestHost: Shell {
             """)
     }
 
-    /// Runs usbvfiod in it to its end.
+    /// Runs usbvfiod in the guest to its end.
     public func program(_ arguments: String) throws -> CommandResult {
         try execute(
             "LD_LIBRARY_PATH=/mnt/runtime /mnt/program/\(Self.programName) \(arguments)",
             timeout: .seconds(60))
     }
 
-    /// Starts usbvfiod in it, and waits until it is up.
+    /// Starts usbvfiod in the guest, and waits until it listens.
     public func serve(_ devices: String...) throws {
         try serve(user: 0, devices.map { "--device '\($0)'" }.joined(separator: " "))
     }
 
-    /// The same with the rights of a user, and any arguments.
+    /// Starts usbvfiod as a user, with any arguments, and waits until it listens.
     public func serve(user: Int, _ arguments: String) throws {
         try run(
             """
@@ -89,25 +89,25 @@ public final class GuestHost: Shell {
         do {
             try wait(until: "grep -q 'listening at' \(Self.serverFolder)/log")
         } catch {
-            throw VMError("usbvfiod did not come up in the outer guest", detail: try serverLog())
+            throw VMError("usbvfiod did not start in the outer guest", detail: try serverLog())
         }
     }
 
-    /// Whether usbvfiod still runs in it.
+    /// Whether usbvfiod runs in the guest.
     public func isServing() throws -> Bool {
         try execute("kill -0 $(<\(Self.serverFolder)/pid)", timeout: .seconds(120)).status == 0
     }
 
-    /// How many threads usbvfiod has in it.
+    /// The number of threads of usbvfiod in the guest.
     public func serverThreads() throws -> Int {
         Int(try run("ls /proc/$(<\(Self.serverFolder)/pid)/task | wc -l")) ?? 0
     }
 
-    /// What usbvfiod said in it.
+    /// The log of usbvfiod in the guest.
     public func serverLog() throws -> String { try run("cat \(Self.serverFolder)/log") }
 
-    /// Boots the inner guest, whose USB controller is what usbvfiod serves if nothing else is given,
-    /// and waits until it is up.
+    /// Boots the inner guest, by default with the controller that usbvfiod serves, and waits until it has
+    /// booted.
     public func bootInner(
         _ kernel: Kernel,
         devices: [Machine.Device] = [.usbvfiod("\(GuestHost.serverFolder)/socket")]
@@ -134,14 +134,14 @@ public final class GuestHost: Shell {
             try agent.waitUntilReady(before: Deadline(.seconds(300)))
         } catch {
             let logs = try run("cd \(folder); tail -n 20 qemu.log socat.log console.log")
-            throw VMError("\(error)", detail: "\(logs)\nusbvfiod said:\n\(try serverLog())")
+            throw VMError("\(error)", detail: "\(logs)\nlog of usbvfiod:\n\(try serverLog())")
         }
         return InnerGuest(host: self, agent: agent)
     }
 
     private static let programName = (Server.binary as NSString).lastPathComponent
 
-    /// The folders of usbvfiod and of the Swift runtime it needs, if it does not carry it along.
+    /// The folders of usbvfiod and, unless it is linked statically, of the Swift runtime.
     private static var program: [String: String] {
         var folders = ["program": (Server.binary as NSString).deletingLastPathComponent]
         let find = "ldd '\(Server.binary)' | sed -n 's/.*libswiftCore.so => \\([^ ]*\\).*/\\1/p'"
@@ -152,7 +152,7 @@ public final class GuestHost: Shell {
     }
 }
 
-/// A guest in a guest.
+/// A guest of a guest.
 public final class InnerGuest: Shell {
     private let host: GuestHost
     private let agent: Agent
@@ -171,8 +171,8 @@ public final class InnerGuest: Shell {
         do {
             return try agent.run(command, timeout: timeout)
         } catch {
-            // Who does not answer may be dead, or wait for its USB controller.
-            let said = try? host.run(
+            // The guest may have crashed, or may wait for its USB controller.
+            let details = try? host.run(
                 """
                 tail -n 20 /run/inner/*.log \(GuestHost.serverFolder)/log; dmesg | tail -n 10
                 head /proc/$(<\(GuestHost.serverFolder)/pid)/task/*/{comm,wchan}
@@ -183,26 +183,26 @@ public final class InnerGuest: Shell {
                   for _ in 1 2 3; do echo "$registers"; sleep 0.3; done
                 } | timeout 10 socat -t 2 - UNIX-CONNECT:/run/inner/qmp | fold -w 200
                 """)
-            throw GuestStandsStill(
-                description: "\(error)\n\(said ?? "the outer guest does not answer either")")
+            throw GuestNotResponding(
+                description: "\(error)\n\(details ?? "the outer guest does not respond either")")
         }
     }
 }
 
-/// A guest no longer answers, or has started anew by itself.
-public struct GuestStandsStill: Error, CustomStringConvertible {
-    /// What it was asked, and whatever helps to find the cause.
+/// A guest does not respond, or has rebooted by itself.
+public struct GuestNotResponding: Error, CustomStringConvertible {
+    /// The failed command, followed by details that help to find the cause.
     public let description: String
 }
 
-/// A device's place on a host: its bus and its number on it.
+/// The address of a device on a host: its bus and its number on the bus.
 public struct USBAddress: Sendable {
     /// The bus's number.
     public let bus: Int
     /// The device's number on the bus.
     public let device: Int
 
-    /// The device's file, which is one way of naming it to usbvfiod.
+    /// The device node, which names the device on usbvfiod's command line.
     public var path: String {
         func digits(_ number: Int) -> String {
             String(repeating: "0", count: max(0, 3 - "\(number)".count)) + "\(number)"
@@ -210,6 +210,6 @@ public struct USBAddress: Sendable {
         return "/dev/bus/usb/\(digits(bus))/\(digits(device))"
     }
 
-    /// The other way.
+    /// The specification that names the device on usbvfiod's command line.
     public var specification: String { "host:bus=\(bus),address=\(device)" }
 }

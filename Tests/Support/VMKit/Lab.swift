@@ -2,17 +2,17 @@
 
 public import Foundation
 
-/// What one test works with: a folder of its own, images in it, servers and guests.
+/// The images, servers and guests of one test, and a folder for their files.
 ///
-/// All of it ends with the test. A test suite keeps its lab in a property, so that nothing ends
-/// before. With USBVFIOD_KEEP set, the folder with all logs stays and its name is printed.
+/// They end with the lab, which a test suite keeps in a property. If USBVFIOD_KEEP is set, the folder with
+/// all logs is kept and its path is printed.
 public final class Lab {
     private let bed: Bed
     private let folder: URL
     private var servers: [Server] = []
     private var guests: [Guest] = []
 
-    /// An empty lab, where the bed is ready.
+    /// An empty lab; throws if the bed is not ready.
     public init() throws {
         bed = try Bed.current.get()
         // Short, because the names of sockets are.
@@ -30,7 +30,7 @@ public final class Lab {
         }
     }
 
-    /// A new image with random contents, so that no block of it can be taken for another.
+    /// A new image with random contents, so that no two blocks are equal.
     public func image(mebibytes: Int) throws -> DiskImage {
         let path = folder.appending(path: "image-\(UInt32.random(in: 0 ... .max))").path
         try CompletedProgram.firstLine(
@@ -38,10 +38,10 @@ public final class Lab {
         return DiskImage(path: path)
     }
 
-    /// Starts usbvfiod with these devices and waits until it is up.
+    /// Starts usbvfiod with some devices and waits until it listens.
     public func serve(_ devices: String...) throws -> Server { try serve(devices) }
 
-    /// The same, with as many devices as there are in a list.
+    /// Starts usbvfiod with a list of devices and waits until it listens.
     public func serve(_ devices: [String]) throws -> Server {
         let server = try Server(
             devices: devices, folder: makeFolder("server-\(servers.count + 1)"))
@@ -49,24 +49,24 @@ public final class Lab {
         return server
     }
 
-    /// Boots a guest and waits until it takes commands.
+    /// Boots a guest and waits until it accepts commands.
     public func boot(_ machine: Machine) throws -> Guest {
         let guest = try Guest(machine, bed: bed, folder: makeFolder("guest-\(guests.count + 1)"))
         guests.append(guest)
         return guest
     }
 
-    /// Boots a guest whose USB controller is what the server serves.
+    /// Boots a guest with the USB controller of a server.
     public func boot(_ kernel: Kernel, with server: Server) throws -> Guest {
         try boot(Machine(kernel, devices: [.usbvfiod(server.socket)]))
     }
 
-    /// Boots a guest that is a host itself, with USB devices of its own.
+    /// Boots a guest that is a host itself, with USB devices.
     public func bootHost(_ kernel: Kernel, devices: [Machine.Device]) throws -> GuestHost {
         try GuestHost(self, kernel, devices: devices)
     }
 
-    /// A folder in which guests may find files, as /mnt/NAME.
+    /// Creates a folder that a guest can mount as /mnt/NAME.
     public func makeFolder(_ name: String) throws -> String {
         let url = folder.appending(path: name)
         try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true)
@@ -74,12 +74,12 @@ public final class Lab {
     }
 }
 
-/// The contents of a disk, as a file on this host.
+/// A disk image on this host.
 public struct DiskImage: Sendable {
-    /// The file.
+    /// The path of the file.
     public let path: String
 
-    /// The SHA-256 of all of it, or of its first `mebibytes`.
+    /// The SHA-256 of the image, or of its first `mebibytes`.
     public func checksum(mebibytes: Int? = nil) throws -> String {
         let source = mebibytes.map { "head -c \($0)M '\(path)'" } ?? "cat '\(path)'"
         return try CompletedProgram.firstLine(

@@ -1,36 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A virtual machine as QEMU is told of it.
+/// The configuration of a virtual machine, from which QEMU's command line is made.
 public struct Machine: Sendable {
-    /// What it boots.
+    /// The kernel that it boots.
     public var kernel: Kernel
     /// Its memory in MiB.
     public var memory = 1024
-    /// Whether its memory is a file that the server can map. If not, each DMA is a message.
+    /// Whether the server can map its memory. If not, each DMA access is a message.
     public var sharesMemory = true
     /// Its number of processors.
     public var processors = 1
-    /// The controllers and devices that the test is about.
+    /// The controllers and devices under test.
     public var devices: [Device]
-    /// Folders of the host that it sees, each as /mnt/NAME.
+    /// Folders of the host that it mounts, each as /mnt/NAME.
     public var folders: [String: String] = [:]
-    /// Further ports, by name, that end at a socket of that name on the host.
+    /// Further virtio ports; each ends at a socket of its name on the host.
     public var ports: [String] = []
 
-    /// A machine with a kernel, some devices, and no more than it takes to drive it.
+    /// A machine with a kernel, some devices, and a port for the agent.
     public init(_ kernel: Kernel, devices: [Device] = []) {
         self.kernel = kernel
         self.devices = devices
     }
 
-    /// Something plugged into the machine.
+    /// A device or controller of the machine.
     public struct Device: Sendable {
         let arguments: [String]
 
-        /// Whatever QEMU's command line can say.
+        /// Arguments of QEMU's command line.
         public static func qemu(_ arguments: String...) -> Device { Device(arguments: arguments) }
 
-        /// A controller that usbvfiod serves at this socket.
+        /// The controller that usbvfiod serves at a socket.
         public static func usbvfiod(_ socket: String) -> Device {
             .qemu(
                 "-device",
@@ -40,7 +40,7 @@ public struct Machine: Sendable {
         /// QEMU's own xHCI controller.
         public static let controller = Device.qemu("-device", "qemu-xhci,id=usb")
 
-        /// A stick at QEMU's own controller, holding an image.
+        /// A USB stick with an image at QEMU's own controller.
         public static func stick(_ image: DiskImage) -> Device {
             .qemu(
                 "-drive", "if=none,id=image,format=raw,file=\(image.path)",
@@ -51,15 +51,15 @@ public struct Machine: Sendable {
         public static let keyboard = Device.qemu("-device", "usb-kbd,bus=usb.0,id=keyboard")
     }
 
-    /// Where a machine runs and finds its files: on the host, or in another guest.
+    /// The host of a machine: this host or another guest, and the paths there.
     struct Site {
         let qemu: String
         let accelerator: String
         let tree: String
         /// For sockets and logs.
         let folder: String
-        /// Kernel messages up to this level go to the console. Each character costs an inner guest
-        /// two changes of world.
+        /// Kernel messages up to this level go to the console. Each character costs an inner guest two
+        /// VM exits.
         let logLevel: Int
     }
 
@@ -70,7 +70,7 @@ public struct Machine: Sendable {
             "-cpu", site.accelerator == "kvm" ? "host" : "max",
             "-smp", "\(processors)", "-nodefaults", "-display", "none",
             "-kernel", "\(boot)/vmlinuz", "-initrd", "\(boot)/initrd",
-            // The kernel's look whether its timer works fails where the host is busy.
+            // The kernel's check of its timer fails on a busy host.
             "-append", "console=ttyS0 no_timer_check loglevel=\(site.logLevel)",
             "-serial", "file:\(site.folder)/console.log",
             "-qmp", "unix:\(site.folder)/qmp,server=on,wait=off",
@@ -80,7 +80,7 @@ public struct Machine: Sendable {
             "-device", "virtio-serial-pci",
         ]
         for port in ["agent"] + ports {
-            // QEMU waits for the test to connect, or the guest's first words would be lost.
+            // QEMU waits for the test to connect, or the guest's first output would be lost.
             arguments += [
                 "-chardev", "socket,id=\(port),path=\(site.folder)/\(port),server=on,wait=on",
                 "-device", "virtserialport,chardev=\(port),name=\(port)",

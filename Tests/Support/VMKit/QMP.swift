@@ -2,7 +2,7 @@
 
 import Foundation
 
-/// A client of QEMU's monitor: plugs devices in and out, types on keyboards.
+/// A client of QEMU's monitor, which attaches and detaches devices and types on keyboards.
 public final class QMP {
     private let channel: Channel
     private var events: [String] = []
@@ -12,7 +12,7 @@ public final class QMP {
         try execute("qmp_capabilities")
     }
 
-    /// Runs one command and returns what it returns.
+    /// Runs a command and returns its result.
     @discardableResult
     public func execute(_ command: String, _ arguments: [String: Any] = [:]) throws -> Any? {
         let request: [String: Any] = ["execute": command, "arguments": arguments]
@@ -26,7 +26,7 @@ public final class QMP {
         throw VMError("QEMU did not answer \(command)")
     }
 
-    /// Waits for an event that comes after the last command, or came before and was not asked for.
+    /// Waits for an event, which may have arrived before and not been waited for.
     public func wait(forEvent name: String, within limit: Duration = .seconds(120)) throws {
         let deadline = Deadline(limit)
         while true {
@@ -40,13 +40,13 @@ public final class QMP {
         }
     }
 
-    /// Pulls out the device with this id, and waits until it is gone.
+    /// Detaches the device with this ID, and waits for the DEVICE_DELETED event.
     public func unplug(_ device: String) throws {
         try execute("device_del", ["id": device])
         try wait(forEvent: "DEVICE_DELETED")
     }
 
-    /// Presses keys and lets them go, one after the other, by QEMU's names for them: `a`, `ret`.
+    /// Presses and releases keys, one after the other, by QEMU's names: `a`, `ret`.
     public func type(_ keys: [String]) throws {
         for key in keys {
             for down in [true, false] {

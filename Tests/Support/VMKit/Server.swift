@@ -3,12 +3,12 @@
 import Foundation
 import Glibc
 
-/// The real usbvfiod on this host, serving some devices. It dies with its last reference.
+/// A running usbvfiod on this host. It is killed with its last reference.
 public final class Server {
     private let process: ChildProcess
-    /// Where VMMs find it.
+    /// The socket for VMMs.
     public let socket: String
-    /// Where it takes requests.
+    /// The control socket.
     public let controlSocket: String
 
     init(devices: [String], folder: String) throws {
@@ -22,7 +22,7 @@ public final class Server {
             output: "\(folder)/usbvfiod.log")
         do {
             try process.wait(for: "usbvfiod to listen at \(socket)", within: .seconds(60)) {
-                guard process.isRunning else { throw VMError("usbvfiod exited at its start") }
+                guard process.isRunning else { throw VMError("usbvfiod exited during its start") }
                 return isListening ? true : nil
             }
         } catch {
@@ -30,20 +30,20 @@ public final class Server {
         }
     }
 
-    /// The program under test: USBVFIOD_BINARY, or what was built along with the tests.
+    /// The program under test: USBVFIOD_BINARY, or the one built with the tests.
     public static let binary: String =
         ProcessInfo.processInfo.environment["USBVFIOD_BINARY"]
         ?? URL(filePath: "/proc/self/exe").resolvingSymlinksInPath()
         .deletingLastPathComponent().appending(path: "usbvfiod").path
 
-    /// Whether it was built with a sanitizer, which has memory of its own.
+    /// Whether it was built with a sanitizer, which adds memory of its own.
     public static var isSanitized: Bool {
         ["ASAN_OPTIONS", "TSAN_OPTIONS"].contains {
             ProcessInfo.processInfo.environment[$0] != nil
         }
     }
 
-    /// Asks it for something with a subcommand of its own, which must succeed.
+    /// Runs a subcommand of usbvfiod against the server, which must succeed.
     public func control(_ arguments: String...) throws {
         let program = try CompletedProgram(
             [Self.binary] + arguments + ["--control-path", controlSocket])
@@ -53,23 +53,22 @@ public final class Server {
         }
     }
 
-    /// Whether it still runs.
+    /// Whether the program runs.
     public var isRunning: Bool { process.isRunning }
 
-    /// What it said.
+    /// The log.
     public var log: String { process.output }
 
-    /// Ends it as a service manager would, and returns its exit status.
+    /// Sends SIGTERM, waits for its end, and returns the exit status.
     @discardableResult
     public func terminate() throws -> Int32 {
         process.send(signal: SIGTERM)
         return try process.waitForExit(within: .seconds(30))
     }
 
-    /// Ends it without a chance to do anything about it.
+    /// Sends SIGKILL and waits for its end.
     public func kill() { process.kill() }
 
-    /// Its last word at the start. A connection would be a client of it, and asking the kernel's table
-    /// of sockets was twice seen to miss one that listened; why is not known.
+    /// Whether the last line of its start has been logged. A test connection would be served as a client.
     private var isListening: Bool { log.contains("control requests at \(controlSocket)") }
 }

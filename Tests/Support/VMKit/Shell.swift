@@ -2,40 +2,40 @@
 
 import Foundation
 
-/// A running Linux that a test gives commands to.
+/// A running Linux system that executes shell commands.
 public protocol Shell: AnyObject {
-    /// Runs a shell command to its end, whatever its status.
+    /// Runs a shell command to its end and returns its status and output.
     func execute(_ command: String, timeout: Duration) throws -> CommandResult
-    /// What its kernel wrote, for the eyes of whoever looks into a failure.
+    /// The end of its kernel log, for the details of an error.
     var logTail: String { get }
 }
 
 extension Shell {
-    /// Runs a shell command that must succeed, and returns what it printed.
+    /// Runs a shell command that must succeed, and returns its output.
     @discardableResult
     public func run(_ command: String, timeout: Duration = .seconds(180)) throws -> String {
         let result: CommandResult
         do {
             result = try execute(command, timeout: timeout)
-        } catch let error as GuestStandsStill {
+        } catch let error as GuestNotResponding {
             throw error
         } catch {
-            throw VMError("\(error)", detail: "its kernel's last words:\n\(logTail)")
+            throw VMError("\(error)", detail: "the end of its kernel log:\n\(logTail)")
         }
         guard result.status == 0 else {
             throw VMError(
                 "status \(result.status) from: \(command)",
-                detail: "\(result.output)\nthe kernel's last words:\n\(logTail)")
+                detail: "\(result.output)\nthe end of the kernel log:\n\(logTail)")
         }
         return result.output
     }
 
     /// Waits until a shell condition holds.
     public func wait(until condition: String, within limit: Duration = .seconds(120)) throws {
-        // A little longer than the guest itself waits, so that the guest's answer comes first.
+        // The guest's own limit is shorter, so that its answer arrives first.
         let seconds = limit.components.seconds
-        // Nobody writes into the pipe, so reading waits as `sleep` does. That is a program, and in a
-        // guest of a guest to start one costs more than the rest.
+        // A read of a pipe without a writer waits like `sleep`, but starts no process, which is slow in
+        // a guest of a guest.
         let loop = """
             [[ -p /tmp/silence ]] || mkfifo /tmp/silence
             end=$((SECONDS + \(seconds)))
@@ -46,25 +46,24 @@ extension Shell {
             """
         guard try execute(loop, timeout: limit + .seconds(30)).status == 0 else {
             throw VMError(
-                "waited \(limit) in vain until: \(condition)",
-                detail: "the kernel's last words:\n\(logTail)")
+                "timeout after \(limit): \(condition)",
+                detail: "the end of the kernel log:\n\(logTail)")
         }
     }
 
     /// Waits for the USB disk, and returns its device file.
     ///
-    /// The file is there before the kernel has looked for partitions. Who takes the disk away by
-    /// then makes the kernel complain, so this waits for its word that it is done.
+    /// The file exists before the kernel has read the partition table, and the kernel logs errors if the
+    /// disk is detached by then, so this waits for the kernel's message that the disk is attached.
     public func disk(within limit: Duration = .seconds(120)) throws -> String {
         let isAttached = "[[ $(dmesg | grep -F '[sda]' | tail -n 1) == *Attached* ]]"
         try wait(until: "[[ -b /dev/sda ]] && \(isAttached)", within: limit)
         return "/dev/sda"
     }
 
-    /// Waits for the disk that a driver, such as `uas`, has made of a USB device, and returns its
-    /// device file.
+    /// Waits for the disk of a driver such as `uas`, and returns its device file.
     ///
-    /// Programs take long to start in a guest of a guest, so the shell looks alone.
+    /// The condition starts no process, which is slow in a guest of a guest.
     public func disk(under driver: String) throws -> String {
         let find = "disk=(/sys/bus/usb/drivers/\(driver)/*:*/host*/target*/*/block/sd*)"
         try wait(until: "{ \(find); [[ -b /dev/${disk##*/} ]]; }")
@@ -73,8 +72,8 @@ extension Shell {
         return "/dev/\(name)"
     }
 
-    /// The SHA-256 of a file or device, or of its first `mebibytes`, as the disk has it: what the
-    /// guest has cached of it is forgotten first.
+    /// The SHA-256 of a file or device, or of its first `mebibytes`, read from the disk after the guest has
+    /// dropped its caches.
     public func checksum(
         of path: String, mebibytes: Int? = nil, timeout: Duration = .seconds(300)
     ) throws -> String {
@@ -87,7 +86,7 @@ extension Shell {
             """, timeout: timeout)
     }
 
-    /// Lines of the kernel's log in which USB or the disk complains.
+    /// Lines of the kernel log with an error or a warning about USB or the disk.
     public func complaints() throws -> [String] {
         let subject = #/xhci|usb|uas|scsi|\bsd\b|\bsd[a-z]\b|I/O/#.ignoresCase()
         let complaint =

@@ -2,15 +2,14 @@
 
 import Foundation
 
-/// One of the cases of `usbtest`, by which Linux's own developers test USB controllers. The module is
-/// in each kernel; `testusb`, which the bed has built, asks it to run a case against a device.
+/// A case of Linux's `usbtest` module, which tests USB controllers. `testusb`, a part of the bed, runs a case
+/// against a device.
 public struct USBTestCase: Sendable, CustomStringConvertible {
-    /// What `usbtest` calls it.
+    /// Its number in `usbtest`.
     public let number: Int
-    /// What it does.
+    /// A description of the case.
     public let summary: String
-    /// How often (`-c`), with how many bytes (`-s`) that vary by how many (`-v`), and how many
-    /// transfers at once (`-g`).
+    /// Iterations (`-c`), bytes (`-s`), variation of their number (`-v`), and queue depth (`-g`).
     let options: String
 
     public var description: String { "case \(number) (\(summary))" }
@@ -21,7 +20,7 @@ public struct USBTestCase: Sendable, CustomStringConvertible {
         self.options = options
     }
 
-    /// All of them, each as often as a guest on a software CPU does in about a second.
+    /// All cases, with iterations for about one second on an emulated processor.
     public static let all = [
         USBTestCase(0, "nothing", "-c 1"),
         USBTestCase(1, "bulk OUT", "-c 100 -s 16384"),
@@ -30,8 +29,8 @@ public struct USBTestCase: Sendable, CustomStringConvertible {
         USBTestCase(4, "bulk IN of each length", "-c 200 -s 4096 -v 421"),
         USBTestCase(5, "bulk OUT from scattered memory", "-c 50 -s 1024 -g 32"),
         USBTestCase(6, "bulk IN to scattered memory", "-c 50 -s 1024 -g 32"),
-        USBTestCase(7, "bulk OUT from odd pieces of memory", "-c 50 -s 2048 -v 421 -g 32"),
-        USBTestCase(8, "bulk IN to odd pieces of memory", "-c 50 -s 2048 -v 421 -g 32"),
+        USBTestCase(7, "bulk OUT from odd segments of memory", "-c 50 -s 2048 -v 421 -g 32"),
+        USBTestCase(8, "bulk IN to odd segments of memory", "-c 50 -s 2048 -v 421 -g 32"),
         USBTestCase(9, "requests of USB's chapter 9", "-c 30"),
         USBTestCase(10, "queued control transfers, some stalled", "-c 30 -g 48"),
         USBTestCase(11, "unlink bulk IN", "-c 20 -s 8192"),
@@ -55,36 +54,36 @@ public struct USBTestCase: Sendable, CustomStringConvertible {
         USBTestCase(29, "clear data toggles between transfers", "-c 20"),
     ]
 
-    /// A case by its number, which is one of 0 to 29.
+    /// The case with a number from 0 to 29.
     public static func number(_ number: Int) -> USBTestCase { all[number] }
 
-    /// What became of a case.
+    /// The outcome of a case.
     public enum Outcome: Equatable, Sendable {
         case passed
-        /// `usbtest` would not run it: the device lacks the endpoint, or the case the option.
+        /// `usbtest` did not run it: the device lacks an endpoint, or the case an option.
         case skipped
-        /// With this `errno`.
+        /// The case failed with this `errno`.
         case failed(Int32)
     }
 }
 
-/// A device that `usbtest` has taken.
+/// A device bound to `usbtest`.
 public struct USBTestDevice: Sendable {
     /// Its name on the bus.
     public let name: String
-    /// Mb/s, as the kernel counts them.
+    /// The speed in Mb/s as the kernel reports it.
     public let speed: String
     /// Its serial number.
     public let serial: String
-    /// Its file, which is another one each time it is plugged in.
+    /// Its device node, which differs after each attachment.
     public let path: String
 }
 
 extension Shell {
-    /// Loads `usbtest` and waits until it has taken so many devices.
+    /// Loads `usbtest` and waits until it is bound to `count` devices.
     ///
-    /// It is told to use alternate setting 1, in which the test device has endpoints of each kind; with
-    /// `nil` it takes the first setting that has any.
+    /// - Parameter setting: the alternate setting to use; in setting 1 the test device has endpoints of each
+    ///   type. With `nil`, `usbtest` uses the first setting with endpoints.
     public func usbTestDevices(count: Int, setting: Int? = 1) throws -> [USBTestDevice] {
         try run("modprobe usbtest" + (setting.map { " alt=\($0)" } ?? ""))
         let bound = "/sys/bus/usb/drivers/usbtest/*:*"
@@ -107,7 +106,7 @@ extension Shell {
         }
     }
 
-    /// Runs one case to its end.
+    /// Runs a case.
     public func run(
         _ test: USBTestCase, on device: USBTestDevice
     ) throws -> USBTestCase.Outcome {
@@ -115,10 +114,10 @@ extension Shell {
         return try outcome(of: test, on: device, lines)
     }
 
-    /// Runs all cases in one go, for guests in which each program takes long to start.
+    /// Runs all cases with one call of `testusb`, for guests in which programs start slowly.
     ///
-    /// - Parameter options: those of each case, for which lengths, and by how much they vary, should be
-    ///   packets: there are devices that send nothing shorter.
+    /// - Parameter options: the options of every case. Lengths and their variation should be multiples of
+    ///   the packet size, as some devices send no short packets.
     public func runAll(
         on device: USBTestDevice, options: String
     ) throws -> [(test: USBTestCase, outcome: USBTestCase.Outcome)] {
@@ -127,23 +126,23 @@ extension Shell {
     }
 
     private func testusb(
-        _ options: String, _ device: USBTestDevice, _ what: String
+        _ options: String, _ device: USBTestDevice, _ subject: String
     ) throws -> [Substring] {
         let result: CommandResult
         do {
             result = try execute(
                 "/usr/lib/bed/testusb -D \(device.path) \(options)", timeout: .seconds(180))
-        } catch let error as GuestStandsStill {
+        } catch let error as GuestNotResponding {
             throw error
         } catch {
             throw VMError(
-                "\(what) at \(device.speed) Mb/s: \(error)",
-                detail: "its kernel's last words:\n\(logTail)")
+                "\(subject) at \(device.speed) Mb/s: \(error)",
+                detail: "the end of its kernel log:\n\(logTail)")
         }
-        // It says whom it asks, and then one line a case, or none if the case was not run.
+        // testusb names the device, then prints one line per case that was run.
         let lines = result.output.split(separator: "\n")
         guard result.status == 0, lines.contains(where: { $0.contains("speed\t\(device.path)") })
-        else { throw VMError("\(what) at \(device.speed) Mb/s: \(result.output)") }
+        else { throw VMError("\(subject) at \(device.speed) Mb/s: \(result.output)") }
         return lines
     }
 
@@ -159,8 +158,8 @@ extension Shell {
         return .failed(code)
     }
 
-    /// The kernel's last words on a test. It repeats itself when a transfer ends before it can be
-    /// unlinked, which is no fault.
+    /// The end of the kernel log, without the repeated message about a transfer that ended before it could be
+    /// unlinked, which is not an error.
     public var usbTestLog: String {
         (try? run("dmesg --notime | grep -v 'unlink retry' | tail -n 25")) ?? logTail
     }
