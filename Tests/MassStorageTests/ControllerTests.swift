@@ -11,7 +11,7 @@ import USB
 
 @testable import MassStorage
 
-/// The stick behind the real controller, used by a guest's driver.
+/// The mass storage device behind the real controller, with a guest's driver.
 @Suite struct ControllerTests {
     private func stick(
         _ image: any DiskImage, on guest: Guest, speed: USBSpeed = .superSpeed,
@@ -32,7 +32,7 @@ import USB
     }
 
     @Test(
-        "an image is read, written and flushed",
+        "an image is read, written and flushed through the controller",
         arguments: [SimulatedMachine.MemoryKind.local, .remote], [USBSpeed.high, .superSpeed])
     func roundTrip(memory: SimulatedMachine.MemoryKind, speed: USBSpeed) throws {
         let file = try TemporaryFile(size: 1 << 20) { UInt8(truncatingIfNeeded: $0 / 3) }
@@ -50,7 +50,7 @@ import USB
     }
 
     @Test(
-        "a medium that is never quick is read and written",
+        "an image that would block is read and written through the controller",
         arguments: [FakeImage.NonblockingAccess.wouldBlock, .notSupported, .servedUpTo(777)])
     func slowMedium(nonblocking: FakeImage.NonblockingAccess) throws {
         let guest = try Guest()
@@ -66,8 +66,8 @@ import USB
         #expect(try driver.read(block: 3, count: 128) == data)
     }
 
-    /// INQUIRY for more than there is: a short packet, a halt where the CSW was expected, and the
-    /// recovery that Linux makes.
+    /// INQUIRY with a larger data stage than the device has: a short packet, a halt instead of the
+    /// CSW, and Linux's recovery.
     @Test func `a guest recovers from the halt behind short data`() throws {
         let guest = try Guest()
         let slot = try guest.plug(stick(FakeImage(byteCount: 1 << 20), on: guest))
@@ -89,7 +89,7 @@ import USB
         #expect(endpoints[0].context.state == .halted)
         try endpoints[0].reset()
         try endpoints[0].setDequeuePointer()
-        // Without CLEAR_FEATURE the device stays halted.
+        // The device's endpoint stays halted until CLEAR_FEATURE.
         endpoints[0].submit(endpoints[0].trbs(buffer, 13))
         #expect(try endpoints[0].event().code == .stall)
         try endpoints[0].reset()
@@ -100,7 +100,7 @@ import USB
             try endpoints[0].receive(13) == [0x55, 0x53, 0x42, 0x53, 9, 0, 0, 0, 32, 0, 0, 0, 0])
     }
 
-    @Test func `unplugging while the disk is slow leaves a controller and a stick that work`()
+    @Test func `controller and device work after a detach while the worker reads`()
         throws
     {
         let guest = try Guest()
@@ -126,7 +126,9 @@ import USB
         #expect(try again.read(block: 0, count: 8).count == 4096)
     }
 
-    @Test func `UAS over streams: a slow read outlives a command that fails beside it`() throws {
+    @Test func `a UAS command that fails does not disturb a slow read on another stream`()
+        throws
+    {
         let guest = try Guest()
         let image = FakeImage(byteCount: 1 << 20)
         let data = (0..<4096).map { UInt8(truncatingIfNeeded: $0 / 7) }
@@ -158,7 +160,7 @@ import USB
         try give(1, [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], 4096)
         try give(2, [0x4d, 0, 0, 0, 0, 0, 0, 0, 64, 0], 64)
         image.openGate()
-        // The data of the command that fails come back without bytes, before its status.
+        // The data transfer of the failed command completes without bytes before its status.
         #expect(try stream.event().length == 0)
         #expect(try stream.event().length == 64)
         #expect(try status.event().code == .shortPacket)

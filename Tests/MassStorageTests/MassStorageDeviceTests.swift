@@ -22,14 +22,14 @@ import USB
         #expect(result.data == Array(file.contents[4096..<12288]))
     }
 
-    @Test func `a write is in the file when its status is told`() {
+    @Test func `a write is in the file before its status`() {
         let data = (0..<8192).map { UInt8(truncatingIfNeeded: $0 &* 7) }
         let result = host.run([0x2a, 0, 0, 0, 0, 8, 0, 0, 16, 0], out: data)
         #expect(result.status == 0)
         #expect(Array(file.contents[4096..<12288]) == data)
     }
 
-    @Test func `a stick tells who it is and how large`() {
+    @Test func `INQUIRY and READ CAPACITY identify the device`() {
         #expect(host.run([0, 0, 0, 0, 0, 0]).status == 0)
         let inquiry = host.run([0x12, 0, 0, 0, 36, 0], in: 36)
         #expect(inquiry.status == 0)

@@ -11,7 +11,7 @@ import USB
 
 @testable import MassStorage
 
-/// The operator's hand at a stick that a guest uses.
+/// Medium changes by the operator while a guest uses the device.
 @Suite struct MediumExchangeTests {
     private let first = FakeImage(byteCount: 64 * 512)
     private let second = FakeImage(byteCount: 32 * 512)
@@ -23,7 +23,7 @@ import USB
         host = try BulkOnlyHost(first)
     }
 
-    /// Asks for another medium, or none; the answer comes later.
+    /// A medium change in progress.
     private final class Change {
         private(set) var isDone = false
         private(set) var error: Errno?
@@ -51,7 +51,7 @@ import USB
             [0x2a, 0, 0, 0, 0, 0, 0, 0, 1, 0], out: Array(repeating: byte, count: 512))
     }
 
-    /// Key and additional code of REQUEST SENSE.
+    /// Sense key, ASC and ASCQ of REQUEST SENSE.
     private func sense() -> [UInt8] {
         let data = host.run([3, 0, 0, 0, 18, 0], in: 18).data
         return data.count == 18 ? [data[2], data[12], data[13]] : []
@@ -59,7 +59,7 @@ import USB
 
     private var testUnitReady: UInt8? { host.run([0, 0, 0, 0, 0, 0]).status }
 
-    @Test func `another medium is told of once, and is read with its own size`() {
+    @Test func `a new medium establishes one unit attention and has its own size`() {
         #expect(read().data.first == 1)
         let change = change(to: second)
         #expect(change.isDone && change.error == nil)
@@ -72,7 +72,7 @@ import USB
         #expect(sense() == [5, 0x21, 0])
     }
 
-    @Test func `what was written is on the old medium before it is given up`() {
+    @Test func `the old medium is flushed before it is removed`() {
         #expect(write(7).status == 0)
         _ = change(to: second)
         #expect(first.flushCount == 1)
@@ -83,7 +83,7 @@ import USB
         #expect(second.bytes(at: 0, count: 1) == [8])
     }
 
-    @Test func `without a medium commands say so, through resets and attempts to load`() {
+    @Test func `without a medium commands report it, also after resets and load attempts`() {
         _ = change(to: nil)
         for _ in 0..<2 {
             #expect(testUnitReady == 1)
@@ -102,7 +102,7 @@ import USB
         #expect(read().data.first == 2)
     }
 
-    @Test func `a write-protected medium protects itself alone`() throws {
+    @Test func `write protection ends with the write-protected medium`() throws {
         let protected = FakeImage(byteCount: 8 * 512, readOnly: true)
         _ = change(to: protected)
         _ = testUnitReady
@@ -115,7 +115,10 @@ import USB
         #expect(protected.flushCount == 0)
     }
 
-    @Test func `a command in the midst of its data fails, and the next finds the new medium`() {
+    @Test
+    func
+        `a medium change fails a command in its data stage`()
+    {
         let tag: UInt32 = 77
         let command = host.submitOut(
             host.wrapper(
@@ -136,7 +139,10 @@ import USB
         #expect(read().data.first == 2)
     }
 
-    @Test func `work of the worker is not cut off, and what follows fails`() {
+    @Test
+    func
+        `a medium change waits for the worker's job and fails the rest of the command`()
+    {
         first.set { $0.nonblocking = .wouldBlock }
         first.shutGate()
         let command = host.submitOut(
@@ -159,13 +165,13 @@ import USB
         #expect(host.bytes(status)[12] == 1)
     }
 
-    @Test func `a medium that cannot be written stays, unless it is forced out`() {
+    @Test func `a medium whose flush fails stays, unless the change is forced`() {
         first.set { $0.fault = { $0 == .flush ? .ioError : nil } }
         let refused = change(to: second)
         #expect(refused.isDone && refused.error == .ioError)
         _ = testUnitReady
         #expect(read().data.first == 1)
-        // The operator knows that writes are lost; the guest, whose writes they are, must hear of it too.
+        // The error was reported to the operator; it must be reported to the guest too.
         first.set { $0.fault = { _ in nil } }
         let flush = [0x35] + [UInt8](repeating: 0, count: 9)
         #expect(host.run(flush).status == 1)
@@ -178,7 +184,7 @@ import USB
         #expect(read().data.first == 2)
     }
 
-    @Test func `a stick that is unplugged while its medium is exchanged ends in peace`() {
+    @Test func `a medium change completes after the device is detached`() {
         first.shutGate()
         let change = Change(host.device, to: second)
         host.device.detached()
@@ -189,7 +195,7 @@ import USB
     }
 }
 
-/// What the backend makes of requests.
+/// Requests to the backend: insert and eject.
 @Suite struct MediumRequestTests {
     private let bus = StorageBackendTests.FakeBus()
     private let loop: EpollLoop
@@ -227,7 +233,7 @@ import USB
         try DeviceSpecification(parsing: "storage:\(text)")
     }
 
-    @Test func `an image is exchanged, taken out, and free for others at once`() throws {
+    @Test func `an image is unlocked when another one is inserted or it is ejected`() throws {
         let backend = try make("storage:file=\(file.path)")
         #expect(
             try answer(backend, "insert", ["spec": .text("file=\(other.path),readonly")]) == "")
@@ -239,7 +245,7 @@ import USB
         try backend.stop()
     }
 
-    @Test func `what makes no sense is refused, and the medium stays`() throws {
+    @Test func `invalid requests are refused, and the medium stays`() throws {
         let backend = try make("storage:file=\(file.path)")
         let insert = { (text: String) in
             try answer(backend, "insert", ["spec": .text(text)])
@@ -255,7 +261,7 @@ import USB
         try fixed.stop()
     }
 
-    @Test func `a descriptor stands for the file, with the rights it was opened with`() throws {
+    @Test func `a received descriptor replaces the file, with its access mode`() throws {
         func attach(_ flags: CInt, _ more: String = "") throws -> String {
             // A process that another test has just forked holds the lock of the attempt before.
             try eventually {
@@ -271,7 +277,7 @@ import USB
                 descriptor: ReceivedDescriptor(
                     OwnedDescriptor(owning: try #require(number >= 0 ? number : nil))))
             do throws(BackendError) {
-                // The path means nothing where the server is.
+                // The path does not exist where the server runs.
                 let backend = try StorageBackend(
                     DeviceSpecification(parsing: "storage:file=/elsewhere\(more)"),
                     context: context)
@@ -290,7 +296,7 @@ import USB
         #expect(try attach(O_RDWR | O_APPEND).contains("O_APPEND"))
     }
 
-    @Test func `what is no image is refused, however it was opened`() throws {
+    @Test func `a received descriptor of another kind of file is refused`() throws {
         for path in ["/dev/null", "/tmp"] {
             let number = open(path, O_RDONLY | O_CLOEXEC)
             let context = BackendContext(
@@ -303,7 +309,7 @@ import USB
         }
     }
 
-    @Test func `an image is opened for a server under a path that means it everywhere`() throws {
+    @Test func `an image is opened for a server with its canonical path`() throws {
         func open(_ path: String) throws(BackendError) -> String? {
             let specification = try DeviceSpecification(parsing: "storage:file=\(path),readonly")
             guard let opened = try StorageBackend.open(specification) else { return nil }

@@ -11,7 +11,7 @@ import USB
 
 @testable import MassStorage
 
-/// The specification on the command line, and the life of the backend.
+/// Device specifications, and the lifetime of the backend.
 @Suite struct StorageBackendTests {
     let file: TemporaryFile
     let loop: EpollLoop
@@ -71,7 +71,7 @@ import USB
             decoding: stride(from: 2, to: bytes.count, by: 2).map { bytes[$0] }, as: UTF8.self)
     }
 
-    @Test func `a file alone is a SuperSpeed stick with a serial number of its own`() throws {
+    @Test func `by default a stick is SuperSpeed and has a derived serial number`() throws {
         let bus = FakeBus()
         let backend = try make("storage:file=\(file.path)")
         try backend.start(on: bus)
@@ -98,7 +98,7 @@ import USB
         #expect(bus.device == nil)
     }
 
-    @Test func `every parameter is heard`() throws {
+    @Test func `every parameter has its effect`() throws {
         let bus = FakeBus()
         let backend = try make(
             "storage:file=\(file.path),readonly,serial=ABC-123,vendor=ACME,product=Rocket Stick,"
@@ -121,7 +121,7 @@ import USB
         try backend.stop()
     }
 
-    @Test func `what is wrong is said, with what is allowed`() {
+    @Test func `errors name the invalid value and the valid ones`() {
         let start = "storage:file=\(file.path)"
         #expect(reason("storage").contains("lacks 'file=PATH'"))
         #expect(reason("storage:file=").contains("needs a value"))
@@ -137,7 +137,7 @@ import USB
         #expect(reason("storage:file=/nowhere/x.img").contains("there is no '/nowhere/x.img'"))
     }
 
-    @Test func `an image given twice is refused`() throws {
+    @Test func `an image in use is refused`() throws {
         let first = try make("storage:file=\(file.path)")
         #expect(reason("storage:file=\(file.path)").contains("in use"))
         withExtendedLifetime(first) {}
@@ -147,7 +147,7 @@ import USB
         withExtendedLifetime(one) {}
     }
 
-    @Test func `a bus without a free port is an error in words`() throws {
+    @Test func `an attach without a free port is refused with a reason`() throws {
         let bus = FakeBus()
         bus.isFull = true
         let backend = try make("storage:file=\(file.path)")
@@ -155,13 +155,13 @@ import USB
         try backend.stop()
     }
 
-    @Test func `serial numbers of paths differ and stay`() {
+    @Test func `serial numbers depend on the path only`() {
         #expect(SerialNumber.derived(from: "") == "CBF29CE484222325")
         #expect(SerialNumber.derived(from: "a") == "AF63DC4C8601EC8C")
         #expect(SerialNumber.derived(from: "/a/b") != SerialNumber.derived(from: "/a/c"))
     }
 
-    @Test func `the serial number is the same through a link`() throws {
+    @Test func `the serial number is derived from the canonical path`() throws {
         let link = file.path + "-link"
         symlink(file.path, link)
         defer { unlink(link) }

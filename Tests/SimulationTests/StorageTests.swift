@@ -9,12 +9,12 @@ import TestKit
 import Testing
 import XHCI
 
-/// The stick behind the controller, in one process: a guest's driver writes and reads blocks by the
-/// dice, and a model says what must be on the image.
+/// The storage backend behind the controller: a guest's driver writes and reads random blocks, and a
+/// model checks the contents of the image.
 struct StorageTests {
     private static let blocks = 4096
 
-    @Test func `a stick keeps what is written`() throws {
+    @Test func `reads return the data of the last write, and a flush writes the file`() throws {
         for seed in SimulationSeeds.drawn(fixed: 8) {
             do {
                 try Self.run(seed: seed)
@@ -26,7 +26,7 @@ struct StorageTests {
 
     private static func run(seed: UInt64) throws {
         var random = SplitMix64(seed: seed)
-        // The low bits choose what matters most, so that few seeds have it all.
+        // The low bits select memory and speed, so that few seeds cover all combinations.
         let kind: SimulatedMachine.MemoryKind = seed & 1 == 0 ? .local : .remote
         let speed = seed & 2 == 0 ? "high" : "super"
         let folder = try TemporaryFolder()
@@ -46,7 +46,7 @@ struct StorageTests {
 
         var model = [UInt8](repeating: 0, count: blocks * GuestStick.blockSize)
         for _ in 0..<2 {
-            // The second time the controller is reset under a device that stays plugged in.
+            // The second start resets the controller; the device stays attached.
             try driver.start()
             let stick = try GuestStick(driver)
             #expect(try stick.blockCount() == blocks, "SEED=\(seed)")
@@ -65,7 +65,7 @@ struct StorageTests {
                 }
             }
             try stick.synchronize()
-            // What was flushed is in the file, whatever becomes of the program.
+            // Flushed data are in the file.
             #expect(try [UInt8](Data(contentsOf: url)) == model, "SEED=\(seed)")
         }
         #expect(machine.memory.damagedCanaries().isEmpty, "SEED=\(seed)")

@@ -2,9 +2,9 @@
 
 internal import USB
 
-/// The descriptors of the device: one interface of the mass storage class (SCSI transparent, Bulk-Only
-/// Transport) with a bulk endpoint in each direction. UAS is an alternate setting with two more endpoints,
-/// the command and status pipes.
+/// The descriptors of the device: one interface of the mass storage class (SCSI transparent,
+/// Bulk-Only Transport) with a bulk endpoint in each direction. UAS is an alternate setting with
+/// two more endpoints, the command and status pipes.
 enum MassStorageDescriptors {
     static let inEndpoint = EndpointAddress(1, .in)
     static let outEndpoint = EndpointAddress(2, .out)

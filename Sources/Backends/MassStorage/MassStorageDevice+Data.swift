@@ -8,8 +8,8 @@ internal import USB
 /// The data stage: moves data between the buffers of transfers and the image.
 ///
 /// The event loop moves data straight between image and buffer if that does not wait for a disk.
-/// Otherwise the worker moves them, chunk by chunk through the ``StagingBuffer``. The worker never accesses
-/// a transfer's buffer, so a transfer can be cancelled during a job.
+/// Otherwise the worker moves them, chunk by chunk through the ``StagingBuffer``. The worker never
+/// accesses a transfer's buffer, so a transfer can be cancelled during a job.
 extension MassStorageDevice {
     /// The data transfer of the worker's job.
     struct PendingTransfer {
@@ -22,8 +22,9 @@ extension MassStorageDevice {
 
     /// Cancels the pending transfer, if it has this identifier.
     ///
-    /// The job runs to its end. Its IN data are dropped, and read again for the next transfer. Its OUT data
-    /// have been copied from the buffer, so they count as transferred; the status waits for the job.
+    /// The job runs to its end. Its IN data are dropped, and read again for the next transfer. Its
+    /// OUT data have been copied from the buffer, so they count as transferred; the status waits
+    /// for the job.
     ///
     /// - Returns: whether the pending transfer has this identifier.
     func cancelPending(_ id: Transfer.ID) -> Bool {
@@ -196,7 +197,8 @@ extension MassStorageDevice {
     /// Evaluates the result of a write and logs its error.
     ///
     /// - Parameter start: the offset in the transfer at which the write began.
-    /// - Returns: the bytes of the transfer that have been written, in whole blocks if there was an error.
+    /// - Returns: the bytes of the transfer that have been written, in whole blocks if there was an
+    ///   error.
     private func evaluateWrite(
         from start: Int, _ extent: Extent, _ result: IOResult
     ) -> (processed: Int, SenseData?) {
@@ -219,12 +221,13 @@ extension MassStorageDevice {
         }
     }
 
-    /// Copies the next chunk of the pending transfer into the staging buffer and runs a job with it on the
-    /// worker.
+    /// Copies the next chunk of the pending transfer into the staging buffer and runs a job with it
+    /// on the worker.
     ///
     /// - Parameters:
     ///   - job: receives the bytes and their offset in the image.
-    ///   - completion: runs on the event loop, with the chunk's range in the transfer and the job's result.
+    ///   - completion: runs on the event loop, with the chunk's range in the transfer and the job's
+    ///     result.
     private func runOnWorkerWithChunk<Result: Sendable>(
         of extent: Extent, _ job: @escaping @Sendable (IOVectors, UInt64) -> Result,
         completion: @escaping (Range<Int>, Result) -> Void
@@ -253,7 +256,8 @@ extension MassStorageDevice {
         _ chunk: Range<Int>, processed: Int, _ error: SenseData?, next: () -> Void
     ) {
         guard let pending else {
-            // The transfer was cancelled; its bytes up to the end of the chunk count as transferred.
+            // The transfer was cancelled; its bytes up to the end of the chunk count as
+            // transferred.
             return received(nil, processed: processed, of: chunk.upperBound, error)
         }
         let hasMore = chunk.upperBound < pending.count
@@ -264,7 +268,8 @@ extension MassStorageDevice {
             error ?? (hasMore ? .mediumNotPresent : nil))
     }
 
-    /// Completes an OUT transfer, and ends the command if there was an error or the data stage is complete.
+    /// Completes an OUT transfer, and ends the command if there was an error or the data stage is
+    /// complete.
     ///
     /// - Parameters:
     ///   - transfer: `nil` if it was cancelled.

@@ -11,9 +11,9 @@ extension MassStorageDevice {
 
     /// Removes the medium and inserts another one, or none.
     ///
-    /// The guest sees a card that is pulled out: a command in its data stage fails, and later commands find
-    /// no medium. The old image is flushed first. If that fails, the old image stays, unless `force` is
-    /// set.
+    /// The guest sees a card that is pulled out: a command in its data stage fails, and later
+    /// commands find no medium. The old image is flushed first. If that fails, the old image stays,
+    /// unless `force` is set.
     ///
     /// - Parameter completion: runs on the event loop, with the error of the flush.
     func changeMedium(

@@ -7,12 +7,12 @@ internal import USB
 
 /// The mass storage device: joins control pipe, transport, logical unit and image.
 ///
-/// Transfers wait in ``MassStoragePipes``, and ``advance()`` processes those that can be processed now.
-/// The event loop moves data straight between the image and a transfer's buffer if that does not wait for
-/// a disk; otherwise the worker moves them through the ``StagingBuffer``. The worker has at most one job
-/// of a command, and the bulk pipes wait until it has ended, so commands take effect in the guest's order.
-/// Control requests are answered meanwhile. A cancelled transfer completes at once; only its successors
-/// wait for the job.
+/// Transfers wait in ``MassStoragePipes``, and ``advance()`` processes those that can be processed
+/// now. The event loop moves data straight between the image and a transfer's buffer if that does
+/// not wait for a disk; otherwise the worker moves them through the ``StagingBuffer``. The worker
+/// has at most one job of a command, and the bulk pipes wait until it has ended, so commands take
+/// effect in the guest's order. Control requests are answered meanwhile. A cancelled transfer
+/// completes at once; only its successors wait for the job.
 final class MassStorageDevice: USBDevice {
     let speed: USBSpeed
     var summary: String
@@ -42,7 +42,8 @@ final class MassStorageDevice: USBDevice {
     var lostWrites = LostWrites()
     /// The tag of the UAS command whose status reports lost writes.
     private var lostWritesTag: UInt16?
-    /// An error has been logged as a warning. Later ones are debug messages, so a guest cannot fill the log.
+    /// An error has been logged as a warning. Later ones are debug messages, so a guest cannot fill
+    /// the log.
     private var hasLoggedError = false
     /// Incremented when the transport is reset or the current command aborted; jobs of an earlier
     /// generation have no effect on the command.
@@ -154,7 +155,8 @@ final class MassStorageDevice: USBDevice {
         }
     }
 
-    /// The class requests of Bulk-Only Transport: Bulk-Only Mass Storage Reset (3.1), Get Max LUN (3.2).
+    /// The class requests of Bulk-Only Transport: Bulk-Only Mass Storage Reset (3.1), Get Max LUN
+    /// (3.2).
     private func classRequest(_ transfer: Transfer, _ setup: SetupPacket) {
         let isSupported =
             setup.kind == .class && setup.recipient == .interface && setup.index == 0
@@ -218,7 +220,8 @@ final class MassStorageDevice: USBDevice {
         begin(unit.execute(wrapper.command, at: wrapper.logicalUnit), wrapper.command)
     }
 
-    /// Receives an information unit of UAS: queues a command, or executes a task management function.
+    /// Receives an information unit of UAS: queues a command, or executes a task management
+    /// function.
     private func receiveRequest(_ transfer: Transfer) {
         let (bytes, count) = transfer.buffer.beginning
         switch pipes.receiveRequest(bytes.span.extracting(first: count)) {
@@ -234,7 +237,8 @@ final class MassStorageDevice: USBDevice {
         complete(transfer.id, .completed, transfer.buffer.count)
     }
 
-    /// Aborts the current command. A job of the worker runs to its end, and the next command waits for it.
+    /// Aborts the current command. A job of the worker runs to its end, and the next command waits
+    /// for it.
     private func abortCommand() {
         command = nil
         endPending(.completed)
@@ -323,8 +327,8 @@ final class MassStorageDevice: USBDevice {
         finish(nil)
     }
 
-    /// The host has fetched a status that reports lost writes. In Bulk-Only Transport it always does; in
-    /// UAS it may have aborted the command before.
+    /// The host has fetched a status that reports lost writes. In Bulk-Only Transport it always
+    /// does; in UAS it may have aborted the command before.
     private func lostWritesReported(_ reply: UASReply) {
         lostWritesTag = nil
         if case .checkCondition = reply.content { lostWrites.clear() }
@@ -339,8 +343,9 @@ final class MassStorageDevice: USBDevice {
 
     /// Runs a job of the current command on the worker; the bulk pipes wait until it has ended.
     ///
-    /// If the transport has been reset or the command aborted meanwhile, the result is dropped. Jobs run in
-    /// the order of submission, so the jobs of later commands see the effects of this one.
+    /// If the transport has been reset or the command aborted meanwhile, the result is dropped.
+    /// Jobs run in the order of submission, so the jobs of later commands see the effects of this
+    /// one.
     ///
     /// - Parameter completion: continues the command on the event loop.
     func runOnWorker<Result: Sendable>(

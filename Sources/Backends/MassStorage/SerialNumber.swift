@@ -2,8 +2,8 @@
 
 /// Serial numbers of sticks for which the operator has given none.
 enum SerialNumber {
-    /// The FNV-1a hash of a path in 16 hexadecimal digits; Bulk-Only Transport 4.1.1 requires at least 12.
-    /// It is the same for the same path, so a guest recognizes its stick.
+    /// The FNV-1a hash of a path in 16 hexadecimal digits; Bulk-Only Transport 4.1.1 requires at
+    /// least 12. It is the same for the same path, so a guest recognizes its stick.
     static func derived(from text: String) -> String {
         var hash: UInt64 = 0xcbf2_9ce4_8422_2325
         for byte in text.utf8 { hash = (hash ^ UInt64(byte)) &* 0x100_0000_01b3 }

@@ -228,8 +228,8 @@ extension StorageBackend: OperableBackend {
         }
         guard force || !device.isRemovalLocked else {
             throw BackendError(
-                "the guest has locked the medium, perhaps it is mounted: unmount it in the guest, or "
-                    + "use force, which is like pulling the medium out")
+                "the guest has locked the medium, perhaps it is mounted: unmount it in the guest, "
+                    + "or use force, which is like pulling the medium out")
         }
     }
 

@@ -8,7 +8,7 @@ import Testing
 
 @testable import MassStorage
 
-/// Images that are real files.
+/// Images in real files.
 @Suite struct FileImageTests {
     let file: TemporaryFile
 
@@ -45,13 +45,13 @@ import Testing
         withExtendedLifetime((first, second)) {}
     }
 
-    @Test func `an image is free again when it is closed`() throws {
+    @Test func `a closed image is unlocked`() throws {
         do { _ = try open() }
         try eventually { _ = try open() }
     }
 
     @Test(
-        "sizes that are not whole blocks are refused with a way out",
+        "a size that is not a multiple of the block size is refused with a remedy",
         arguments: [1, 511, 513, 1023])
     func oddSize(size: UInt64) throws {
         let odd = try TemporaryFile(size: size)
@@ -60,21 +60,21 @@ import Testing
         #expect(reason.contains("truncate -s %512"))
     }
 
-    @Test func `one block is a disk, none is not`() throws {
+    @Test func `the smallest image has one block`() throws {
         let empty = try TemporaryFile(size: 0)
         #expect(reason { try open(empty.path) }.contains("is empty"))
         let small = try TemporaryFile(size: 512)
         #expect(try open(small.path).byteCount == 512)
     }
 
-    @Test func `what is not an image is refused in words`() throws {
+    @Test func `files of other kinds are refused with a reason`() throws {
         #expect(reason { try open("/nowhere/disk.img") }.contains("there is no"))
         #expect(reason { try open("/tmp") }.contains("is a directory"))
         #expect(reason { try open("/dev/null") }.contains("neither a file nor a block device"))
     }
 
-    @Test func `2^48 bytes is the limit`() throws {
-        // Only a file system in memory has files of that size.
+    @Test func `the largest image has 2^48 bytes`() throws {
+        // Of the file systems of test machines only tmpfs supports files of this size.
         guard access("/dev/shm", W_OK) == 0 else { return }
         let path = "/dev/shm/stick-\(UUID().uuidString)"
         defer { unlink(path) }
@@ -99,13 +99,13 @@ import Testing
     // MARK: - Bytes
 
     @Test(
-        "bytes are the same through every cache",
+        "every cache mode reads and writes the same bytes",
         arguments: [FileImage.CacheMode.writeback, .writethrough, .none], [1, 3])
-    func caches(cache: FileImage.CacheMode, pieces: Int) throws {
+    func caches(cache: FileImage.CacheMode, segments: Int) throws {
         let host = try BulkOnlyHost(open(cache: cache), writeCache: cache != .writethrough)
-        host.segments = pieces
+        host.segments = segments
         let before = file.contents
-        // 4096 bytes at block 8 suit direct access, 512 at block 3 do not.
+        // 4096 bytes at block 8 are aligned for direct I/O, 512 bytes at block 3 are not.
         #expect(
             host.run([0x28, 0, 0, 0, 0, 8, 0, 0, 8, 0], in: 4096).data
                 == Array(before[4096..<8192]))
@@ -128,7 +128,7 @@ import Testing
                 == Array(expected[4096..<8192]))
     }
 
-    @Test func `an image in memory never puts anything off`() throws {
+    @Test func `an image on tmpfs is read and written without waiting`() throws {
         guard access("/dev/shm", W_OK) == 0 else { return }
         let path = "/dev/shm/stick-\(UUID().uuidString)"
         defer { unlink(path) }
@@ -136,14 +136,14 @@ import Testing
         let image = try open(path)
         let bytes = UnsafeMutableRawBufferPointer.allocate(byteCount: 1024, alignment: 8)
         defer { bytes.deallocate() }
-        var pieces = IOVectors()
-        pieces.append(bytes)
-        #expect(try image.read(into: pieces, at: 512, waiting: false) == 1024)
+        var segments = IOVectors()
+        segments.append(bytes)
+        #expect(try image.read(into: segments, at: 512, waiting: false) == 1024)
         #expect(Array(bytes) == Array(file.contents[512..<1536]))
-        #expect(try image.write(pieces, at: 4096, durably: false, waiting: false) == 1024)
+        #expect(try image.write(segments, at: 4096, durably: false, waiting: false) == 1024)
     }
 
-    @Test func `direct access is used where the file system has it`() throws {
+    @Test func `direct I/O is used where the file system supports it`() throws {
         let image = try open(cache: .none)
         let probe = Glibc.open(file.path, O_RDONLY | O_CLOEXEC | 0x4000)
         defer { close(probe) }
@@ -152,7 +152,7 @@ import Testing
         #expect(try open(other.path).directError == nil)
     }
 
-    @Test func `unmapped blocks leave the file's blocks and read as zeroes`() throws {
+    @Test func `unmapped blocks are deallocated and read as zeroes`() throws {
         let host = try BulkOnlyHost(open())
         func used() -> Int {
             // Some file systems allocate blocks only when data is written back.
@@ -173,7 +173,7 @@ import Testing
         #expect(file.contents.count == 1 << 20)
     }
 
-    @Test func `zeroed blocks keep their place`() throws {
+    @Test func `WRITE SAME with NDOB zeroes exactly its range`() throws {
         let host = try BulkOnlyHost(open())
         #expect(
             host.run([0x93, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0]).status == 0)
@@ -181,7 +181,7 @@ import Testing
         #expect(file.contents[8192] == UInt8(truncatingIfNeeded: 8192 / 7))
     }
 
-    @Test func `a file that shrinks gives read errors, and the stick lives`() throws {
+    @Test func `reads beyond the end of a truncated file fail, and others succeed`() throws {
         let host = try BulkOnlyHost(open())
         #expect(truncate(file.path, 4096) == 0)
         let result = host.run([0x28, 0, 0, 0, 0, 0, 0, 0, 16, 0], in: 8192)
@@ -193,7 +193,7 @@ import Testing
         #expect(host.run([0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], in: 4096).status == 0)
     }
 
-    @Test func `random writes through files agree with an array`() throws {
+    @Test func `random writes through files agree with a model`() throws {
         var random = SplitMix64(seed: 42)
         for cache in FileImage.CacheMode.allCases {
             let host = try BulkOnlyHost(eventually { try open(cache: cache) })

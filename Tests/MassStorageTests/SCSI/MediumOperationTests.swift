@@ -8,7 +8,7 @@ import USB
 
 @testable import MassStorage
 
-/// What commands do to the medium, and what the guest learns when the medium fails.
+/// Effects of commands on the medium, and the sense data of its errors.
 @Suite struct MediumOperationTests {
     let image = FakeImage(byteCount: 1 << 20)
     let host: BulkOnlyHost
@@ -22,7 +22,7 @@ import USB
     // MARK: - Reading and writing
 
     @Test(
-        "an image that cannot answer at once is read and written all the same",
+        "an image that would block is read and written by the worker",
         arguments: [
             FakeImage.NonblockingAccess.served, .servedUpTo(1), .servedUpTo(1000), .wouldBlock,
             .notSupported,
@@ -36,16 +36,16 @@ import USB
         #expect(image.bytes(at: 0, count: 4096) == data)
     }
 
-    @Test func `what the page cache has needs no worker`() {
+    @Test func `data in the page cache are read without the worker`() {
         let id = host.submitOut(
             host.wrapper(read8, length: 4096, direction: .in, tag: 1))
         let read = host.submitIn(4096)
         let status = host.submitIn(13)
-        // No turn of the loop was made.
+        // The event loop has not run.
         #expect(host.isDone(id) && host.isDone(read) && host.isDone(status))
     }
 
-    @Test func `an image that moves little at a time is asked again`() {
+    @Test func `a short read or write is continued`() {
         image.set {
             $0.largestAccess = 700
             $0.nonblocking = .wouldBlock
@@ -54,7 +54,7 @@ import USB
         #expect(host.run(read8, in: 4096).data == data)
     }
 
-    @Test func `FUA is a durable write, and so is every write without a cache`() throws {
+    @Test func `writes with FUA or a disabled write cache are durable`() throws {
         #expect(host.run([0x2a, 8, 0, 0, 0, 0, 0, 0, 8, 0], out: data).status == 0)
         #expect(image.log == [.write(0, 4096, durably: true)])
         let through = FakeImage(byteCount: 1 << 20)
@@ -64,7 +64,7 @@ import USB
         #expect(other.run([0x1a, 8, 0x08, 0, 255, 0], in: 24).data[6] == 0)
     }
 
-    @Test func `a flush reaches the disk before its status`() {
+    @Test func `SYNCHRONIZE CACHE flushes the image before its status`() {
         #expect(host.run(write8, out: data).status == 0)
         #expect(image.flushCount == 0)
         #expect(host.run(flush).status == 0)
@@ -73,7 +73,7 @@ import USB
         #expect(image.flushCount == 2)
     }
 
-    @Test func `turning the cache off flushes, then every write is durable`() {
+    @Test func `clearing WCE flushes the image and makes later writes durable`() {
         let select: [UInt8] = [0x15, 0x10, 0, 0, 24, 0]
         let page: [UInt8] = [0, 0, 0, 0, 8, 18] + [UInt8](repeating: 0, count: 18)
         #expect(host.run(select, out: page).status == 0)
@@ -82,7 +82,7 @@ import USB
         #expect(image.log.last == .write(0, 4096, durably: true))
     }
 
-    @Test func `eject flushes; afterwards there is no medium`() {
+    @Test func `an eject flushes the image and removes the medium`() {
         #expect(host.run([0x1b, 0, 0, 0, 2, 0]).status == 0)
         #expect(image.flushCount == 1)
         #expect(host.run(read8, in: 4096).status == 1)
@@ -93,9 +93,9 @@ import USB
         #expect(host.run(read8, in: 4096).status == 0)
     }
 
-    // MARK: - Comparing
+    // MARK: - Verifying
 
-    @Test func `VERIFY compares the host's data with the medium`() {
+    @Test func `VERIFY with BYTCHK compares the Data-Out bytes with the medium`() {
         image.fill(at: 0, data)
         let verify: [UInt8] = [0x2f, 2, 0, 0, 0, 0, 0, 0, 8, 0]
         #expect(host.run(verify, out: data).status == 0)
@@ -105,14 +105,14 @@ import USB
         #expect(host.run(verify, out: other).status == 1)
         #expect(host.sense().key == 0xe)
         #expect(host.sense().code == 0)
-        // The wrong part comes first: the rest is refused.
+        // After a miscompare in the first transfer the rest is refused.
         other[0] ^= 1
         let result = host.run(verify, out: other, chunk: 1024)
         #expect(result.status == 1)
         #expect(result.residue == 4096)
     }
 
-    @Test func `VERIFY without data reads the medium`() {
+    @Test func `VERIFY without BYTCHK reads the medium`() {
         #expect(host.run([0x2f, 0, 0, 0, 0, 0, 0, 8, 0, 0]).status == 0)
         #expect(image.log.allSatisfy { if case .read = $0 { true } else { false } })
         image.set { $0.fault = { if case .read = $0 { .ioError } else { nil } } }
@@ -122,9 +122,9 @@ import USB
         #expect(sense.bytes.bigEndian(3..<7) == 5)
     }
 
-    // MARK: - Giving back and filling
+    // MARK: - Unmapping and filling
 
-    @Test func `UNMAP gives back each range`() {
+    @Test func `UNMAP punches a hole for each range`() {
         image.fill(at: 0, data)
         let list = SCSICommandTests.unmapList([(1, 2), (4, 1)])
         #expect(
@@ -134,7 +134,7 @@ import USB
         #expect(image.bytes(at: 0, count: 512) == Array(data[..<512]))
     }
 
-    @Test func `a medium that cannot give back keeps what it has`() {
+    @Test func `UNMAP of an image without hole punching succeeds and keeps the data`() {
         image.fill(at: 0, data)
         image.set { $0.fault = { if case .punch = $0 { .notSupported } else { nil } } }
         let list = SCSICommandTests.unmapList([(1, 2)])
@@ -142,7 +142,7 @@ import USB
         #expect(image.bytes(at: 0, count: 4096) == data)
     }
 
-    @Test func `WRITE SAME of zeroes takes a hole, a zeroed range or writes`() {
+    @Test func `WRITE SAME of zeroes punches a hole, zeroes a range or writes`() {
         let zeroes = [UInt8](repeating: 0, count: 512)
         image.fill(at: 0, data)
         #expect(host.run([0x41, 8, 0, 0, 0, 1, 0, 0, 2, 0], out: zeroes).status == 0)
@@ -161,7 +161,7 @@ import USB
         #expect(image.bytes(at: 2560, count: 512) == Array(data[2560..<3072]))
     }
 
-    @Test func `WRITE SAME repeats its block over many`() {
+    @Test func `WRITE SAME writes its block over the whole range`() {
         let pattern = (0..<512).map { UInt8(truncatingIfNeeded: $0 &* 3) }
         #expect(host.run([0x41, 0, 0, 0, 0, 1, 0, 0x04, 0x01, 0], out: pattern).status == 0)
         #expect(
@@ -171,14 +171,14 @@ import USB
         #expect(image.bytes(at: 1026 * 512, count: 512) == [UInt8](repeating: 0, count: 512))
     }
 
-    @Test func `WRITE SAME without a block takes no data`() {
+    @Test func `WRITE SAME with NDOB has no data stage`() {
         image.fill(at: 0, data)
         let command: [UInt8] = [0x93, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0]
         #expect(host.run(command).status == 0)
         #expect(image.bytes(at: 0, count: 4096) == [UInt8](repeating: 0, count: 4096))
     }
 
-    @Test func `without a cache, provisioning is on the disk before its status`() throws {
+    @Test func `with a disabled write cache UNMAP flushes the image before its status`() throws {
         let host = try BulkOnlyHost(image, writeCache: false)
         let list = SCSICommandTests.unmapList([(1, 2)])
         #expect(host.run([0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], out: list).status == 0)
@@ -187,7 +187,9 @@ import USB
 
     // MARK: - Errors
 
-    @Test("a read error names the block and keeps what came before", arguments: [true, false])
+    @Test(
+        "a read error reports the bad block and sends the blocks before it",
+        arguments: [true, false])
     func readError(chunked: Bool) {
         image.fill(at: 0, data)
         image.set {
@@ -210,7 +212,7 @@ import USB
         #expect(host.run(read8, in: 4096).data == data)
     }
 
-    @Test func `a file that became shorter is a read error`() {
+    @Test func `the end of a truncated file is a read error`() {
         image.set {
             $0.nonblocking = .wouldBlock
             $0.largestAccess = 0
@@ -220,7 +222,7 @@ import USB
     }
 
     @Test(
-        "a write error says why",
+        "a write error is mapped to sense data",
         arguments: [
             (Errno.noSpace, 0x7, 0x2707), (.diskQuotaExceeded, 0x7, 0x2707),
             (.fileTooLarge, 0x7, 0x2707), (.ioError, 0x3, 0x0c00),
@@ -239,7 +241,7 @@ import USB
         #expect(host.run(write8, out: data).status == 0)
     }
 
-    @Test func `a write that fails in the middle tells how much is written`() {
+    @Test func `the residue of a failed write counts the blocks before the error`() {
         image.set {
             $0.nonblocking = .wouldBlock
             $0.largestAccess = 512
@@ -254,19 +256,19 @@ import USB
         #expect(host.sense().code == 0x2707)
     }
 
-    @Test func `a flush that fails is an error of its command`() {
+    @Test func `a flush error fails its command`() {
         image.set { $0.fault = { $0 == .flush ? .ioError : nil } }
         #expect(host.run(flush).status == 1)
         #expect(host.sense().code == 0x0c00)
-        // An eject that cannot flush leaves the medium where it is.
+        // A failed eject leaves the medium loaded.
         #expect(host.run([0x1b, 0, 0, 0, 2, 0]).status == 1)
         image.set { $0.fault = { _ in nil } }
         #expect(host.run(read8, in: 4096).status == 0)
         #expect(host.run(flush).status == 0)
     }
 
-    /// The kernel tells of lost writes once.
-    @Test func `a flush whose failure the host no longer waited for fails again`() {
+    /// The kernel reports a writeback error to one flush only.
+    @Test func `a flush error that the host has not received fails the next flush`() {
         image.set {
             let isFirst = Locked(true)
             $0.fault = { operation in
@@ -292,7 +294,8 @@ import USB
     }
 
     @Test
-    func `a range that the disk cannot give back in whole blocks of its own stays, or is written`()
+    func
+        `UNMAP keeps and WRITE SAME writes a range that is not aligned to the disk's blocks`()
     {
         image.set {
             $0.fault = {
@@ -312,7 +315,7 @@ import USB
         #expect(image.bytes(at: 0, count: 1024) == Array(repeating: 7, count: 512) + zeroes)
     }
 
-    @Test func `a flush in the background fails with the next command`() {
+    @Test func `the error of a background flush is a deferred error of the next command`() {
         image.set { $0.fault = { $0 == .flush ? .ioError : nil } }
         #expect(host.run([0x35, 2, 0, 0, 0, 0, 0, 0, 0, 0]).status == 0)
         host.waitUntilIdle()
@@ -323,7 +326,7 @@ import USB
         #expect(host.run(read8, in: 4096).status == 0)
     }
 
-    @Test func `flushes in the background do not pile up`() {
+    @Test func `the status of a second background flush waits for the first`() {
         image.shutGate()
         let immediately: [UInt8] = [0x35, 2, 0, 0, 0, 0, 0, 0, 0, 0]
         func submit(_ tag: UInt32) -> Transfer.ID {
@@ -339,7 +342,7 @@ import USB
         #expect(host.run(immediately).status == 0)
     }
 
-    @Test func `verifying a huge medium ends with a reset`() throws {
+    @Test func `a reset cancels VERIFY of a huge medium`() throws {
         let image = FakeImage(byteCount: 1 << 48)
         let host = try BulkOnlyHost(image)
         let all: [UInt8] =
@@ -353,7 +356,7 @@ import USB
         #expect(image.log.count < 1_000_000)
     }
 
-    @Test func `errors of holes and fills say why`() {
+    @Test func `errors of UNMAP and WRITE SAME are reported`() {
         image.set { $0.fault = { _ in .ioError } }
         let list = SCSICommandTests.unmapList([(1, 2)])
         #expect(host.run([0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], out: list).status == 1)
@@ -364,7 +367,7 @@ import USB
         #expect(host.sense().code == 0x2707)
     }
 
-    @Test func `a read-only image refuses writes and keeps its bytes`() throws {
+    @Test func `a read-only image is write-protected`() throws {
         let image = FakeImage(byteCount: 1 << 20, readOnly: true)
         let host = try BulkOnlyHost(image)
         let result = host.run(write8, out: data)
@@ -375,7 +378,7 @@ import USB
         #expect(image.log.isEmpty)
     }
 
-    @Test func `blocks at the far end of 2^48 bytes are read and written`() throws {
+    @Test func `the last block of a 2^48 byte medium is read and written`() throws {
         let image = FakeImage(byteCount: 1 << 48)
         let host = try BulkOnlyHost(image)
         let last: [UInt8] = [0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1, 0, 0]
@@ -388,9 +391,9 @@ import USB
         #expect(host.sense().code == 0x2100)
     }
 
-    // MARK: - The model
+    // MARK: - Random commands
 
-    @Test("random reads and writes agree with an array", arguments: 1...8)
+    @Test("random reads and writes agree with a model", arguments: 1...8)
     func oracle(seed: UInt64) throws {
         var random = SplitMix64(seed: seed)
         let blocks = 128

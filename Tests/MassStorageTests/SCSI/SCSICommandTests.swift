@@ -5,7 +5,7 @@ import Testing
 
 @testable import MassStorage
 
-/// A CDB whose length is that of its operation code's group.
+/// A CDB, padded to the length of its operation code's group.
 func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorBlock {
     let lengths = [6, 10, 10, 6, 16, 12, 6, 6]
     var all = bytes
@@ -15,7 +15,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
     return CommandDescriptorBlock(all)
 }
 
-/// What the logical unit makes of commands, without transport or image.
+/// Actions of the logical unit for commands, without transport or image.
 @Suite struct SCSICommandTests {
     var unit = LogicalUnit(
         identity: InquiryIdentity(serialNumber: "SERIAL01"), blockCount: 2048, isReadOnly: false,
@@ -31,7 +31,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
     static let ranges: [(CommandDescriptorBlock, Extent)] = [
         (cdb([0x08, 0, 0, 5, 3]), Extent(block: 5, count: 3)),
         (cdb([0x08, 0, 0, 5, 0]), Extent(block: 5, count: 256)),
-        // The bits above the 21 of the address were a unit's number once.
+        // The three bits above the 21-bit address are obsolete.
         (cdb([0x08, 0xe0, 0, 5, 3]), Extent(block: 5, count: 3)),
         (cdb([0x28, 0, 0, 0, 7, 0xfe, 0, 0, 2]), Extent(block: 2046, count: 2)),
         (cdb([0xa8, 0, 0, 0, 0, 1, 0, 0, 7, 0xff]), Extent(block: 1, count: 2047)),
@@ -41,12 +41,12 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         ),
     ]
 
-    @Test("every form of READ names its blocks", arguments: ranges)
+    @Test("every form of READ decodes its range", arguments: ranges)
     mutating func read(command: CommandDescriptorBlock, extent: Extent) {
         #expect(unit.execute(command) == .read(extent))
     }
 
-    @Test("every form of WRITE names its blocks", arguments: ranges)
+    @Test("every form of WRITE decodes its range", arguments: ranges)
     mutating func write(command: CommandDescriptorBlock, extent: Extent) {
         var bytes = (0..<command.count).map { command[$0] }
         bytes[0] += 2
@@ -57,7 +57,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
     }
 
     @Test(
-        "blocks beyond the end are out of range, without overflow",
+        "a range beyond the last block is out of range, without overflow",
         arguments: [
             cdb([0x28, 0, 0, 0, 8, 0, 0, 0, 1]),
             cdb([0x28, 0, 0, 0, 7, 0xff, 0, 0, 2]),
@@ -78,20 +78,20 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(unit.execute(command) == .checkCondition(.blockOutOfRange))
     }
 
-    @Test mutating func `no blocks at all is done at once`() {
+    @Test mutating func `commands of zero blocks succeed without data`() {
         #expect(unit.execute(cdb([0x28, 0, 0, 0, 0, 1])) == .good)
         #expect(unit.execute(cdb([0x2a, 0, 0, 0, 0, 1])) == .good)
         #expect(unit.execute(cdb([0x2f, 2, 0, 0, 0, 1])) == .good)
     }
 
-    @Test mutating func `FUA, and a cache that is off, make writes durable`() {
+    @Test mutating func `writes are durable with FUA or a disabled write cache`() {
         let extent = Extent(block: 0, count: 1)
         #expect(
             unit.execute(cdb([0x2a, 0x08, 0, 0, 0, 0, 0, 0, 1])) == .write(extent, durably: true))
         #expect(
             unit.execute(cdb([0x2a, 0x10, 0, 0, 0, 0, 0, 0, 1])) == .write(extent, durably: false)
         )
-        // WRITE (6) has an address where the others have FUA.
+        // In WRITE (6) the FUA bit belongs to the address.
         #expect(
             unit.execute(cdb([0x0a, 0x00, 0, 0, 1])) == .write(extent, durably: false))
         #expect(
@@ -102,14 +102,14 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
     }
 
     @Test(
-        "protection information is not known",
+        "protection information is not supported",
         arguments: [0x28, 0x2a, 0x2e, 0x2f, 0x41, 0x88, 0x8a, 0x93, 0xa8, 0xaa] as [UInt8])
     mutating func protection(code: UInt8) {
         #expect(
             unit.execute(cdb([code, 0x20])) == .checkCondition(.invalidField(inCommand: 1, bit: 5)))
     }
 
-    @Test mutating func `VERIFY reads the medium or compares it`() {
+    @Test mutating func `VERIFY reads the medium or compares data with it`() {
         let extent = Extent(block: 4, count: 2)
         #expect(unit.execute(cdb([0x2f, 0, 0, 0, 0, 4, 0, 0, 2])) == .operation(.verify(extent)))
         #expect(unit.execute(cdb([0x2f, 2, 0, 0, 0, 4, 0, 0, 2])) == .compare(extent))
@@ -121,7 +121,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
                 == .checkCondition(.invalidField(inCommand: 1, bit: 2)))
     }
 
-    @Test mutating func `SYNCHRONIZE CACHE flushes, at once or in the background`() {
+    @Test mutating func `SYNCHRONIZE CACHE flushes, with IMMED in the background`() {
         #expect(unit.execute(cdb([0x35])) == .operation(.flush))
         #expect(unit.execute(cdb([0x91])) == .operation(.flush))
         #expect(unit.execute(cdb([0x35, 2])) == .operation(.flushInBackground))
@@ -143,7 +143,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         return list
     }
 
-    @Test mutating func `UNMAP takes ranges`() {
+    @Test mutating func `UNMAP decodes its block descriptors`() {
         let command = cdb([0x42, 0, 0, 0, 0, 0, 0, 0, 40])
         #expect(unit.execute(command) == .receiveParameters(40))
         #expect(
@@ -154,7 +154,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(unit.execute(cdb([0x42])) == .good)
     }
 
-    @Test mutating func `UNMAP refuses what is wrong`() {
+    @Test mutating func `UNMAP refuses invalid fields and ranges`() {
         let command = cdb([0x42, 0, 0, 0, 0, 0, 0, 0, 40])
         #expect(
             unit.execute(cdb([0x42, 1, 0, 0, 0, 0, 0, 0, 24]))
@@ -177,14 +177,14 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(exactly != .checkCondition(.invalidField(inParameters: 2)))
     }
 
-    @Test mutating func `UNMAP ignores a descriptor that is cut off`() {
+    @Test mutating func `UNMAP ignores an incomplete block descriptor`() {
         let list = Array(Self.unmapList([(8, 8), (16, 8)]).dropLast(4))
         #expect(
             unit.execute(cdb([0x42, 0, 0, 0, 0, 0, 0, 0, 36]), parameters: list)
                 == .operation(.unmap([Extent(block: 8, count: 8)])))
     }
 
-    @Test mutating func `UNMAP has a limit of blocks`() {
+    @Test mutating func `UNMAP is limited to the maximum LBA count`() {
         var large = LogicalUnit(
             identity: InquiryIdentity(serialNumber: ""), blockCount: 1 << 39, isReadOnly: false,
             writeCache: true)
@@ -197,7 +197,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
                 == .checkCondition(.invalidField(inParameters: 16)))
     }
 
-    @Test mutating func `WRITE SAME repeats a block, or zeroes`() {
+    @Test mutating func `WRITE SAME fills a range with a block or zeroes`() {
         let extent = Extent(block: 16, count: 32)
         let command = cdb([0x93, 0x08, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 32])
         #expect(unit.execute(command) == .receiveParameters(512))
@@ -209,13 +209,13 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(
             unit.execute(cdb([0x41, 0, 0, 0, 0, 16, 0, 0, 32]), parameters: pattern)
                 == .operation(.fill(extent, block: pattern, mayUnmap: false)))
-        // NDOB: no block is sent.
+        // NDOB: no data-out buffer.
         #expect(
             unit.execute(cdb([0x93, 0x01, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 32]))
                 == .operation(.fill(extent, block: nil, mayUnmap: false)))
     }
 
-    @Test mutating func `WRITE SAME refuses what is wrong`() {
+    @Test mutating func `WRITE SAME refuses invalid fields and ranges`() {
         #expect(
             unit.execute(cdb([0x41, 0x01, 0, 0, 0, 0, 0, 0, 1]))
                 == .checkCondition(.invalidField(inCommand: 1, bit: 0)))
@@ -240,7 +240,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
 
     // MARK: - Capacity
 
-    @Test mutating func `capacity is told in both sizes`() {
+    @Test mutating func `READ CAPACITY (10) and (16) report size and provisioning`() {
         #expect(unit.execute(cdb([0x25])) == .reply([0, 0, 7, 0xff, 0, 0, 2, 0]))
         var expected = [UInt8](repeating: 0, count: 32)
         expected.replaceSubrange(6..<12, with: [7, 0xff, 0, 0, 2, 0])
@@ -253,7 +253,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(unit.execute(cdb([0x9e, 0x10], at: [13: 12])) == .reply(Array(expected[..<12])))
     }
 
-    @Test mutating func `a medium of 2^48 bytes sends READ CAPACITY (10) to its longer form`() {
+    @Test mutating func `READ CAPACITY (10) of a 2^48 byte medium reports FFFFFFFFh`() {
         var large = LogicalUnit(
             identity: InquiryIdentity(serialNumber: ""), blockCount: 1 << 39, isReadOnly: false,
             writeCache: true)
@@ -273,7 +273,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
                 == .checkCondition(.blockOutOfRange))
     }
 
-    @Test mutating func `an address without PMI is wrong in READ CAPACITY`() {
+    @Test mutating func `READ CAPACITY refuses an address without PMI`() {
         #expect(
             unit.execute(cdb([0x25, 0, 0, 0, 0, 1])) == .checkCondition(.invalidField(inCommand: 2))
         )
@@ -285,7 +285,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
                 == .checkCondition(.invalidField(inCommand: 2)))
     }
 
-    @Test mutating func `format capacities are told, also without a medium`() {
+    @Test mutating func `READ FORMAT CAPACITIES reports whether a medium is present`() {
         let command = cdb([0x23], at: [8: 252])
         #expect(unit.execute(command) == .reply([0, 0, 0, 8, 0, 0, 8, 0, 2, 0, 2, 0]))
         unit.mediumOperationCompleted(.eject)
@@ -294,7 +294,8 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
 
     // MARK: - Medium
 
-    @Test mutating func `an ejected medium is missed until it is loaded, which is told once`() {
+    @Test
+    mutating func `an ejected medium is not present until it is loaded with one unit attention`() {
         let ready = cdb([0x00])
         #expect(unit.execute(cdb([0x1b, 0, 0, 0, 2])) == .operation(.eject))
         unit.mediumOperationCompleted(.eject)
@@ -312,7 +313,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(unit.execute(ready) == .good)
     }
 
-    @Test mutating func `removal can be prevented`() {
+    @Test mutating func `PREVENT ALLOW MEDIUM REMOVAL prevents an eject`() {
         #expect(unit.execute(cdb([0x1e, 0, 0, 0, 1])) == .good)
         #expect(unit.execute(cdb([0x1b, 0, 0, 0, 2])) == .checkCondition(.removalPrevented))
         #expect(unit.execute(cdb([0x1e, 0, 0, 0, 0])) == .good)
@@ -322,7 +323,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
                 == .checkCondition(.invalidField(inCommand: 4, bit: 1)))
     }
 
-    @Test mutating func `a reset brings the medium back and says that it may have changed`() {
+    @Test mutating func `a reset loads an ejected medium with a unit attention`() {
         unit.mediumOperationCompleted(.eject)
         unit.reset()
         #expect(unit.execute(cdb([0x00])) == .checkCondition(.mediumMayHaveChanged))
@@ -331,7 +332,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(unit.execute(cdb([0x00])) == .good)
     }
 
-    @Test mutating func `a fixed disk has nothing to eject`() {
+    @Test mutating func `a fixed disk refuses an eject`() {
         var identity = InquiryIdentity(serialNumber: "")
         identity.isRemovable = false
         var fixed = LogicalUnit(
@@ -346,7 +347,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(bytes[1] == 0)
     }
 
-    @Test mutating func `stopping flushes`() {
+    @Test mutating func `START STOP UNIT flushes when it stops`() {
         #expect(unit.execute(cdb([0x1b])) == .operation(.flush))
         #expect(unit.execute(cdb([0x1b, 0, 0, 0, 1])) == .good)
         #expect(unit.execute(cdb([0x1b, 0, 0, 0, 0x30])) == .operation(.flush))
@@ -354,7 +355,9 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
 
     // MARK: - Errors
 
-    @Test mutating func `unknown commands are refused by code, and by field for a service action`()
+    @Test
+    mutating func
+        `unknown operation codes and service actions are refused`()
     {
         for code in UInt8.min...UInt8.max {
             let isKnown = SCSICommand.all.contains { $0.operationCode == code }
@@ -368,18 +371,18 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
             unit.execute(cdb([0xa3, 0x05])) == .checkCondition(.invalidField(inCommand: 1, bit: 4)))
     }
 
-    @Test mutating func `a command block that ends too early is refused where it ends`() {
+    @Test mutating func `a CDB that is too short is refused at its end`() {
         #expect(
             unit.execute(CommandDescriptorBlock([0x28, 0, 0, 0, 0, 0]))
                 == .checkCondition(.invalidField(inCommand: 6))
         )
-        // A longer one is what some hosts send.
+        // Some hosts send a longer CDB.
         #expect(
             unit.execute(CommandDescriptorBlock([0x28, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]))
                 == .read(Extent(block: 0, count: 1)))
     }
 
-    @Test mutating func `sense data are told once`() {
+    @Test mutating func `REQUEST SENSE clears the sense data`() {
         _ = unit.execute(cdb([0xff]))
         let sense = cdb([0x03, 0, 0, 0, 18])
         #expect(unit.execute(sense) == .reply(SenseData.invalidCommand.fixedFormat))
@@ -389,21 +392,21 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(unit.execute(sense) == .reply(SenseData.none.fixedFormat))
     }
 
-    @Test mutating func `sense data come in descriptor format when asked for`() {
+    @Test mutating func `REQUEST SENSE with DESC returns descriptor format`() {
         _ = unit.execute(cdb([0x28, 0x20]))
         #expect(
             unit.execute(cdb([0x03, 1, 0, 0, 252]))
                 == .reply([0x72, 5, 0x24, 0, 0, 0, 0, 8, 2, 6, 0, 0, 0xcd, 0, 1, 0]))
     }
 
-    @Test mutating func `without a medium that is what sense data say`() {
+    @Test mutating func `REQUEST SENSE reports a medium that is not present`() {
         unit.mediumOperationCompleted(.eject)
         #expect(
             unit.execute(cdb([0x03, 0, 0, 0, 18]))
                 == .reply(SenseData.mediumNotPresent.fixedFormat))
     }
 
-    @Test func `fixed sense data have the bytes of the standard`() {
+    @Test func `fixed format has the layout of the standard`() {
         #expect(
             SenseData.unrecoveredReadError(block: 0x0102_0304).fixedFormat == [
                 0xf0, 0, 3, 1, 2, 3, 4, 10, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0,
@@ -420,7 +423,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(deferred.descriptorFormat[0] == 0x73)
     }
 
-    @Test func `a block beyond 32 bits is told in descriptor format only`() {
+    @Test func `a block address of more than 32 bits is only in descriptor format`() {
         let sense = SenseData.unrecoveredReadError(block: 1 << 33)
         #expect(sense.fixedFormat[0] == 0x70)
         #expect(
@@ -429,7 +432,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
             ])
     }
 
-    @Test mutating func `a deferred error comes with the next command, once`() {
+    @Test mutating func `the next command reports a deferred error once`() {
         unit.backgroundFlushFailed(.writeError(block: nil))
         guard case .reply = unit.execute(cdb([0x12], at: [4: 36])) else {
             Issue.record("INQUIRY must always be answered")
@@ -445,7 +448,7 @@ func cdb(_ bytes: [UInt8], at changes: [Int: UInt8] = [:]) -> CommandDescriptorB
         #expect(unit.execute(cdb([0x00])) == .good)
     }
 
-    @Test mutating func `other logical units are not there`() {
+    @Test mutating func `other logical units are not supported`() {
         #expect(unit.execute(cdb([0x00]), at: 1) == .checkCondition(.logicalUnitNotSupported))
         guard case .reply(let bytes) = unit.execute(cdb([0x12], at: [4: 36]), at: 1) else {
             Issue.record("no inquiry")

@@ -5,7 +5,7 @@ import Testing
 
 @testable import MassStorage
 
-/// Commands whose answer is a table: INQUIRY, mode pages, lists.
+/// Commands that return parameter data: INQUIRY, mode pages, lists.
 @Suite struct SCSIParameterTests {
     var unit = LogicalUnit(
         identity: InquiryIdentity(serialNumber: "SERIAL01"), blockCount: 2048, isReadOnly: false,
@@ -26,7 +26,7 @@ import Testing
 
     // MARK: - INQUIRY
 
-    @Test mutating func `INQUIRY tells a removable disk of SPC-4`() {
+    @Test mutating func `INQUIRY reports a removable disk of SPC-4`() {
         let bytes = reply([0x12, 0, 0, 0, 255])
         #expect(bytes.count == 64)
         #expect(bytes.prefix(8) == [0, 0x80, 6, 2, 59, 0, 0, 0])
@@ -34,19 +34,19 @@ import Testing
         #expect(bytes[58...] == [0x04, 0x60, 0x04, 0xc0, 0x17, 0x30])
     }
 
-    @Test mutating func `INQUIRY is cut to the allocation length, 16 bits of it`() {
+    @Test mutating func `INQUIRY data are truncated to the 16-bit allocation length`() {
         #expect(reply([0x12, 0, 0, 0, 36]).count == 36)
         #expect(reply([0x12, 0, 0, 1, 0]).count == 64)
         #expect(reply([0x12, 0, 0, 0, 0]).isEmpty)
     }
 
-    @Test mutating func `INQUIRY refuses pages that are not there`() {
+    @Test mutating func `INQUIRY refuses unsupported pages and CMDDT`() {
         #expect(refusal([0x12, 0, 0x80, 0, 36]) == .invalidField(inCommand: 2, bit: 7))
         #expect(refusal([0x12, 1, 0xc0, 0, 36]) == .invalidField(inCommand: 2))
         #expect(refusal([0x12, 2, 0, 0, 36]) == .invalidField(inCommand: 1, bit: 1))
     }
 
-    @Test mutating func `the page of pages lists those that are answered`() {
+    @Test mutating func `the supported VPD pages page lists all pages`() {
         let pages = reply([0x12, 1, 0, 0, 255])
         #expect(pages == [0, 0, 0, 6, 0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2])
         for page in pages[4...] {
@@ -56,7 +56,7 @@ import Testing
         }
     }
 
-    @Test mutating func `the serial number and a designator made of it`() {
+    @Test mutating func `serial number page and T10 designator contain the serial number`() {
         #expect(reply([0x12, 1, 0x80, 0, 255]) == [0, 0x80, 0, 8] + Array("SERIAL01".utf8))
         let designators = reply([0x12, 1, 0x83, 0, 255])
         #expect(designators.prefix(8) == [0, 0x83, 0, 36, 2, 1, 0, 32])
@@ -65,7 +65,7 @@ import Testing
         )
     }
 
-    @Test mutating func `limits and provisioning are told`() {
+    @Test mutating func `block limits, characteristics and provisioning are reported`() {
         let limits = reply([0x12, 1, 0xb0, 0, 255])
         #expect(limits.count == 64)
         #expect(limits.bigEndian(20..<24) == 0x80_0000)
@@ -86,7 +86,8 @@ import Testing
     let exceptions: [UInt8] = [0x1c, 10, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0]
     let descriptor: [UInt8] = [0, 0, 8, 0, 0, 0, 2, 0]
 
-    @Test mutating func `all pages come in order behind header and block descriptor`() {
+    @Test
+    mutating func `MODE SENSE of all pages returns header, block descriptor and pages in order`() {
         #expect(
             reply([0x1a, 0, 0x3f, 0, 192])
                 == [55, 0, 0x10, 8] + descriptor + caching + control + exceptions)
@@ -96,13 +97,13 @@ import Testing
         #expect(reply([0x1a, 8, 0x3f, 0xff, 192]).prefix(4) == [47, 0, 0x10, 0])
     }
 
-    @Test mutating func `the long block descriptor has 16 bytes`() {
+    @Test mutating func `the long LBA block descriptor has 16 bytes`() {
         let bytes = reply([0x5a, 0x10, 0x08, 0, 0, 0, 0, 0, 192])
         #expect(bytes.prefix(8) == [0, 42, 0, 0x10, 1, 0, 0, 16])
         #expect(bytes[8..<24] == [0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 2, 0])
     }
 
-    @Test mutating func `single pages, by code`() {
+    @Test mutating func `MODE SENSE returns a single page by its code`() {
         #expect(reply([0x1a, 8, 0x08, 0, 255]) == [23, 0, 0x10, 0] + caching)
         #expect(reply([0x1a, 8, 0x0a, 0, 255]) == [15, 0, 0x10, 0] + control)
         #expect(reply([0x1a, 8, 0x1c, 0, 255]) == [15, 0, 0x10, 0] + exceptions)
@@ -111,7 +112,9 @@ import Testing
         #expect(reply([0x1a, 0, 0x3f, 0, 4]) == [55, 0, 0x10, 8])
     }
 
-    @Test mutating func `changeable, default and saved values`() {
+    @Test
+    mutating func `MODE SENSE returns changeable and default values; saved ones are not supported`()
+    {
         #expect(
             Array(reply([0x1a, 8, 0x48, 0, 255])[4...]) == [8, 18, 4]
                 + [UInt8](repeating: 0, count: 17))
@@ -124,7 +127,7 @@ import Testing
         #expect(refusal([0x1a, 8, 0xc8, 0, 255]) == .savingNotSupported)
     }
 
-    @Test mutating func `write protection is told in the header`() {
+    @Test mutating func `MODE SENSE reports write protection in the header`() {
         unit = readOnly
         #expect(reply([0x1a, 0, 0x3f, 0, 192])[2] == 0x90)
         #expect(reply([0x5a, 0, 0x1c, 0, 0, 0, 0, 0, 192])[3] == 0x90)
@@ -142,27 +145,28 @@ import Testing
         return unit.execute(command, parameters: list)
     }
 
-    @Test mutating func `the write cache is turned off after a flush, and on again`() {
+    @Test mutating func `MODE SELECT disables the write cache after a flush and enables it again`()
+    {
         var off = caching
         off[2] = 0
         #expect(select([0, 0, 0, 0] + off) == .operation(.disableWriteCache))
         #expect(unit.isWriteCacheEnabled)
         unit.mediumOperationCompleted(.disableWriteCache)
         #expect(!unit.isWriteCacheEnabled)
-        // The host, which is not told of resets, would not flush afterwards.
+        // No unit attention reports the reset, so the host would go on without flushing.
         unit.reset()
         #expect(!unit.isWriteCacheEnabled)
         #expect(select([0, 0, 0, 0, 0, 0, 0, 8] + descriptor + caching, long: true) == .good)
         #expect(unit.isWriteCacheEnabled)
     }
 
-    @Test mutating func `pages may be sent back as they were`() {
+    @Test mutating func `MODE SELECT accepts unchanged pages`() {
         #expect(select([0, 0, 0, 8] + descriptor + caching + control + exceptions) == .good)
         #expect(select([0, 0, 0, 0]) == .good)
         #expect(unit.execute(cdb([0x15, 0x10])) == .good)
     }
 
-    @Test mutating func `what cannot change is refused where it stands`() {
+    @Test mutating func `MODE SELECT refuses a change of other values at its field`() {
         var wrong = caching
         wrong[3] = 0x20
         #expect(
@@ -181,7 +185,7 @@ import Testing
         #expect(select([0, 0, 0, 8] + blocks) == .checkCondition(.invalidField(inParameters: 4)))
     }
 
-    @Test mutating func `a list that ends early is refused whole`() {
+    @Test mutating func `MODE SELECT refuses a truncated parameter list`() {
         #expect(select([0, 0, 0]) == .checkCondition(.parameterListLengthError))
         #expect(select([0, 0, 0, 8, 0]) == .checkCondition(.parameterListLengthError))
         #expect(select([0, 0, 0, 0, 8]) == .checkCondition(.parameterListLengthError))
@@ -191,14 +195,14 @@ import Testing
         #expect(unit.isWriteCacheEnabled)
     }
 
-    @Test mutating func `nothing can be saved, and pages have the standard's form`() {
+    @Test mutating func `MODE SELECT refuses SP, and a cleared PF`() {
         #expect(refusal([0x15, 0x11, 0, 0, 24]) == .invalidField(inCommand: 1, bit: 0))
         #expect(refusal([0x15, 0x00, 0, 0, 24]) == .invalidField(inCommand: 1, bit: 4))
     }
 
     // MARK: - Lists
 
-    @Test mutating func `REPORT LUNS knows one unit`() {
+    @Test mutating func `REPORT LUNS lists one logical unit`() {
         let one: [UInt8] = [0, 0, 0, 8] + [UInt8](repeating: 0, count: 12)
         #expect(reply([0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64]) == one)
         #expect(reply([0xa0, 0, 2, 0, 0, 0, 0, 0, 0, 64]) == one)
@@ -207,7 +211,9 @@ import Testing
         #expect(refusal([0xa0, 0, 3, 0, 0, 0, 0, 0, 0, 64]) == .invalidField(inCommand: 2))
     }
 
-    @Test mutating func `all operation codes are reported, with or without times`() {
+    @Test
+    mutating func `REPORT SUPPORTED OPERATION CODES lists all commands, with or without timeouts`()
+    {
         let list = reply([0xa3, 0x0c, 0, 0, 0, 0, 0, 0, 0x10, 0])
         #expect(list.count == 4 + 8 * SCSICommand.all.count)
         #expect(list.bigEndian(0..<4) == UInt64(8 * SCSICommand.all.count))
@@ -217,7 +223,7 @@ import Testing
         #expect(timed[9] == 2)
     }
 
-    @Test mutating func `one operation code is reported with the bits it uses`() {
+    @Test mutating func `REPORT SUPPORTED OPERATION CODES returns the usage data of one command`() {
         #expect(
             reply([0xa3, 0x0c, 1, 0x28, 0, 0, 0, 0, 0, 255])
                 == [0, 3, 0, 10, 0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0])
@@ -236,7 +242,7 @@ import Testing
                 == .invalidField(inCommand: 2, bit: 2))
     }
 
-    @Test func `the table is in order, and each usage map has its command's length`() {
+    @Test func `the commands are in order, and usage data have the CDB's length`() {
         let codes = SCSICommand.all.map(\.operationCode)
         #expect(codes == codes.sorted())
         #expect(Set(codes).count == codes.count)
@@ -246,7 +252,7 @@ import Testing
         }
     }
 
-    @Test mutating func `only the default self-test is known`() {
+    @Test mutating func `SEND DIAGNOSTIC supports only the default self-test`() {
         #expect(unit.execute(cdb([0x1d, 4])) == .good)
         #expect(refusal([0x1d, 0x24]) == .invalidField(inCommand: 1, bit: 5))
         #expect(refusal([0x1d, 4, 0, 0, 8]) == .invalidField(inCommand: 4, bit: 3))

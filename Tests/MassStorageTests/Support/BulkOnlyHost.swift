@@ -8,8 +8,8 @@ import USB
 
 @testable import MassStorage
 
-/// A USB host without a controller: submits transfers to a device, waits for their completions, and runs
-/// commands of Bulk-Only Transport.
+/// A USB host without a controller: submits transfers to a device, waits for their completions, and
+/// runs commands of Bulk-Only Transport.
 final class BulkOnlyHost {
     let loop: EpollLoop
     let port = FakePort()
@@ -160,8 +160,8 @@ final class BulkOnlyHost {
         var statusStalled = false
     }
 
-    /// Runs a command as Linux does: submits one transfer after the other, clears halts, and fetches the CSW
-    /// a second time after a stall.
+    /// Runs a command as Linux does: submits one transfer after the other, clears halts, and
+    /// fetches the CSW a second time after a stall.
     func run(
         _ command: [UInt8], in count: Int = 0, out data: [UInt8]? = nil, chunk: Int = .max,
         unit: UInt8 = 0

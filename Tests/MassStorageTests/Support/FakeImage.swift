@@ -6,8 +6,7 @@ import SystemPackage
 
 @testable import MassStorage
 
-/// A medium in memory that fails, waits and counts as a test wants it to. It is sparse, so that it
-/// can be of any size.
+/// A sparse image in memory that records operations, and that fails or hangs as a test requires.
 final class FakeImage: DiskImage {
     enum Operation: Equatable, Sendable {
         case read(UInt64, Int)
@@ -17,10 +16,10 @@ final class FakeImage: DiskImage {
         case zero(UInt64, UInt64)
     }
 
-    /// What an access that does not want to wait gets.
+    /// The result of an access without waiting.
     enum NonblockingAccess: Sendable {
         case served
-        /// So many bytes at once, the rest later.
+        /// At most this many bytes are moved.
         case servedUpTo(Int)
         case wouldBlock
         case notSupported
@@ -29,16 +28,16 @@ final class FakeImage: DiskImage {
     struct State: Sendable {
         var blocks: [UInt64: [UInt8]] = [:]
         var nonblocking = NonblockingAccess.served
-        /// The error of an operation, if it is to fail.
+        /// The error of an operation; `nil` if it succeeds.
         var fault: @Sendable (Operation) -> Errno? = { _ in nil }
-        /// What was done; accesses that were put off do not count.
+        /// Operations so far, without those that would have blocked.
         var log: [Operation] = []
-        /// At most so many bytes move in one call.
+        /// The limit of bytes moved in one call.
         var largestAccess = Int.max
-        /// Operations that wait until the gate opens.
+        /// Whether an operation hangs until ``openGate()``.
         var hangs: @Sendable (Operation) -> Bool = { _ in false }
         var isGateShut = false
-        /// How many operations have come to the gate and not passed it.
+        /// The number of operations that hang.
         var hanging = 0
     }
 
@@ -57,7 +56,7 @@ final class FakeImage: DiskImage {
 
     func set(_ change: @Sendable (inout State) -> Void) { state.withLock { change(&$0) } }
 
-    /// Until ``openGate()``, operations that may wait hang: all of them, or those that are chosen.
+    /// Makes operations hang until ``openGate()``, if they may wait: by default all.
     func shutGate(for operations: @escaping @Sendable (Operation) -> Bool = { _ in true }) {
         state.withLock {
             $0.hangs = operations
@@ -65,7 +64,7 @@ final class FakeImage: DiskImage {
         }
     }
 
-    /// Whether an operation waits for ``openGate()``.
+    /// Whether an operation hangs.
     var isHanging: Bool { state.withLock { $0.isGateShut && $0.hanging > 0 } }
 
     func openGate() {
@@ -88,16 +87,16 @@ final class FakeImage: DiskImage {
         gate.unlock()
     }
 
-    /// The bytes of a range as they are now.
+    /// The present bytes of a range.
     func bytes(at offset: UInt64, count: Int) -> [UInt8] {
         state.withLock { state in
             var result: [UInt8] = []
             result.reserveCapacity(count)
             while result.count < count {
-                let place = offset + UInt64(result.count)
-                let start = Int(place % 512)
+                let position = offset + UInt64(result.count)
+                let start = Int(position % 512)
                 let length = min(512 - start, count - result.count)
-                if let block = state.blocks[place / 512] {
+                if let block = state.blocks[position / 512] {
                     result += block[start..<start + length]
                 } else {
                     result += [UInt8](repeating: 0, count: length)
@@ -111,10 +110,10 @@ final class FakeImage: DiskImage {
         state.withLock { state in
             var done = 0
             while done < bytes.count {
-                let place = offset + UInt64(done)
-                let start = Int(place % 512)
+                let position = offset + UInt64(done)
+                let start = Int(position % 512)
                 let length = min(512 - start, bytes.count - done)
-                state.blocks[place / 512, default: [UInt8](repeating: 0, count: 512)]
+                state.blocks[position / 512, default: [UInt8](repeating: 0, count: 512)]
                     .replaceSubrange(start..<start + length, with: bytes[done..<done + length])
                 done += length
             }
@@ -141,22 +140,22 @@ final class FakeImage: DiskImage {
         return outcome.1
     }
 
-    func read(into pieces: IOVectors, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
-        let limit = try begin(.read(offset, pieces.count), waiting: waiting)
-        let part = pieces.slice(from: 0, limit: limit)
-        var place = offset
+    func read(into segments: IOVectors, at offset: UInt64, waiting: Bool) throws(Errno) -> Int {
+        let limit = try begin(.read(offset, segments.count), waiting: waiting)
+        let part = segments.slice(from: 0, limit: limit)
+        var position = offset
         part.forEachSegment { bytes in
-            bytes.copyBytes(from: self.bytes(at: place, count: bytes.count))
-            place += UInt64(bytes.count)
+            bytes.copyBytes(from: self.bytes(at: position, count: bytes.count))
+            position += UInt64(bytes.count)
         }
         return part.count
     }
 
     func write(
-        _ pieces: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
+        _ segments: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int {
-        let limit = try begin(.write(offset, pieces.count, durably: durably), waiting: waiting)
-        let part = pieces.slice(from: 0, limit: limit)
+        let limit = try begin(.write(offset, segments.count, durably: durably), waiting: waiting)
+        let part = segments.slice(from: 0, limit: limit)
         var all: [UInt8] = []
         part.forEachSegment { all += $0 }
         fill(at: offset, all)

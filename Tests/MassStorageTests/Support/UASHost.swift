@@ -5,13 +5,13 @@ import USB
 
 @testable import MassStorage
 
-/// A host of USB Attached SCSI: many commands at a time, each under its tag.
+/// A host of USB Attached SCSI without a controller.
 final class UASHost {
     let host: BulkOnlyHost
     let streams: Int
     private var nextTag: UInt16 = 1
 
-    /// - Parameter streams: 0 for a host without them, as at high speed.
+    /// - Parameter streams: 0 for a host without streams, as at high speed.
     init(_ image: any DiskImage, streams: Int = 32) throws {
         self.streams = streams
         host = try BulkOnlyHost(
@@ -19,7 +19,7 @@ final class UASHost {
         choose()
     }
 
-    /// SET_INTERFACE, and what the host's controller says of streams.
+    /// Configures the streams and selects UAS by SET_INTERFACE.
     func choose() {
         for endpoint in [
             MassStorageDescriptors.statusEndpoint, MassStorageDescriptors.inEndpoint,
@@ -62,7 +62,7 @@ final class UASHost {
 
     private func kind(_ tag: UInt16) -> Transfer.Kind { .bulk(stream: streams > 0 ? tag : 0) }
 
-    /// A command with all its transfers, as Linux gives it where there are streams.
+    /// Submits a command with all its transfers, as Linux does with streams.
     func submit(
         _ command: [UInt8], in count: Int = 0, out bytes: [UInt8]? = nil, unit: UInt8 = 0,
         attribute: UInt8 = 0
@@ -77,7 +77,7 @@ final class UASHost {
             command: request(Self.command(command, tag, unit: unit, attribute: attribute)))
     }
 
-    /// A status unit as the host understands it.
+    /// A decoded information unit of the status pipe.
     enum Answer: Equatable {
         case good
         case checkCondition(key: UInt8, code: UInt16)
@@ -87,7 +87,7 @@ final class UASHost {
         case none
     }
 
-    /// What came on a status transfer; its tag must be that of the stream.
+    /// Waits for a status transfer and decodes it; `none` if its tag is not this one.
     func answer(_ id: Transfer.ID, tag: UInt16) -> Answer {
         guard host.wait(id)?.status == .completed else { return .none }
         let bytes = host.bytes(id)
@@ -109,7 +109,7 @@ final class UASHost {
         answer(submission.status, tag: submission.tag)
     }
 
-    /// Carries out a command from beginning to end, with streams or without.
+    /// Runs a command from its submission to its status, with streams or without.
     func run(_ command: [UInt8], in count: Int = 0, out bytes: [UInt8]? = nil) -> (Answer, [UInt8])
     {
         if streams > 0 {
@@ -130,7 +130,7 @@ final class UASHost {
         return (answer, data.map { host.bytes($0) } ?? [])
     }
 
-    /// COMMAND information unit.
+    /// A COMMAND information unit.
     static func command(
         _ block: [UInt8], _ tag: UInt16, unit: UInt8 = 0, attribute: UInt8 = 0
     ) -> [UInt8] {
@@ -139,7 +139,7 @@ final class UASHost {
         return header + logicalUnit + block + [UInt8](repeating: 0, count: 16 - block.count)
     }
 
-    /// TASK MANAGEMENT information unit.
+    /// A TASK MANAGEMENT information unit.
     static func function(
         _ function: UInt8, _ tag: UInt16, of other: UInt16 = 0, unit: UInt8 = 0
     ) -> [UInt8] {

@@ -6,7 +6,7 @@ import USB
 
 @testable import MassStorage
 
-/// Wrappers that are none, resets, halts, transfers in any number and order.
+/// Bulk-Only Transport: invalid CBWs, resets, halts, and transfers in any number and order.
 @Suite struct BulkOnlyTransportTests {
     let image = FakeImage(byteCount: 1 << 20)
     let host: BulkOnlyHost
@@ -48,20 +48,20 @@ import USB
         ]
     }
 
-    @Test("after a wrapper that is none only a reset helps", arguments: damaged())
+    @Test("an invalid CBW halts both endpoints until reset recovery", arguments: damaged())
     func invalidWrapper(name: String, bytes: [UInt8]) {
         #expect(host.wait(host.submitOut(bytes))?.status == .stalled)
         #expect(host.isHalted(inEndpoint))
         #expect(host.isHalted(outEndpoint))
         #expect(host.wait(host.submitIn(13))?.status == .stalled)
-        // Clearing the halts alone does not get out (6.6.1).
+        // The halts cannot be cleared before a transport reset (6.6.1).
         host.clearHalt(inEndpoint)
         host.clearHalt(outEndpoint)
         #expect(host.isHalted(inEndpoint))
         #expect(host.isHalted(outEndpoint))
         #expect(host.wait(host.submitOut(wrapper(read8, length: 4096, .in)))?.status == .stalled)
         #expect(host.resetTransport() == .completed)
-        // The reset leaves the halts, which are cleared one by one (3.1).
+        // A transport reset does not clear the halts (3.1).
         #expect(host.isHalted(inEndpoint))
         host.clearHalt(inEndpoint)
         #expect(!host.isHalted(inEndpoint))
@@ -70,7 +70,7 @@ import USB
         expectOperational()
     }
 
-    @Test func `ten thousand wrappers of garbage change nothing`() {
+    @Test func `ten thousand random CBWs are refused`() {
         var random = SplitMix64(seed: 0xbad_cb57)
         for round in 0..<10_000 {
             var bytes = (0..<Int.random(in: 0...64, using: &random)).map { _ in
@@ -88,7 +88,7 @@ import USB
         expectOperational()
     }
 
-    @Test func `twenty thousand random commands leave a stick that works`() throws {
+    @Test func `the device works after twenty thousand random commands`() throws {
         var random = SplitMix64(seed: 0x5c51)
         let codes = SCSICommand.all.map(\.operationCode)
         let small = FakeImage(byteCount: 64 << 10)
@@ -98,7 +98,7 @@ import USB
             if Int.random(in: 0..<10, using: &random) > 0 {
                 command[0] = codes[Int.random(in: 0..<codes.count, using: &random)]
             }
-            // Mostly small numbers, so that some commands are good ones.
+            // Mostly small values, so that some commands are valid.
             for index in 1..<16 where Int.random(in: 0..<4, using: &random) > 0 {
                 command[index] = index % 4 == 0 ? UInt8.random(in: 0...16, using: &random) : 0
             }
@@ -122,7 +122,7 @@ import USB
             #expect(ids.allSatisfy(host.isDone), "round \(round)")
             host.recover()
             if round % 500 == 0 {
-                // Eject, or a reservation of the medium, may have happened: a reset brings it back.
+                // A reset loads a medium that a random command has ejected.
                 host.device.reset()
                 host.setConfiguration(1)
                 _ = host.sense()
@@ -135,7 +135,7 @@ import USB
     // MARK: - Data in several transfers
 
     @Test(arguments: [1024, 2048, 3072, 4096, 8192])
-    func `a read is served in transfers of any number of packets`(chunk: Int) {
+    func `a read may be split into transfers of whole packets`(chunk: Int) {
         let result = host.run(read8, in: 4096, chunk: chunk)
         #expect(result.data == pattern)
         #expect(result.status == 0)
@@ -150,7 +150,7 @@ import USB
     }
 
     @Test(arguments: [1024, 2048, 3072, 4096])
-    func `a write is taken in transfers of any number of packets`(chunk: Int) {
+    func `a write may be split into transfers of whole packets`(chunk: Int) {
         let data = pattern.map { ~$0 }
         let result = host.run(write8, out: data, chunk: chunk)
         #expect(result.status == 0)
@@ -158,20 +158,20 @@ import USB
     }
 
     @Test(arguments: 1...9)
-    func `buffers in several segments are filled and emptied in order`(pieces: Int) {
-        host.segments = pieces
+    func `buffers of several segments are read and written in order`(segments: Int) {
+        host.segments = segments
         #expect(host.run(read8, in: 4096).data == pattern)
         let data = pattern.map { $0 &+ 3 }
         #expect(host.run(write8, out: data).status == 0)
         #expect(image.bytes(at: 0, count: 4096) == data)
     }
 
-    @Test func `wrapper, data and status may be submitted together`() {
+    @Test func `CBW, data and CSW transfers may be submitted together`() {
         let command = host.submitOut(wrapper(read8, length: 4096, .in))
         let first = host.submitIn(1024)
         let second = host.submitIn(3072)
         let status = host.submitIn(13)
-        // The next command waits behind the status.
+        // The next command waits for the CSW to be fetched.
         let next = host.submitOut(wrapper([0, 0, 0, 0, 0, 0], length: 0, .out))
         let nextStatus = host.submitIn(13)
         host.waitUntilIdle()
@@ -185,7 +185,7 @@ import USB
             ])
     }
 
-    @Test func `data and status may be submitted before the wrapper`() {
+    @Test func `data and CSW transfers may be submitted before the CBW`() {
         let data = host.submitIn(4096)
         let status = host.submitIn(13)
         #expect(!host.isDone(data))
@@ -211,7 +211,7 @@ import USB
         #expect(image.bytes(at: 0, count: 4096) == [UInt8](repeating: 1, count: 4096))
     }
 
-    @Test func `more data than announced is a phase error and not written`() {
+    @Test func `a transfer longer than the CBW's length is a phase error and not written`() {
         _ = host.submitOut(wrapper(write8, length: 4096, .out))
         #expect(host.wait(host.submitOut([UInt8](repeating: 2, count: 4097)))?.status == .stalled)
         host.clearHalt(outEndpoint)
@@ -222,7 +222,7 @@ import USB
         expectOperational()
     }
 
-    @Test func `a transfer too small for the packet babbles and the data are not lost`() {
+    @Test func `a transfer smaller than the next packet is a babble error that loses no data`() {
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
         #expect(host.wait(host.submitIn(100))?.status == .babbled)
         let data = host.submitIn(4096)
@@ -234,9 +234,9 @@ import USB
         #expect(host.bytes(status).last == 0)
     }
 
-    // MARK: - Reset, cancel, unplug at any moment
+    // MARK: - Reset, cancel, detach
 
-    @Test func `a reset of the transport in the middle of data begins anew`() {
+    @Test func `after a transport reset in the data stage the next transfer is a CBW`() {
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
         _ = host.wait(host.submitIn(1024))
         host.recover()
@@ -247,7 +247,7 @@ import USB
         #expect(host.run(read8, in: 4096).status == 0)
     }
 
-    @Test func `transfers that wait are cancelled at once`() {
+    @Test func `waiting transfers are cancelled at once`() {
         let data = host.submitIn(4096)
         host.device.cancel(data)
         #expect(host.port.completions[data]?.status == .cancelled)
@@ -256,7 +256,7 @@ import USB
         expectOperational()
     }
 
-    @Test func `a port reset during a write lets it end and nothing overtakes it`() {
+    @Test func `commands after a port reset wait for a write of the worker`() {
         image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(write8, length: 4096, .out))
@@ -276,7 +276,7 @@ import USB
         #expect(host.port.doubles.isEmpty)
     }
 
-    @Test func `control requests are answered while the disk is slow`() {
+    @Test func `control requests are answered while the worker reads`() {
         image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
@@ -287,7 +287,7 @@ import USB
         #expect(host.wait(data)?.status == .completed)
     }
 
-    @Test func `a transport reset while the disk is slow leaves a stick that works`() {
+    @Test func `commands after a transport reset wait for a read of the worker`() {
         image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
@@ -302,7 +302,8 @@ import USB
         #expect(host.bytes(again) == pattern)
     }
 
-    @Test func `transfers end in order when the configuration goes while the disk is slow`() {
+    @Test
+    func `transfers complete in order when the device is unconfigured while the worker reads`() {
         image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
@@ -320,7 +321,7 @@ import USB
         expectOperational()
     }
 
-    @Test func `an unplugged stick completes nothing, and can be plugged in again`() {
+    @Test func `a detached device completes no transfer and can be attached again`() {
         image.set { $0.nonblocking = .wouldBlock }
         image.shutGate()
         _ = host.submitOut(wrapper(read8, length: 4096, .in))
@@ -343,11 +344,11 @@ import USB
 
     // MARK: - Control
 
-    @Test func `there is one logical unit`() {
+    @Test func `Get Max LUN reports one logical unit`() {
         #expect(host.control(0xa1, 0xfe, length: 1) == (.completed, [0]))
     }
 
-    @Test func `class requests with wrong fields are refused`() {
+    @Test func `class requests with invalid fields are stalled`() {
         #expect(host.control(0xa1, 0xfe, index: 1, length: 1).status == .stalled)
         #expect(host.control(0xa1, 0xfe, value: 1, length: 1).status == .stalled)
         #expect(host.control(0xa1, 0xfe, length: 0).status == .stalled)
@@ -356,7 +357,7 @@ import USB
         #expect(host.control(0xc0, 0x01, length: 8).status == .stalled)
     }
 
-    @Test func `without a configuration there are no pipes`() {
+    @Test func `without a configuration bulk transfers and class requests fail`() {
         host.setConfiguration(0)
         #expect(host.wait(host.submitOut([1, 2, 3]))?.status == .failed)
         #expect(host.control(0xa1, 0xfe, length: 1).status == .stalled)
@@ -364,14 +365,14 @@ import USB
         expectOperational()
     }
 
-    @Test func `a halt set by the host holds until it is cleared`() {
+    @Test func `an endpoint halted by the host stalls until the halt is cleared`() {
         host.control(0x02, 3, index: 0x81)
         #expect(host.wait(host.submitIn(13))?.status == .stalled)
         host.clearHalt(inEndpoint)
         expectOperational()
     }
 
-    @Test func `endpoints that do not exist fail`() {
+    @Test func `transfers of unknown endpoints fail`() {
         let id = host.submit(EndpointAddress(5, .in), .bulk(stream: 0), count: 64)
         #expect(host.port.completions[id]?.status == .failed)
     }

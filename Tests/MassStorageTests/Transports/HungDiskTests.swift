@@ -10,10 +10,10 @@ import XHCI
 
 @testable import MassStorage
 
-/// A disk that hangs behind the real controller: whatever ends a transfer is answered at once, and the
-/// guest uses the transfer's memory for something else while the disk still works.
+/// A disk that hangs behind the real controller: every event that ends a transfer is answered at
+/// once, and the guest reuses the transfer's memory before the disk has finished.
 struct HungDiskTests {
-    /// What ends the transfer.
+    /// The event that ends the transfer.
     enum End: CaseIterable {
         case stopEndpoint, disableSlot, hostControllerReset, deviceReset, unmap, detach
         case clientDisconnect
@@ -28,7 +28,7 @@ struct HungDiskTests {
     private static let new = [UInt8](repeating: 0x22, count: size)
     private static let onDisk = (0..<size).map { UInt8(truncatingIfNeeded: $0 / 3) }
 
-    /// A guest with a command in progress whose data the disk does not move.
+    /// A guest with a command in progress during whose data stage the disk hangs.
     private final class Bench {
         let guest: Guest
         let image = FakeImage(byteCount: 1 << 20)
@@ -112,7 +112,7 @@ struct HungDiskTests {
             return try #require(streams.endpoint(1))
         }
 
-        /// Ends the transfer, and expects the answer before any time has passed.
+        /// Ends the transfer, and checks that no time passes until the answer.
         func end(_ end: End) throws {
             let before = machine.now
             switch end {
@@ -139,7 +139,7 @@ struct HungDiskTests {
             #expect(!device.isIdle, "the worker still has the data")
         }
 
-        /// Lets the disk go on, and the worker end.
+        /// Opens the gate of the disk, and waits for the worker.
         func finishDisk() {
             image.openGate()
             _ = machine.advance(limit: .seconds(1)) { device.isIdle }
@@ -149,7 +149,7 @@ struct HungDiskTests {
     }
 
     @Test(arguments: Transport.allCases, SimulatedMachine.MemoryKind.allCases)
-    func `a read that hangs changes nothing of memory that the guest has reused`(
+    func `a read that hangs does not write into memory that the guest has reused`(
         transport: Transport, memory: SimulatedMachine.MemoryKind
     ) throws {
         for end in End.allCases {
@@ -164,7 +164,7 @@ struct HungDiskTests {
     }
 
     @Test(arguments: Transport.allCases, SimulatedMachine.MemoryKind.allCases)
-    func `a write that hangs writes the bytes of the time of its submission, or nothing`(
+    func `a write that hangs writes the bytes of its submission, or nothing`(
         transport: Transport, memory: SimulatedMachine.MemoryKind
     ) throws {
         for end in End.allCases {
@@ -178,7 +178,7 @@ struct HungDiskTests {
     }
 
     @Test(arguments: Transport.allCases, [Direction.in, .out])
-    func `a transfer that was stopped resumes with the bytes that are due`(
+    func `a stopped transfer resumes with the next bytes`(
         transport: Transport, direction: Direction
     ) throws {
         let bench = try Bench(transport, .local, direction)

@@ -5,8 +5,8 @@ import USB
 
 @testable import MassStorage
 
-/// The table of Bulk-Only Transport 6.7: what the host expects (n: no data, i: IN, o: OUT) against
-/// what the device means to do.
+/// The thirteen cases of Bulk-Only Transport 6.7: the host's expectation (Hn: no data, Hi: IN, Ho:
+/// OUT) against the device's intent (Dn, Di, Do).
 @Suite struct ThirteenCasesTests {
     let image = FakeImage(byteCount: 1 << 20)
     let host: BulkOnlyHost
@@ -19,7 +19,7 @@ import USB
         host = try BulkOnlyHost(image)
     }
 
-    /// After each case the next command must work.
+    /// Checks that the next command works, as it must after each case.
     private func expectOperational() {
         #expect(host.run(read1, in: 512).status == 0)
     }
@@ -103,11 +103,11 @@ import USB
     }
 
     @Test(arguments: [2048, 1024, 512])
-    func `11 Ho > Do: what is wanted is written, then the OUT endpoint halts`(chunk: Int) {
+    func `11 Ho > Do: the device's data are written, then the OUT endpoint halts`(chunk: Int) {
         let data = [UInt8](repeating: 9, count: 2048)
         let result = host.run([0x2a, 0, 0, 0, 0, 0, 0, 0, 2, 0], out: data, chunk: chunk)
         if chunk == 512 {
-            // Half a packet of SuperSpeed ends the data stage early.
+            // At SuperSpeed 512 bytes are a short packet, which ends the data stage early.
             #expect(result.status == 2)
         } else {
             #expect(result.dataStatus == .stalled)
@@ -134,7 +134,7 @@ import USB
         expectOperational()
     }
 
-    @Test func `a command that fails has no data, whatever the host expects`() {
+    @Test func `a failed command has no data stage`() {
         let beyond: [UInt8] = [0x28, 0, 0, 0, 0x80, 0, 0, 0, 1, 0]
         #expect(
             host.run(beyond, in: 512) == .init(dataStatus: .stalled, status: 1, residue: 512))
@@ -147,7 +147,7 @@ import USB
         expectOperational()
     }
 
-    @Test func `the direction of a command without data means nothing`() {
+    @Test func `the direction of a CBW without data is ignored`() {
         let id = host.submitOut(host.wrapper(ready, length: 0, direction: .in, tag: 7))
         #expect(host.wait(id)?.status == .completed)
         let status = host.submitIn(13)

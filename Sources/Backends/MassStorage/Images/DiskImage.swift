@@ -5,8 +5,8 @@ internal import SystemPackage
 
 /// The contents of the medium: bytes at offsets.
 ///
-/// The event loop calls it without waiting, a worker thread with waiting. Both never access overlapping
-/// ranges at the same time.
+/// The event loop calls it without waiting, a worker thread with waiting. Both never access
+/// overlapping ranges at the same time.
 protocol DiskImage: AnyObject, Sendable {
     /// The size, a multiple of ``blockSize`` that does not change while the image is open.
     var byteCount: UInt64 { get }
@@ -16,8 +16,8 @@ protocol DiskImage: AnyObject, Sendable {
     ///
     /// - Parameter waiting: whether to wait for a disk.
     /// - Returns: the bytes read, possibly fewer than the segments have.
-    /// - Throws: without waiting also `EAGAIN` if the read would wait, and `EOPNOTSUPP` if the file system
-    ///   does not support reads without waiting.
+    /// - Throws: without waiting also `EAGAIN` if the read would wait, and `EOPNOTSUPP` if the file
+    ///   system does not support reads without waiting.
     func read(into segments: IOVectors, at offset: UInt64, waiting: Bool) throws(Errno) -> Int
 
     /// Writes memory segments; see ``read(into:at:waiting:)``.
@@ -41,7 +41,8 @@ protocol DiskImage: AnyObject, Sendable {
     func zeroRange(at offset: UInt64, count: UInt64) throws(Errno)
 }
 
-/// The image of an absent medium. No command accesses it, as the logical unit reports MEDIUM NOT PRESENT.
+/// The image of an absent medium. No command accesses it, as the logical unit reports MEDIUM NOT
+/// PRESENT.
 final class NoImage: DiskImage {
     let byteCount: UInt64 = 0
     let isReadOnly = true

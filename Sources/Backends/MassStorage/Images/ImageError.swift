@@ -60,8 +60,8 @@ struct ImageError: Error, Equatable {
         switch error {
         case .badFileDescriptor:
             reason =
-                "the descriptor passed for '\(path)' was opened without the right to read or write: "
-                + "open it for both, or add 'readonly' and open it for reading"
+                "the descriptor passed for '\(path)' was opened without the right to read or "
+                + "write: open it for both, or add 'readonly' and open it for reading"
         case .invalidArgument:
             reason =
                 "the descriptor passed for '\(path)' was opened with O_APPEND or O_DIRECT: "

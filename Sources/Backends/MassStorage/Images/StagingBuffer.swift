@@ -3,11 +3,12 @@
 internal import Platform
 internal import USB
 
-/// The memory through which the worker moves data between an image and a transfer, as only the event
-/// loop may access the transfer's buffer.
+/// The memory through which the worker moves data between an image and a transfer, as only the
+/// event loop may access the transfer's buffer.
 ///
-/// It is page-aligned for direct I/O, and not zeroed: callers copy out only bytes that they have copied or
-/// read in. It needs no lock, because the event loop accesses it only while no job of the worker does.
+/// It is page-aligned for direct I/O, and not zeroed: callers copy out only bytes that they have
+/// copied or read in. It needs no lock, because the event loop accesses it only while no job of the
+/// worker does.
 @safe
 final class StagingBuffer: @unchecked Sendable {
     private let bytes: UnsafeMutableRawBufferPointer

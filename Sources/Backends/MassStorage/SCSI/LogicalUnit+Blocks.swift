@@ -45,8 +45,8 @@ extension LogicalUnit {
 
     // MARK: - Reading and writing
 
-    /// READ (6), (10), (12), (16). DPO and FUA have no effect: the page cache is never older than the
-    /// disk.
+    /// READ (6), (10), (12), (16). DPO and FUA have no effect: the page cache is never older than
+    /// the disk.
     func read(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
         try requireNoProtection(cdb)
         try requireMedium()
@@ -73,7 +73,8 @@ extension LogicalUnit {
         return extent.count == 0 ? .good : .write(extent, durably: true)
     }
 
-    /// VERIFY (10), (12), (16), with BYTCHK 0 (the medium is readable) or 1 (it holds the Data-Out bytes).
+    /// VERIFY (10), (12), (16), with BYTCHK 0 (the medium is readable) or 1 (it holds the Data-Out
+    /// bytes).
     func verify(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
         try requireNoProtection(cdb)
         try cdb.requireZero(1, mask: 0x04)
@@ -158,13 +159,14 @@ extension LogicalUnit {
 
     // MARK: - Ranges
 
-    /// Refuses RDPROTECT, WRPROTECT and VRPROTECT: there is no protection information. In the 6-byte
-    /// commands these bits belong to the address.
+    /// Refuses RDPROTECT, WRPROTECT and VRPROTECT: there is no protection information. In the
+    /// 6-byte commands these bits belong to the address.
     private func requireNoProtection(_ cdb: CommandDescriptorBlock) throws(SenseData) {
         if cdb.operationCode >= 0x20 { try cdb.requireZero(1, mask: 0xe0) }
     }
 
-    /// The blocks of a command. The group of its operation code determines the offsets of the fields.
+    /// The blocks of a command. The group of its operation code determines the offsets of the
+    /// fields.
     private func extent(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Extent {
         switch cdb.operationCode >> 5 {
         case 0:

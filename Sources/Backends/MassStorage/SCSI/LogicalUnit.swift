@@ -5,7 +5,8 @@ internal import Platform
 /// The logical unit: a SCSI direct-access block device (SPC-4, SBC-3), without input or output.
 ///
 /// ``execute(_:at:)`` validates a command and returns the ``Action`` that the device carries out.
-/// ``mediumOperationCompleted(_:)`` changes the state that depends on the success of a medium operation.
+/// ``mediumOperationCompleted(_:)`` changes the state that depends on the success of a medium
+/// operation.
 ///
 /// A port reset establishes no unit attention condition (29h): the host requested it, and its log
 /// would show a fault where there is none.
@@ -61,11 +62,11 @@ struct LogicalUnit {
         isWriteCacheEnabled = writeCache
     }
 
-    /// Resets the unit to its power-on state, as a port reset does. A medium that the guest has ejected is
-    /// loaded again, since a restarted guest has no other way to reach it.
+    /// Resets the unit to its power-on state, as a port reset does. A medium that the guest has
+    /// ejected is loaded again, since a restarted guest has no other way to reach it.
     ///
-    /// A write cache that the guest has disabled stays disabled: no unit attention reports the reset, so
-    /// the guest would go on without flushing.
+    /// A write cache that the guest has disabled stays disabled: no unit attention reports the
+    /// reset, so the guest would go on without flushing.
     mutating func reset() {
         loadMedium()
         isRemovalPrevented = false
@@ -73,7 +74,8 @@ struct LogicalUnit {
         sense = .none
     }
 
-    /// LOGICAL UNIT RESET, a task management function of UAS. It establishes a unit attention condition.
+    /// LOGICAL UNIT RESET, a task management function of UAS. It establishes a unit attention
+    /// condition.
     mutating func resetUnit() {
         isRemovalPrevented = false
         sense = .none
@@ -125,8 +127,8 @@ struct LogicalUnit {
         isMediumPresent = false
     }
 
-    /// Inserts a medium on the operator's request. The unit attention that reports it comes with the
-    /// host's next command.
+    /// Inserts a medium on the operator's request. The unit attention that reports it comes with
+    /// the host's next command.
     mutating func insertMedium(blockCount: UInt64, isReadOnly: Bool) {
         precondition(blockCount > 0, "a medium has at least one block")
         self.blockCount = blockCount
@@ -221,8 +223,8 @@ struct LogicalUnit {
         }
     }
 
-    /// Executes a command for an incorrect logical unit number (SPC-4, 5.11): a few commands report in
-    /// their data that there is no such unit.
+    /// Executes a command for an incorrect logical unit number (SPC-4, 5.11): a few commands report
+    /// in their data that there is no such unit.
     private mutating func executeAtMissingUnit(
         _ command: SCSICommand?, _ cdb: CommandDescriptorBlock
     ) throws(SenseData) -> Action {
@@ -269,7 +271,8 @@ struct LogicalUnit {
         return .reply(bytes.truncated(to: Int(cdb[4])))
     }
 
-    /// START STOP UNIT (SBC-3, 5.25). There is nothing to spin down, but stopping flushes the cache.
+    /// START STOP UNIT (SBC-3, 5.25). There is nothing to spin down, but stopping flushes the
+    /// cache.
     private mutating func startStopUnit(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
         let powerCondition = cdb[4] >> 4
         let loadsOrEjects = cdb.isSet(4, bit: 1)

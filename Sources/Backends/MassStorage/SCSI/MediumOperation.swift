@@ -39,8 +39,8 @@ final class Cancellation: Sendable {
     func cancel() { flag.store(true, ordering: .relaxed) }
 }
 
-/// Medium operations, which run on the worker. Each function returns `nil`, or the sense data of its
-/// error.
+/// Medium operations, which run on the worker. Each function returns `nil`, or the sense data of
+/// its error.
 extension DiskImage {
     /// Runs a medium operation. A cancelled operation may end early; its result is meaningless.
     ///
@@ -82,8 +82,8 @@ extension DiskImage {
         return result
     }
 
-    /// Verifies that the blocks are readable. It is the only operation without a bound, since a host may
-    /// verify the whole medium, so it checks for cancellation.
+    /// Verifies that the blocks are readable. It is the only operation without a bound, since a
+    /// host may verify the whole medium, so it checks for cancellation.
     private func verify(_ extent: Extent, cancellation: Cancellation) -> SenseData? {
         var position = extent.byteOffset
         let end = position + UInt64(extent.byteCount)
@@ -104,8 +104,8 @@ extension DiskImage {
         }
     }
 
-    /// Unmaps blocks. An image that cannot punch holes keeps them, as UNMAP is a hint. `EINVAL` is the
-    /// error of a disk with larger blocks for a range that is not aligned to them.
+    /// Unmaps blocks. An image that cannot punch holes keeps them, as UNMAP is a hint. `EINVAL` is
+    /// the error of a disk with larger blocks for a range that is not aligned to them.
     private func unmap(_ extent: Extent) -> SenseData? {
         do throws(Errno) {
             try punchHole(at: extent.byteOffset, count: UInt64(extent.byteCount))

@@ -16,7 +16,8 @@ struct SCSICommand {
     let name: Name
     let operationCode: UInt8
     let serviceAction: UInt8?
-    /// CDB USAGE DATA: a mask of the evaluated bits for each byte; the first byte is the operation code.
+    /// CDB USAGE DATA: a mask of the evaluated bits for each byte; the first byte is the operation
+    /// code.
     let usage: [UInt8]
 
     private init(_ name: Name, _ usage: [UInt8], serviceAction: UInt8? = nil) {

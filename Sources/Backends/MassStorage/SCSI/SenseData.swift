@@ -4,8 +4,8 @@ internal import Platform
 
 /// Sense data (SPC-4, 4.5): the reason of a CHECK CONDITION status.
 ///
-/// Command validation throws it. With Bulk-Only Transport the host fetches it by REQUEST SENSE; UAS sends
-/// it with the status.
+/// Command validation throws it. With Bulk-Only Transport the host fetches it by REQUEST SENSE; UAS
+/// sends it with the status.
 struct SenseData: Error, Equatable, Sendable {
     enum Key: UInt8, Sendable {
         case noSense = 0x0

@@ -4,12 +4,13 @@ internal import USB
 
 /// The state machine of USB Mass Storage Class, Bulk-Only Transport 1.0, without input or output.
 ///
-/// A command has up to three stages: the host sends a command block wrapper (CBW), data moves in one
-/// direction, and the device sends a command status wrapper (CSW). The owner calls ``begin(_:)`` with the
-/// data stage that the device intends, and asks for each transfer that the host submits which action to
-/// take. When host and device disagree, the "thirteen cases" of section 6.7 apply: a device that moves
-/// less than the host expects halts the endpoint of the data stage; a device that would move more, or in
-/// the other direction, moves nothing and reports a phase error.
+/// A command has up to three stages: the host sends a command block wrapper (CBW), data moves in
+/// one direction, and the device sends a command status wrapper (CSW). The owner calls
+/// ``begin(_:)`` with the data stage that the device intends, and asks for each transfer that the
+/// host submits which action to take. When host and device disagree, the "thirteen cases" of
+/// section 6.7 apply: a device that moves less than the host expects halts the endpoint of the data
+/// stage; a device that would move more, or in the other direction, moves nothing and reports a
+/// phase error.
 struct BulkOnlyTransport {
     enum Phase: Equatable {
         /// The next OUT transfer is a CBW.
@@ -79,7 +80,8 @@ struct BulkOnlyTransport {
 
     init(maxPacketSize: Int) { self.maxPacketSize = maxPacketSize }
 
-    /// Bulk-Only Mass Storage Reset (3.1): the next OUT transfer is a CBW. Halted endpoints stay halted.
+    /// Bulk-Only Mass Storage Reset (3.1): the next OUT transfer is a CBW. Halted endpoints stay
+    /// halted.
     mutating func reset() {
         phase = .command
         halts = []
@@ -118,8 +120,8 @@ struct BulkOnlyTransport {
 
     /// Compares the data stage that the device intends with the CBW, and starts it.
     ///
-    /// - Returns: `false` if they contradict each other (cases 2, 3, 7, 8, 10 and 13). The command must not
-    ///   be executed; its status is a phase error.
+    /// - Returns: `false` if they contradict each other (cases 2, 3, 7, 8, 10 and 13). The command
+    ///   must not be executed; its status is a phase error.
     mutating func begin(_ stage: DataStage) -> Bool {
         switch stage {
         case .none: true
@@ -156,7 +158,8 @@ struct BulkOnlyTransport {
     }
 
     private func dataAction(_ count: Int) -> InAction {
-        // All packets but the last are full. The transfer has no room for the rest of a full packet.
+        // All packets but the last are full. The transfer has no room for the rest of a full
+        // packet.
         if remaining > count && count % maxPacketSize != 0 { return .babble }
         return .data(count: min(count, remaining))
     }

@@ -3,8 +3,8 @@
 internal import DequeModule
 internal import USB
 
-/// The pipes of the device: the default control pipe with the halted endpoints, the transport that the
-/// host has selected, and the transfers that wait in the bulk pipes.
+/// The pipes of the device: the default control pipe with the halted endpoints, the transport that
+/// the host has selected, and the transfers that wait in the bulk pipes.
 ///
 /// ``next()`` takes transfers from the bulk pipes one at a time, as the transport can process them.
 struct MassStoragePipes {
@@ -137,8 +137,8 @@ struct MassStoragePipes {
         return effect
     }
 
-    /// Removes the waiting data transfers of the current command of UAS. Without streams they cannot be
-    /// distinguished from those of other commands, so none are removed.
+    /// Removes the waiting data transfers of the current command of UAS. Without streams they
+    /// cannot be distinguished from those of other commands, so none are removed.
     mutating func takeUnusedData() -> [Transfer] {
         guard usesUAS, uas.streamCount > 0, let stream = uas.current else { return [] }
         return inTransfers.removeAll(of: stream) + outTransfers.removeAll(of: stream)
@@ -197,8 +197,8 @@ struct MassStoragePipes {
         applyHalts()
     }
 
-    /// The status of a data transfer that is longer than the data: UAS reports the excess in the status
-    /// alone, Bulk-Only Transport halts the endpoint.
+    /// The status of a data transfer that is longer than the data: UAS reports the excess in the
+    /// status alone, Bulk-Only Transport halts the endpoint.
     var statusOfExcess: Transfer.Status { usesUAS ? .completed : .stalled }
 
     private mutating func applyHalts() {

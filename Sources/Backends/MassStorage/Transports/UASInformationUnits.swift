@@ -3,11 +3,11 @@
 internal import Platform
 internal import USB
 
-/// An information unit that the host sends on the command pipe of USB Attached SCSI (UAS, 6.2): COMMAND or
-/// TASK MANAGEMENT.
+/// An information unit that the host sends on the command pipe of USB Attached SCSI (UAS, 6.2):
+/// COMMAND or TASK MANAGEMENT.
 struct UASRequest: Equatable {
-    /// The length of a COMMAND information unit without additional CDB bytes. No supported command has
-    /// these, so longer units are truncated.
+    /// The length of a COMMAND information unit without additional CDB bytes. No supported command
+    /// has these, so longer units are truncated.
     static let count = 32
 
     enum Content: Equatable {
@@ -21,7 +21,8 @@ struct UASRequest: Equatable {
         case invalid
     }
 
-    /// The host's identifier of the command. With streams it is also the stream of its data and status.
+    /// The host's identifier of the command. With streams it is also the stream of its data and
+    /// status.
     let tag: UInt16
     let content: Content
 
@@ -61,8 +62,8 @@ enum TaskManagementFunction: UInt8 {
     case queryTaskSet = 0x81
 }
 
-/// An information unit that the device sends on the status pipe (UAS, 6.2): SENSE, RESPONSE, READ READY or
-/// WRITE READY.
+/// An information unit that the device sends on the status pipe (UAS, 6.2): SENSE, RESPONSE, READ
+/// READY or WRITE READY.
 struct UASReply: Equatable {
     enum Content: Equatable {
         /// SENSE with GOOD status.

@@ -5,10 +5,10 @@ internal import USB
 
 /// The state machine of USB Attached SCSI (UAS, INCITS 471), without input or output.
 ///
-/// A host queues commands, each under a tag, without waiting for their predecessors. The device executes
-/// them one at a time in the order of arrival. With streams (SuperSpeed) the data and status of a command
-/// use the stream whose number is its tag; without streams the device sends READ READY or WRITE READY on the
-/// status pipe before the data of a command move.
+/// A host queues commands, each under a tag, without waiting for their predecessors. The device
+/// executes them one at a time in the order of arrival. With streams (SuperSpeed) the data and
+/// status of a command use the stream whose number is its tag; without streams the device sends
+/// READ READY or WRITE READY on the status pipe before the data of a command move.
 struct UASTransport {
     /// A queued command.
     struct Command: Equatable {
@@ -49,7 +49,8 @@ struct UASTransport {
     private(set) var position = 0
     private var remaining = 0
     private var dataRequest = DataRequest.none
-    /// The reply of the current command, which has ended before the requested data transfer arrived.
+    /// The reply of the current command, which has ended before the requested data transfer
+    /// arrived.
     private var delayedReply: UASReply.Content?
     /// Data transfers that were requested for aborted commands and have not arrived.
     private var surplusIn = 0

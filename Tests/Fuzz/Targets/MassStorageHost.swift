@@ -8,9 +8,10 @@ import Platform
 import TestKit
 import USB
 
-/// A host without a controller and its only stick, which is watched: each transfer is answered at
-/// most once, with a count that it has room for, and in order.
-final class StickHost: USBBus, USBPort {
+/// A USB host without a controller, and the storage backend that it checks: each transfer completes at
+/// most once, with a valid count, in order, and at once when it is cancelled. The memory of a transfer
+/// is freed on completion, so that the address sanitizer finds later accesses.
+final class MassStorageHost: USBBus, USBPort {
     static let inEndpoint = EndpointAddress(1, .in)
     static let outEndpoint = EndpointAddress(2, .out)
     static let statusEndpoint = EndpointAddress(3, .in)
@@ -20,24 +21,25 @@ final class StickHost: USBBus, USBPort {
     private let backend: StorageBackend
     private(set) var device: (any USBDevice)?
     private var nextID: UInt64 = 1
-    /// Transfers without an answer, oldest first.
+    /// Transfers without completion, oldest first.
     private(set) var waiting: [Transfer] = []
-    private var answers: [Transfer.ID: Transfer.Completion] = [:]
-    private var cancelled: Set<Transfer.ID> = []
+    private var leases: [Transfer.ID: MemoryLease] = [:]
+    private var completions: [Transfer.ID: Transfer.Completion] = [:]
+    /// The bytes of completed transfers.
+    private var data: [Transfer.ID: [UInt8]] = [:]
     private var violation: String?
-    /// What the host's controller last said to the device.
+    /// The number of streams last set; 0 for none.
     private var streams = 0
 
     init(_ specification: String) throws {
         backend = try StorageBackend(
             DeviceSpecification(parsing: specification),
-            context: BackendContext(
-                loop: loop, logger: .silent))
+            context: BackendContext(loop: loop, logger: .silent))
         try backend.start(on: self)
     }
 
     func stop() throws {
-        try settle()
+        try drainWorker()
         try backend.stop()
         device = nil
     }
@@ -51,32 +53,37 @@ final class StickHost: USBBus, USBPort {
 
     func detach(_ device: any USBDevice) {
         device.detached()
+        for lease in leases.values { lease.revoke() }
+        leases = [:]
         waiting = []
         streams = 0
     }
 
     func complete(_ completion: Transfer.Completion) {
-        guard let place = waiting.firstIndex(where: { $0.id == completion.id }) else {
-            violation = violation ?? "an answer nobody waits for: \(completion)"
+        guard let index = waiting.firstIndex(where: { $0.id == completion.id }) else {
+            violation = violation ?? "a completion of no waiting transfer: \(completion)"
             return
         }
-        let transfer = waiting.remove(at: place)
-        answers[completion.id] = completion
+        let transfer = waiting.remove(at: index)
+        completions[completion.id] = completion
+        let bytes = transfer.buffer.bytes(count: completion.transferred)
+        data[completion.id] = bytes
+        leases.removeValue(forKey: completion.id)?.revoke()
         if completion.transferred < 0 || completion.transferred > transfer.buffer.count {
             violation = "\(completion) for \(transfer.buffer.count) bytes"
         }
-        // Streams have nothing to do with each other.
-        let isFirst = !waiting[..<place].contains {
+        // Transfers of different streams have no order.
+        let isFirst = !waiting[..<index].contains {
             $0.endpoint == transfer.endpoint && $0.stream == transfer.stream
         }
         if completion.status != .cancelled, !isFirst { violation = "out of order: \(completion)" }
         if transfer.endpoint == Self.statusEndpoint, completion.status == .completed {
-            check(transfer.buffer.bytes(count: completion.transferred), of: transfer)
+            check(bytes, of: transfer)
         }
-        if completion.status == .disconnected { violation = "a stick does not disconnect" }
+        if completion.status == .disconnected { violation = "the device disconnects" }
     }
 
-    /// A status unit of UAS has its own length, and comes on the stream that its tag names.
+    /// Checks the length of an information unit of the status pipe, and that its stream is its tag.
     private func check(_ unit: [UInt8], of transfer: Transfer) {
         let length: Int? =
             switch unit.first {
@@ -86,33 +93,34 @@ final class StickHost: USBBus, USBPort {
             default: nil
             }
         guard let length, unit.count == length else {
-            violation = "no status unit: \(unit)"
+            violation = "not an information unit of the status pipe: \(unit)"
             return
         }
         let tag = unit.bigEndian(UInt16.self, at: 2)
         if streams > 0, tag != transfer.stream {
-            violation = "the status of \(tag) on stream \(transfer.stream)"
+            violation = "the status of tag \(tag) is on stream \(transfer.stream)"
         }
     }
 
-    func disconnect() { violation = "a stick does not disconnect" }
+    func disconnect() { violation = "the device disconnects" }
 
-    func wake() { violation = "a stick does not wake anybody" }
+    func wake() { violation = "the device signals remote wakeup" }
 
     // MARK: - Transfers
 
     @discardableResult
     func submit(
         _ endpoint: EndpointAddress, _ bytes: [UInt8], as kind: Transfer.Kind = .bulk(stream: 0),
-        pieces: Int = 1
-    ) -> Transfer {
-        let transfer = Transfer(
-            id: Transfer.ID(rawValue: nextID), endpoint: endpoint, kind: kind,
-            buffer: HeapPieces.buffer(bytes, pieces: pieces))
+        segments: Int = 1
+    ) -> Transfer.ID {
+        let id = Transfer.ID(rawValue: nextID)
         nextID += 1
+        let lease = HeapSegments.lease(bytes, segments: segments)
+        leases[id] = lease
+        let transfer = Transfer(id: id, endpoint: endpoint, kind: kind, buffer: lease.buffer)
         waiting.append(transfer)
         device?.submit(transfer)
-        return transfer
+        return id
     }
 
     func control(_ setup: SetupPacket) {
@@ -127,7 +135,7 @@ final class StickHost: USBBus, USBPort {
                 length: 0))
     }
 
-    /// 5.3.4 of Bulk-Only Transport.
+    /// Reset recovery (Bulk-Only Transport 5.3.4).
     func recover() {
         control(SetupPacket(requestType: 0x21, request: 0xff, value: 0, index: 0, length: 0))
         clearHalt(Self.inEndpoint)
@@ -138,7 +146,7 @@ final class StickHost: USBBus, USBPort {
         control(SetupPacket(requestType: 0, request: 9, value: value, index: 0, length: 0))
     }
 
-    /// The setting of UAS, if the stick has one, after the host's controller has made its streams.
+    /// Sets the streams, and selects the alternate setting of UAS.
     func chooseUAS(streams: Int) {
         self.streams = streams
         for endpoint in [Self.statusEndpoint, Self.inEndpoint, Self.outEndpoint] {
@@ -153,25 +161,28 @@ final class StickHost: USBBus, USBPort {
 
     func cancel(_ index: Int) {
         guard waiting.indices.contains(index) else { return }
-        device?.cancel(waiting[index].id)
+        let id = waiting[index].id
+        device?.cancel(id)
+        if completions[id] == nil { violation = "a cancelled transfer does not complete" }
     }
 
-    /// Plugs it out and in again.
+    /// Detaches the device and attaches it again.
     func replug() throws {
         guard let device else { return }
         detach(device)
-        try settle()
-        answers = [:]
+        try drainWorker()
+        completions = [:]
+        data = [:]
         try attach(device)
     }
 
-    /// Lets the worker end what it has.
-    func settle() throws {
+    /// Runs the event loop until the worker has no jobs.
+    func drainWorker() throws {
         var rounds = 0
         while !backend.isIdle {
             _ = loop.turn(wait: 100)
             rounds += 1
-            try require(rounds < 1000, "the worker does not come to an end")
+            try require(rounds < 1000, "the worker does not finish")
         }
         try check()
     }
@@ -182,38 +193,35 @@ final class StickHost: USBBus, USBPort {
 
     enum Outcome: Equatable {
         case passed, failed, phaseError
-        /// No CSW could be had.
-        case broken
+        /// There was no valid CSW.
+        case invalid
     }
 
-    /// Carries a command out as a host does that keeps to the rules.
+    /// Runs a command as a conforming host does.
     func run(
         _ command: [UInt8], length: Int, _ direction: Direction, fill: UInt8 = 0
     ) throws -> (outcome: Outcome, data: [UInt8]) {
         let tag = UInt32(truncatingIfNeeded: nextID)
         submit(Self.outEndpoint, Self.wrapper(command, length: length, direction, tag: tag))
-        try settle()
+        try drainWorker()
         var data: [UInt8] = []
         if length > 0 {
             let endpoint = direction == .in ? Self.inEndpoint : Self.outEndpoint
             let transfer = submit(endpoint, [UInt8](repeating: fill, count: length))
-            try settle()
-            if let answer = answers[transfer.id] {
-                data = transfer.buffer.bytes(count: answer.transferred)
-                if answer.status == .stalled { clearHalt(endpoint) }
-            }
+            try drainWorker()
+            data = self.data[transfer] ?? []
+            if completions[transfer]?.status == .stalled { clearHalt(endpoint) }
         }
         var status = submit(Self.inEndpoint, [UInt8](repeating: 0, count: 13))
-        try settle()
-        if answers[status.id]?.status == .stalled {
+        try drainWorker()
+        if completions[status]?.status == .stalled {
             clearHalt(Self.inEndpoint)
             status = submit(Self.inEndpoint, [UInt8](repeating: 0, count: 13))
-            try settle()
+            try drainWorker()
         }
-        guard let answer = answers[status.id], answer.status == .completed else {
-            return (.broken, data)
+        guard completions[status]?.status == .completed, let wrapper = self.data[status] else {
+            return (.invalid, data)
         }
-        let wrapper = status.buffer.bytes(count: answer.transferred)
         let expected = [0x55, 0x53, 0x42, 0x53] + [UInt8](littleEndian: tag)
         try require(wrapper.count == 13, "a CSW of \(wrapper.count) bytes")
         try require(Array(wrapper[..<8]) == expected, "not the CSW of this command: \(wrapper)")
@@ -237,25 +245,26 @@ final class StickHost: USBBus, USBPort {
     }
 }
 
-/// Memory of a guest in pieces that are allocations of their own, so that the address sanitizer knows
-/// where each ends.
-private final class HeapPieces {
-    private var pieces: [UnsafeMutableRawBufferPointer] = []
+/// Guest memory in segments that are allocations of their own, so that the address sanitizer knows
+/// the bounds of each.
+private final class HeapSegments {
+    private var segments: [UnsafeMutableRawBufferPointer] = []
 
-    static func buffer(_ bytes: [UInt8], pieces count: Int) -> TransferBuffer {
-        let owner = HeapPieces()
+    /// A lease that holds the only reference to the memory.
+    static func lease(_ bytes: [UInt8], segments count: Int) -> MemoryLease {
+        let owner = HeapSegments()
         let lease = MemoryLease()
         let length = max((bytes.count + count - 1) / count, 1)
         for start in stride(from: 0, to: bytes.count, by: length) {
             let part = bytes[start..<min(start + length, bytes.count)]
-            let piece = UnsafeMutableRawBufferPointer.allocate(
+            let segment = UnsafeMutableRawBufferPointer.allocate(
                 byteCount: part.count, alignment: 16)
-            piece.copyBytes(from: part)
-            owner.pieces.append(piece)
-            lease.append(piece, keeping: owner)
+            segment.copyBytes(from: part)
+            owner.segments.append(segment)
+            lease.append(segment, keeping: owner)
         }
-        return lease.buffer
+        return lease
     }
 
-    deinit { for piece in pieces { piece.deallocate() } }
+    deinit { for segment in segments { segment.deallocate() } }
 }
