@@ -66,7 +66,7 @@ struct RemoteMemoryTests {
             socket: OwnedDescriptor(owning: numbers[1]), device: device, loop: loop, logger: .silent
         ) { _ in }
         // The accesses of one test share this time; tests of the limit set it anew.
-        connection.memoryAccessTime = .seconds(100)
+        connection.memoryAccessTimeout = .seconds(100)
         let thread = ClientThread {
             try client(WireClient(socket: OwnedDescriptor(owning: number)), stop)
         }

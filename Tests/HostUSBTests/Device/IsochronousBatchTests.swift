@@ -127,7 +127,7 @@ struct IsochronousBatchTests {
             raw.pointee.buffer[0] = 1
             raw.pointee.buffer[1] = 2
         }
-        lease.revoke()
+        lease.end()
         let done = LIBUSB_TRANSFER_COMPLETED
         #expect(end(done, (done, 1), (done, 1)) == ["1 completed 1", "2 completed 1"])
         #expect(parts.map(\.content) == [[9], [2]])

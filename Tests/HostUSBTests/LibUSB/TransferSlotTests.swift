@@ -251,7 +251,7 @@ struct TransferSlotTests {
             if isScattered { lease.append(parts[1].all, keeping: parts[1]) }
             try slot.prepare(transfer(EndpointAddress(1, .in), .bulk(stream: 0), lease.buffer))
             fill([1, 2])
-            lease.revoke()
+            lease.end()
             slot.cancel()
             #expect(end(LIBUSB_TRANSFER_CANCELLED, count: 2)?.status == .cancelled)
             #expect(parts.flatMap(\.content) == [9, 9, 9, 9])
@@ -264,7 +264,7 @@ struct TransferSlotTests {
         let setup = SetupPacket(requestType: 0x80, request: 6, value: 0, index: 0, length: 2)
         try slot.prepare(transfer(.control, .control(setup), lease.buffer))
         fill([1, 2], at: 8)
-        lease.revoke()
+        lease.end()
         #expect(end(count: 2)?.status == .completed)
         #expect(bytes.content == [9, 9])
     }
@@ -273,7 +273,7 @@ struct TransferSlotTests {
         let bytes = Bytes([1, 2])
         let lease = bytes.lease
         try slot.prepare(transfer(EndpointAddress(1, .out), .bulk(stream: 0), lease.buffer))
-        lease.revoke()
+        lease.end()
         let completion = end(count: 2)
         #expect(completion?.status == .completed)
         #expect(completion?.transferred == 2)
@@ -282,7 +282,7 @@ struct TransferSlotTests {
     @Test func `an OUT transfer whose memory is revoked before its submission is refused`() {
         let lease = Bytes([1, 2]).lease
         let buffer = lease.buffer
-        lease.revoke()
+        lease.end()
         #expect(throws: LibUSBError.invalidParameter) {
             try slot.prepare(transfer(EndpointAddress(1, .out), .bulk(stream: 0), buffer))
         }
