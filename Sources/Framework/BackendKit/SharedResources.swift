@@ -17,6 +17,7 @@ public final class SharedResources {
     /// Returns the resource of a type.
     ///
     /// - Parameter make: makes the resource, if no backend keeps one.
+    /// - Returns: the resource that a backend keeps, or the new one.
     /// - Throws: what `make` throws.
     public func resource<Resource: AnyObject, Failure: Error>(
         _ make: () throws(Failure) -> Resource

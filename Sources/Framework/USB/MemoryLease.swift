@@ -29,8 +29,8 @@ public final class MemoryLease {
         var isStaged = false
     }
 
-    /// Run-time checks for exclusive access are off, because they would cost more than all else that is
-    /// done to a lease. No function calls anything outside this file while it accesses the state.
+    // Run-time checks for exclusive access are off, because they would cost more than all else that is
+    // done to a lease. No function calls anything outside this file while it accesses the state.
     @exclusivity(unchecked) private var state = State()
 
     /// A lease on no bytes.
@@ -41,7 +41,9 @@ public final class MemoryLease {
         unsafe TransferBuffer(self, grant: state.endedGrants, count: state.count)
     }
 
-    /// Ends all access to the bytes through buffers made so far. The lease is one on no bytes then.
+    /// Ends all access to the bytes through buffers made so far.
+    ///
+    /// The lease is one on no bytes then.
     public func end() {
         unsafe state.endedGrants &+= 1
         unsafe state.clear()
@@ -52,7 +54,9 @@ public final class MemoryLease {
 
     /// Adds bytes at the end.
     ///
-    /// - Parameter owner: keeps the bytes mapped or allocated while the lease refers to them.
+    /// - Parameters:
+    ///   - bytes: memory of this process.
+    ///   - owner: keeps the bytes mapped or allocated while the lease refers to them.
     public func append(_ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject) {
         unsafe state.append(bytes, keeping: owner)
     }
@@ -62,12 +66,19 @@ public final class MemoryLease {
     /// Whether the transfer uses memory of this process instead of the guest's.
     var isStaged: Bool { unsafe state.isStaged }
 
-    /// Whether a segment belongs to `owner`.
+    /// Whether a segment belongs to an owner.
+    ///
+    /// - Parameter owner: as given to ``append(_:keeping:)``.
+    /// - Returns: whether it does.
     public func refers(to owner: AnyObject) -> Bool {
         unsafe state.first?.owner === owner || state.rest.contains { $0.owner === owner }
     }
 
     /// Replaces all bytes by memory of this process that stands in for guest memory.
+    ///
+    /// - Parameters:
+    ///   - bytes: the memory.
+    ///   - owner: keeps `bytes` allocated.
     public func replace(
         withStaged bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject
     ) {

@@ -27,7 +27,9 @@ public struct TransferBuffer {
         self.count = count
     }
 
-    /// Whether the memory is revoked. A device need not ask before an access.
+    /// Whether the memory is revoked.
+    ///
+    /// A device need not ask before an access.
     public var isRevoked: Bool { lease?.hasEnded(grant: grant) ?? false }
 
     /// Whether the bytes are in memory of this process that stands in for the guest's.

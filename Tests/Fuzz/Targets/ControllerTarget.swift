@@ -166,7 +166,8 @@ enum ControllerTarget: FuzzTarget {
         let block = input.bytes(atMost: 15) + [0]
         let memory = bench.machine.memory
         memory.write(
-            MassStorageHost.wrapper(block, length: length, isIn ? .in : .out, tag: 1), at: bench.data)
+            MassStorageHost.wrapper(block, length: length, isIn ? .in : .out, tag: 1),
+            at: bench.data)
         let data = GuestTRB.normal(bench.data + 4096, length)
         bench.push(1, [.normal(bench.data, 31)], reporting: true)
         if length > 0 { bench.push(isIn ? 0 : 1, [data], reporting: true) }

@@ -53,7 +53,7 @@ final class MassStorageHost: USBBus, USBPort {
 
     func detach(_ device: any USBDevice) {
         device.detached()
-        for lease in leases.values { lease.revoke() }
+        for lease in leases.values { lease.end() }
         leases = [:]
         waiting = []
         streams = 0
@@ -68,7 +68,7 @@ final class MassStorageHost: USBBus, USBPort {
         completions[completion.id] = completion
         let bytes = transfer.buffer.bytes(count: completion.transferred)
         data[completion.id] = bytes
-        leases.removeValue(forKey: completion.id)?.revoke()
+        leases.removeValue(forKey: completion.id)?.end()
         if completion.transferred < 0 || completion.transferred > transfer.buffer.count {
             violation = "\(completion) for \(transfer.buffer.count) bytes"
         }

@@ -76,9 +76,9 @@ import USB
         #expect(uas.run(Self.write(8, 16), out: data).0 == .good)
         #expect(uas.run(Self.read(8, 16), in: 8192) == (.good, data))
         // Less data than the transfer has room for: a short packet.
-        let (answer, data) = uas.run(Self.inquiry, in: 255)
+        let (answer, inquiry) = uas.run(Self.inquiry, in: 255)
         #expect(answer == .good)
-        #expect(data.count == 36)
+        #expect(inquiry.count == 36)
         #expect(uas.run([0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0]).0 == .good)
         #expect(image.flushCount == 1)
     }
