@@ -114,11 +114,17 @@ struct ThreadPoolTests {
         let loop = ManualLoop()
         let pool = try ThreadPool(loop: loop)
         let gate = DispatchSemaphore(value: 0)
+        let hasStarted = DispatchSemaphore(value: 0)
         for _ in 0..<HostUSBLimits.threads {
             pool.makeQueue().run {
+                hasStarted.signal()
                 gate.wait()
             } completion: {
             }
+        }
+        // A job that starts later would be progress, and no stall.
+        for _ in 0..<HostUSBLimits.threads {
+            #expect(hasStarted.wait(timeout: .now() + 60) == .success)
         }
         let hasRun = DispatchSemaphore(value: 0)
         let queue = pool.makeQueue()
