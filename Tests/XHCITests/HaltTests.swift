@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// A controller that is stopped has let go of guest memory when it shows HCHalted: firmware and
-/// kernels that hand over to another one wait for no more than that (xHCI 5.4.1.1, 5.4.2).
+/// A controller that has set HCHalted no longer accesses guest memory: firmware and kernels that hand over
+/// to another driver wait only for that bit (xHCI 5.4.1.1, 5.4.2).
 struct HaltTests {
     let guest: Guest
     let device = TestDevice(.superSpeed)
@@ -32,7 +32,7 @@ struct HaltTests {
         ]
     }
 
-    /// Stops the controller when it has begun what was submitted.
+    /// Clears R/S once the device has the TDs submitted so far.
     private func clearRun() {
         guest.machine.turn()
         let registers = guest.registers
@@ -42,7 +42,7 @@ struct HaltTests {
         guest.machine.pass(.milliseconds(1))
     }
 
-    private func giveBack() {
+    private func completeCancelled() {
         for id in device.cancelled {
             device.complete(Transfer.Completion(id: id, status: .cancelled, transferred: 0))
         }
@@ -55,17 +55,20 @@ struct HaltTests {
 
     // MARK: - When HCHalted is shown
 
-    @Test func `the controller has halted when devices have let go`() throws {
+    @Test func `HCHalted is set when devices have completed what the halt cancels`() throws {
         device.cancelsAtOnce = false
         try slot.configureOne(.bulkIn(1)).submit(chain)
         clearRun()
         #expect(!isHalted)
         #expect(device.cancelled.count == 1)
-        giveBack()
+        completeCancelled()
         #expect(isHalted)
     }
 
-    @Test func `a device that never lets go does not hold up the halt for long`() throws {
+    @Test
+    func `HCHalted is set after a timeout if a device does not complete what the halt cancels`()
+        throws
+    {
         device.cancelsAtOnce = false
         try slot.configureOne(.bulkIn(1)).submit(chain)
         clearRun()
@@ -75,7 +78,7 @@ struct HaltTests {
         #expect(guest.answersCommands)
     }
 
-    @Test func `after a Host System Error it is the same`() throws {
+    @Test func `a halt after a Host System Error waits for devices likewise`() throws {
         device.cancelsAtOnce = false
         try slot.configureOne(.bulkIn(1)).submit(chain)
         guest.machine.pass(.milliseconds(1))
@@ -87,12 +90,12 @@ struct HaltTests {
         guest.machine.pass(.milliseconds(1))
         #expect(guest.hasFailed)
         #expect(!isHalted)
-        giveBack()
+        completeCancelled()
         #expect(isHalted)
         try guest.expectRecovery()
     }
 
-    @Test func `Run that is set before the halt is over takes effect after it`() throws {
+    @Test func `R/S that is set during a halt takes effect after it`() throws {
         device.cancelsAtOnce = false
         let endpoint = try slot.configureOne(.bulkIn(1))
         endpoint.submit(chain)
@@ -100,7 +103,7 @@ struct HaltTests {
         guest.machine.write32(GuestDriver.Command.run, at: guest.registers.command)
         guest.machine.pass(.milliseconds(1))
         #expect(device.records.filter { $0.endpoint.number == 1 }.count == 1)
-        giveBack()
+        completeCancelled()
         #expect(!isHalted)
         #expect(device.records.filter { $0.endpoint.number == 1 }.count == 2)
     }
@@ -108,7 +111,9 @@ struct HaltTests {
     // MARK: - Running again
 
     @Test(arguments: [0, 1, 512, 700, 1535, 1536])
-    func `what was interrupted goes on without a doorbell, every byte once`(moved: Int) throws {
+    func `a TD that a halt interrupts resumes without a doorbell and moves every byte once`(
+        moved: Int
+    ) throws {
         let output = try slot.configureOne(.bulkOut(1))
         device.transferredWhenCancelled = moved
         let addresses = output.submit(chain)
@@ -127,7 +132,9 @@ struct HaltTests {
                 == guest.memory.bytes(at: buffer, count: 1536))
     }
 
-    @Test func `what has finished meanwhile is told later, and not done again`() throws {
+    @Test func `a TD that completes during a halt gets its event when the controller runs again`()
+        throws
+    {
         device.cancelsAtOnce = false
         let input = try slot.configureOne(.bulkIn(1))
         var addresses: [GuestAddress] = []
@@ -137,7 +144,7 @@ struct HaltTests {
         clearRun()
         #expect(device.cancelled.count == 3)
         device.answerNext(.give(Array(repeating: 1, count: 64)))
-        giveBack()
+        completeCancelled()
         #expect(isHalted)
         #expect(events().isEmpty)
         device.onTransfer = { _ in .give(Array(repeating: 2, count: 64)) }

@@ -39,7 +39,7 @@ extension TransferBuffer {
 
     /// The first byte that is not what ``fill(_:repeating:)`` would have written.
     ///
-    /// The guest may change its memory meanwhile: then the place is that of about where it differed.
+    /// If the guest changes its memory meanwhile, the offset is approximate.
     public func firstDifference(
         from block: Span<UInt8>
     ) -> (offset: Int, byte: UInt8)? {
@@ -90,7 +90,7 @@ extension TransferBuffer {
         return nil
     }
 
-    /// Copies bytes from `offset` on to the places `range` of `target`, as many as there are.
+    /// Copies bytes from `offset` on to a range of `target`, as many as the buffer has.
     ///
     /// - Returns: how many.
     @discardableResult

@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// The memory of a transfer is the guest's again as soon as the guest is told that the transfer has ended,
-/// whatever the device does later (xHCI 4.6.4, 4.6.6, 4.6.9, 4.6.11, 4.2).
+/// A device accesses the memory of a transfer only until the guest is notified of its end
+/// (xHCI 4.6.4, 4.6.6, 4.6.9, 4.6.11, 4.2).
 struct MemoryLeaseTests {
     let guest: Guest
     let device = TestDevice()
@@ -39,7 +39,7 @@ struct MemoryLeaseTests {
         device.cancelsAtOnce = false
     }
 
-    /// What ends a transfer other than its device.
+    /// An end of a transfer that is not its completion by the device.
     enum End: CaseIterable {
         case stopEndpoint, disableSlot, resetDevice, deconfigure, hostControllerReset, deviceReset
         case detach, halt

@@ -39,12 +39,12 @@ struct StopEndpointTests {
         let command = try input.stop()
         #expect(command.code == .success)
         let event = try input.event()
-        let place = min(moved / 512, 2)
+        let index = min(moved / 512, 2)
         #expect(event.code == .stopped)
-        #expect(event.pointer == addresses[place])
-        #expect(event.length == (place + 1) * 512 - moved)
+        #expect(event.pointer == addresses[index])
+        #expect(event.length == (index + 1) * 512 - moved)
         #expect(input.context.state == .stopped)
-        #expect(input.context.dequeuePointer == addresses[place])
+        #expect(input.context.dequeuePointer == addresses[index])
         #expect(driver.takeAll().isEmpty)
     }
 
@@ -144,7 +144,7 @@ struct StopEndpointTests {
         #expect(guest.machine.now - before <= .milliseconds(100))
         _ = driver.takeAll()
         #expect(device.cancelled.count == 1)
-        // Its late answer is nobody's.
+        // Its late completion is ignored.
         device.answerNext(.give(Array(repeating: 9, count: 1536)))
         #expect(driver.takeAll().isEmpty)
         try input.setDequeuePointer()
