@@ -103,7 +103,7 @@ struct OperationTests {
 
     @Test func `the error for a device without the operation says so`() {
         #expect(
-            operation.absent(from: Radio.self).reason
+            operation.unsupportedError(for: Radio.self).reason
                 == "a device of the kind 'radio' has no operation 'tune'")
     }
 

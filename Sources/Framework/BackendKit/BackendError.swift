@@ -22,7 +22,7 @@ public struct BackendError: Error, Equatable, CustomStringConvertible {
     /// Explains why a device cannot be attached to the bus.
     ///
     /// - Parameters:
-    ///   - summary: the device, as ``USB/USBDevice/summary`` has it.
+    ///   - summary: the device in a few words.
     ///   - error: the error of the bus.
     ///   - remedy: what helps besides detaching another device, such as `use speed=high`.
     public init(cannotAttach summary: String, _ error: AttachError, remedy: String? = nil) {

@@ -63,7 +63,7 @@ public struct BackendOperation: Sendable {
     public var takesDescriptor: Bool { arguments.contains { $0.kind.takesDescriptor } }
 
     /// The error for a device of a kind that does not have the operation.
-    public func absent(from backend: any DeviceBackend.Type) -> BackendError {
+    public func unsupportedError(for backend: any DeviceBackend.Type) -> BackendError {
         BackendError("a device of the kind '\(backend.scheme)' \(absence)")
     }
 }

@@ -65,8 +65,8 @@ public struct DeviceSpecification: Equatable, Sendable {
     /// Compares the specifications as they were written.
     public static func == (left: Self, right: Self) -> Bool { left.text == right.text }
 
-    /// Puts a scheme before the parameters of a specification, unless it is there.
-    public static func withScheme(_ scheme: String, _ text: String) -> String {
+    /// Returns the text of a specification whose scheme may have been left out.
+    public static func text(_ text: String, withScheme scheme: String) -> String {
         text.hasPrefix("\(scheme):") ? text : "\(scheme):\(text)"
     }
 

@@ -28,7 +28,7 @@ public struct OperationCall {
         for argument in operation.arguments where argument.kind == .specification {
             guard let text = text(argument.name) else { continue }
             specifications[argument.name] = try DeviceSpecification(
-                parsing: DeviceSpecification.withScheme(backend.scheme, text))
+                parsing: DeviceSpecification.text(text, withScheme: backend.scheme))
         }
     }
 

@@ -84,12 +84,13 @@ struct OperationCommand<Source: CatalogSource, Index: OperationIndex>: ControlCo
             return
         }
         try message.pass(
-            DeviceSpecification.withScheme(scheme, text), as: argument.name, from: Source.catalog)
+            DeviceSpecification.text(text, withScheme: scheme), as: argument.name,
+            from: Source.catalog)
     }
 
     /// Opens a path, if the operation takes a descriptor for it.
     private func pass(
-        path: String, _ access: BackendOperation.PathAccess?,
+        path: String, _ access: BackendOperation.Argument.PathAccess?,
         of argument: BackendOperation.Argument,
         in message: inout ControlMessage
     ) throws {

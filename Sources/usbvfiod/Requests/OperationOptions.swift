@@ -69,7 +69,7 @@ extension OperationOptions: CustomReflectable {
     }
 }
 
-extension BackendOperation.Kind {
+extension BackendOperation.Argument.Kind {
     fileprivate var completion: CompletionKind {
         switch self {
         case .path: .file()

@@ -146,7 +146,7 @@ public final class DeviceTable {
         guard let backend = entry.backend as? any OperableBackend,
             BackendCatalog.operations(of: type).contains(where: { $0.name == operation.name })
         else {
-            throw ControlError(.refused, operation.absent(from: type).reason)
+            throw ControlError(.refused, operation.unsupportedError(for: type).reason)
         }
         entry.isBusy = true
         backend.execute(call) { [self] error in
