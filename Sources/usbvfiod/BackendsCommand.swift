@@ -28,6 +28,9 @@ struct BackendsCommand: ParsableCommand {
             lines.append("    for example: --device \(backend.example)")
             lines += backend.bareNames.map { "    or: --device \($0.form)" }
             lines += TextTable(operations).lines.map { "    \($0)" }
+            lines += BackendCatalog.operations(of: backend).filter { !$0.example.isEmpty }.map {
+                "    for example: usbvfiod \($0.name) \(backend.scheme)-1 \($0.example)"
+            }
             return lines.joined(separator: "\n")
         }.joined(separator: "\n\n")
     }

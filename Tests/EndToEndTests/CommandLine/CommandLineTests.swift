@@ -37,6 +37,7 @@ struct CommandLineTests {
         for word in [
             "storage:", "file=PATH", "[readonly]", "host:", "bus=", "--device storage:",
             "--device /dev/bus/usb/BUS/ADDRESS", "usbvfiod insert <id> <medium> [--force]",
+            "for example: usbvfiod insert storage-1 file=other.img",
         ] {
             #expect(list.output.contains(word), "\(word) is missing")
         }
