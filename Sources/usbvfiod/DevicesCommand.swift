@@ -5,19 +5,20 @@ internal import BackendKit
 internal import Glibc
 internal import HostUSB
 
-/// `usbvfiod devices`: what the host has to give, each with what to write behind `--device`.
-struct Devices: ParsableCommand {
+/// `usbvfiod devices`: prints the host's USB devices with the values of `--device` for each.
+struct DevicesCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
+        commandName: "devices",
         abstract: "List the host's USB devices, and how to pass them to a guest.")
 
     @Flag(help: "As JSON, for management tools.")
     var json = false
 
     func run() throws {
-        do throws(BackendError) {
+        do {
             let devices = try HostDeviceList.read()
-            print(json ? Self.json(devices) : Self.text(devices, isColoured: Self.isTerminal))
-        } catch {
+            print(json ? try Self.json(devices) : Self.text(devices, isColoured: Self.isTerminal))
+        } catch let error as BackendError {
             throw Failure(description: error.reason)
         }
     }
@@ -31,80 +32,71 @@ struct Devices: ParsableCommand {
 
     static func text(_ devices: [HostDeviceEntry], isColoured: Bool) -> String {
         if devices.isEmpty { return "this host has no USB devices" }
-        let rows = devices.map { device in
-            [
-                device.specifications.first.map(shellWord) ?? "(not to be passed)",
-                "\(device.bus):\(device.address)", "\(device.vendor):\(device.product)",
-                device.speed ?? "", device.classes.joined(separator: ", "),
-                [device.manufacturerName, device.productName].compactMap(\.self)
-                    .joined(separator: " "),
-            ]
-        }
         let head = ["--device", "bus:address", "ids", "speed", "class", "name"]
-        let widths = head.indices.map { column in
-            ([head] + rows).map { $0[column].count }.max() ?? 0
+        var lines = TextTable([head] + devices.map { row(of: $0) }).lines[...]
+        var text = [coloured(lines.removeFirst(), isColoured ? .bold : nil)]
+        for (device, line) in zip(devices, lines) {
+            text.append(coloured(line, isColoured && device.isHub ? .dim : nil))
+            text += device.specifications.dropFirst().map { "  or \(shellWord($0))" }
+            text += (device.obstacle ?? "").split(separator: "\n").map {
+                coloured("  \($0)", isColoured ? .yellow : nil)
+            }
         }
-        let lines = zip(devices, rows).flatMap { device, row in
-            let more = device.specifications.dropFirst().map { "  or \(shellWord($0))" }
-            let line = aligned(row, widths)
-            return [isColoured && device.isHub ? "\u{1b}[2m\(line)\u{1b}[0m" : line] + more
-                + obstacle(of: device, isColoured: isColoured)
-        }
-        let title = aligned(head, widths)
-        return ([isColoured ? "\u{1b}[1m\(title)\u{1b}[0m" : title] + lines)
-            .joined(separator: "\n")
+        return text.joined(separator: "\n")
     }
 
-    private static func obstacle(of device: HostDeviceEntry, isColoured: Bool) -> [String] {
-        let lines = (device.obstacle ?? "").split(separator: "\n").map { "  \($0)" }
-        return isColoured ? lines.map { "\u{1b}[33m\($0)\u{1b}[0m" } : lines
+    private static func row(of device: HostDeviceEntry) -> [String] {
+        [
+            device.specifications.first.map(shellWord) ?? "(not to be passed)",
+            "\(device.bus):\(device.address)", "\(device.vendor):\(device.product)",
+            device.speed ?? "", device.classes.joined(separator: ", "),
+            [device.manufacturerName, device.productName].compactMap(\.self)
+                .joined(separator: " "),
+        ]
     }
 
-    private static func aligned(_ row: [String], _ widths: [Int]) -> String {
-        var line = ""
-        for (text, width) in zip(row, widths) {
-            line += text + String(repeating: " ", count: max(width - text.count, 0) + 2)
-        }
-        while line.last == " " { line.removeLast() }
-        return line
+    /// Parameters of the terminal's SGR sequence.
+    private enum Colour: Int {
+        case bold = 1
+        case dim = 2
+        case yellow = 33
+    }
+
+    private static func coloured(_ text: String, _ colour: Colour?) -> String {
+        guard let colour else { return text }
+        return "\u{1b}[\(colour.rawValue)m\(text)\u{1b}[0m"
     }
 
     // MARK: - For programs
 
-    static func json(_ devices: [HostDeviceEntry]) -> String {
-        let objects = devices.map { device in
-            """
-                {
-                  "bus": \(device.bus),
-                  "address": \(device.address),
-                  "vendor": \(quoted(device.vendor)),
-                  "product": \(quoted(device.product)),
-                  "manufacturerName": \(quoted(device.manufacturerName)),
-                  "productName": \(quoted(device.productName)),
-                  "serial": \(quoted(device.serial)),
-                  "speed": \(quoted(device.speed)),
-                  "classes": \(list(device.classes)),
-                  "hub": \(device.isHub),
-                  "specifications": \(list(device.specifications)),
-                  "obstacle": \(quoted(device.obstacle))
-                }
-            """
-        }
-        guard !objects.isEmpty else { return "{\n  \"devices\": []\n}" }
-        return """
-            {
-              "devices": [
-            \(objects.joined(separator: ",\n"))
-              ]
-            }
-            """
+    static func json(_ devices: [HostDeviceEntry]) throws -> String {
+        try usbvfiod.json(["devices": devices.map { DeviceDescription(device: $0) }])
+    }
+}
+
+/// A device in the JSON of `usbvfiod devices --json`.
+private struct DeviceDescription: Encodable {
+    let device: HostDeviceEntry
+
+    private enum CodingKeys: String, CodingKey {
+        case bus, address, vendor, product, manufacturerName, productName, serial, speed, classes
+        case hub, specifications, obstacle
     }
 
-    private static func list(_ texts: [String]) -> String {
-        "[" + texts.map { quoted($0) }.joined(separator: ", ") + "]"
-    }
-
-    private static func quoted(_ text: String?) -> String {
-        text.flatMap { try? usbvfiod.json($0, []) } ?? "null"
+    /// Encodes absent values as `null`, so that every device has the same keys.
+    func encode(to encoder: any Encoder) throws {
+        var container = encoder.container(keyedBy: CodingKeys.self)
+        try container.encode(device.bus, forKey: .bus)
+        try container.encode(device.address, forKey: .address)
+        try container.encode(device.vendor, forKey: .vendor)
+        try container.encode(device.product, forKey: .product)
+        try container.encode(device.manufacturerName, forKey: .manufacturerName)
+        try container.encode(device.productName, forKey: .productName)
+        try container.encode(device.serial, forKey: .serial)
+        try container.encode(device.speed, forKey: .speed)
+        try container.encode(device.classes, forKey: .classes)
+        try container.encode(device.isHub, forKey: .hub)
+        try container.encode(device.specifications, forKey: .specifications)
+        try container.encode(device.obstacle, forKey: .obstacle)
     }
 }

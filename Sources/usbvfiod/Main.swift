@@ -61,7 +61,7 @@ struct Usbvfiod: ParsableCommand {
             """,
         version: version,
         subcommands: [
-            BackendsCommand.self, Devices.self, ListCommand.self, AttachCommand.self,
+            BackendsCommand.self, DevicesCommand.self, ListCommand.self, AttachCommand.self,
             DetachCommand.self,
         ] + AllBackends.operationCommands)
 

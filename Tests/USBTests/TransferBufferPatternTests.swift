@@ -3,22 +3,22 @@
 import Testing
 import USB
 
-/// Patterns written and checked where the data is.
+/// Patterns that are written to and compared with a buffer.
 @Suite struct TransferBufferPatternTests {
-    /// Memory in pieces of given lengths, with gaps of 16 bytes between them.
+    /// Memory in segments of given lengths, with gaps of 16 bytes between them.
     private final class Memory {
         private final class Owner {}
 
         private let allocation: UnsafeMutableRawBufferPointer
         let buffer: TransferBuffer
 
-        init(_ pieces: [Int]) {
-            let count = pieces.reduce(0) { $0 + $1 + 16 }
+        init(_ segments: [Int]) {
+            let count = segments.reduce(0) { $0 + $1 + 16 }
             allocation = .allocate(byteCount: count, alignment: 1)
             allocation.initializeMemory(as: UInt8.self, repeating: 0xee)
             let lease = MemoryLease()
             var start = 0
-            for length in pieces {
+            for length in segments {
                 lease.append(
                     UnsafeMutableRawBufferPointer(rebasing: allocation[start..<start + length]),
                     keeping: Owner())
@@ -45,29 +45,29 @@ import USB
     static let shapes = [[1], [99], [100], [101], [64, 64, 64], [7, 300, 1, 1, 250], [1000]]
 
     @Test(arguments: shapes)
-    func `a block is repeated over all pieces and found again`(pieces: [Int]) {
-        let memory = Memory(pieces)
+    func `a block is repeated over all segments`(segments: [Int]) {
+        let memory = Memory(segments)
         let count = memory.buffer.count
         memory.buffer.fill(count, repeating: block.span)
         #expect(memory.buffer.bytes() == expected(count))
-        #expect(memory.all.count { $0 == 0xee } == 16 * pieces.count)
+        #expect(memory.all.count { $0 == 0xee } == 16 * segments.count)
         #expect(difference(memory.buffer, from: block) == nil)
     }
 
     @Test(arguments: shapes)
-    func `each byte that differs is found`(pieces: [Int]) {
-        let memory = Memory(pieces)
+    func `a difference is found at each offset`(segments: [Int]) {
+        let memory = Memory(segments)
         let count = memory.buffer.count
-        for place in 0..<count {
+        for offset in 0..<count {
             memory.buffer.fill(count, repeating: block.span)
-            memory.buffer.copy(from: [0xfe], at: place)
+            memory.buffer.copy(from: [0xfe], at: offset)
             let found = difference(memory.buffer, from: block)
-            #expect(found?.offset == place && found?.byte == 0xfe)
+            #expect(found?.offset == offset && found?.byte == 0xfe)
         }
     }
 
     @Test(arguments: [0, 1, 150, 172, 5000])
-    func `no more is filled than was said and than there is`(count: Int) {
+    func `filling ends at the wanted count and at the end of the buffer`(count: Int) {
         let memory = Memory([100, 72])
         memory.buffer.fill(count, repeating: block.span)
         let filled = min(count, 172)
@@ -79,7 +79,7 @@ import USB
         #expect(other.all.count { $0 == 3 } == filled)
     }
 
-    @Test func `an empty block writes nothing and differs from nothing`() {
+    @Test func `an empty block writes nothing and differs from no buffer`() {
         let memory = Memory([10])
         let nothing: [UInt8] = []
         memory.buffer.fill(10, repeating: nothing.span)
@@ -88,7 +88,7 @@ import USB
         #expect(difference(TransferBuffer(), from: block) == nil)
     }
 
-    @Test func `bytes are copied to a place, as many as fit`() {
+    @Test func `bytes are copied to a range, as far as both have bytes`() {
         let memory = Memory([3, 5])
         memory.buffer.copy(from: [1, 2, 3, 4, 5, 6, 7, 8])
         var target = [UInt8](repeating: 0, count: 10)

@@ -65,7 +65,7 @@ struct RemoteMemoryTests {
         let connection = try Connection(
             socket: OwnedDescriptor(owning: numbers[1]), device: device, loop: loop, logger: .silent
         ) { _ in }
-        // The accesses of one test share this time; tests of the limit set it anew.
+        // Long enough for all accesses of a test; tests of the timeout set a shorter one.
         connection.memoryAccessTimeout = .seconds(100)
         let thread = ClientThread {
             try client(WireClient(socket: OwnedDescriptor(owning: number)), stop)

@@ -126,7 +126,6 @@ struct VersionTests {
         expected.maxDataTransfer = 65536
         expected.pageSizes = 4096
         expected.writesMultiple = true
-        expected.hasMigration = true
         #expect(try VersionCapabilities(data.span) == expected)
     }
 

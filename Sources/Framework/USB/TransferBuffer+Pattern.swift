@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// For devices whose data is a pattern: it is written and checked where it is, without a copy in
-/// between and without an allocation.
+/// Access for devices whose data is a pattern or comes from memory of their own: without an intermediate
+/// copy and without an allocation.
 extension TransferBuffer {
-    /// Writes `block` again and again into the first `wanted` bytes.
+    /// Fills the first `wanted` bytes with copies of `block`, one after the other.
     public func fill(_ wanted: Int, repeating block: Span<UInt8>) {
         var left = min(wanted, count)
         var phase = 0
@@ -37,9 +37,9 @@ extension TransferBuffer {
         }
     }
 
-    /// The first byte that is not what ``fill(_:repeating:)`` would have written.
+    /// The first byte that differs from the result of ``fill(_:repeating:)``.
     ///
-    /// If the guest changes its memory meanwhile, the offset is approximate.
+    /// If the guest changes the memory during the comparison, the offset may be up to 63 bytes off.
     public func firstDifference(
         from block: Span<UInt8>
     ) -> (offset: Int, byte: UInt8)? {
@@ -69,7 +69,7 @@ extension TransferBuffer {
         return result
     }
 
-    /// Compares two pieces of the same length, 64 bytes at a time as long as they are equal.
+    /// Compares memory of the same length, 64 bytes at a time while they are equal.
     private static func firstDifference(
         _ one: UnsafeRawBufferPointer, _ other: UnsafeRawBufferPointer
     ) -> (offset: Int, byte: UInt8)? {
@@ -84,15 +84,15 @@ extension TransferBuffer {
         for index in start..<count {
             let byte = unsafe one[index]
             if unsafe byte != other[index] { return (index, byte) }
-            // Past the block that differed: the guest has put it right behind our back.
+            // The end of the block that differed: the guest has changed it since.
             if index == start + 63 { return (start, byte) }
         }
         return nil
     }
 
-    /// Copies bytes from `offset` on to a range of `target`, as many as the buffer has.
+    /// Copies bytes from `offset` on to the indices `range` of `target`, as far as both have bytes.
     ///
-    /// - Returns: how many.
+    /// - Returns: the number of bytes copied.
     @discardableResult
     public func copy(
         to target: inout MutableSpan<UInt8>, _ range: Range<Int>, from offset: Int = 0

@@ -5,37 +5,37 @@ internal import Platform
 /// The first sixteen bytes of every message.
 ///
 /// Specification: the protocol document's section "Header".
-public struct MessageHeader: Equatable, Sendable {
+struct MessageHeader: Equatable, Sendable {
     /// The size of a header in bytes.
-    public static let size = 16
+    static let size = 16
 
     /// The message type, and flags of requests and replies.
-    public struct Flags: OptionSet, Sendable {
-        public let rawValue: UInt32
+    struct Flags: OptionSet, Sendable {
+        let rawValue: UInt32
 
-        public init(rawValue: UInt32) { self.rawValue = rawValue }
+        init(rawValue: UInt32) { self.rawValue = rawValue }
 
         /// Type 1 in bits 3:0: the reply to the request with the same ID. Type 0 is a request.
-        public static let reply = Flags(rawValue: 1)
+        static let reply = Flags(rawValue: 1)
         /// Bit 4: the client expects no reply.
-        public static let noReply = Flags(rawValue: 1 << 4)
+        static let noReply = Flags(rawValue: 1 << 4)
         /// Bit 5: the request failed, and ``MessageHeader/error`` may hold the cause.
-        public static let error = Flags(rawValue: 1 << 5)
+        static let error = Flags(rawValue: 1 << 5)
 
         /// The message type, bits 3:0.
-        public var type: UInt32 { rawValue & 0xf }
+        var type: UInt32 { rawValue & 0xf }
     }
 
     /// Chosen by the sender of a request and repeated in the reply.
-    public var id: UInt16
-    public var command: Command
+    var id: UInt16
+    var command: Command
     /// The size of the message in bytes, header included.
-    public var size: UInt32
-    public var flags: Flags
+    var size: UInt32
+    var flags: Flags
     /// An errno of the replying side, if ``Flags-swift.struct/error`` is set.
-    public var error: UInt32
+    var error: UInt32
 
-    public init(id: UInt16, command: Command, size: UInt32, flags: Flags = [], error: UInt32 = 0) {
+    init(id: UInt16, command: Command, size: UInt32, flags: Flags = [], error: UInt32 = 0) {
         self.id = id
         self.command = command
         self.size = size

@@ -4,20 +4,18 @@
 ///
 /// Specification: the protocol document's section "VFIO_USER_VERSION". The names in parentheses are
 /// those of the JSON object; members that the server does not need are checked for their form only.
-public struct VersionCapabilities: Equatable, Sendable {
+struct VersionCapabilities: Equatable, Sendable {
     /// The number of descriptors that the client accepts with one message (`max_msg_fds`).
-    public var maxDescriptors: UInt64 = 1
+    var maxDescriptors: UInt64 = 1
     /// The number of bytes that the client accepts in one message (`max_data_xfer_size`).
-    public var maxDataTransfer: UInt64 = 1 << 20
+    var maxDataTransfer: UInt64 = 1 << 20
     /// The page sizes of DMA mappings, as a bit mask (`pgsizes`).
-    public var pageSizes: UInt64?
+    var pageSizes: UInt64?
     /// Whether the client sends REGION_WRITE_MULTI (`write_multiple`).
-    public var writesMultiple = false
-    /// Whether the client announces migration (`migration`).
-    public var hasMigration = false
+    var writesMultiple = false
 
     /// Creates the capabilities of a client that announces none.
-    public init() {}
+    init() {}
 
     /// Reads version data, with or without the terminating NUL. Empty data announces nothing.
     init(_ data: Span<UInt8>) throws(JSONReader.Failure) {
@@ -49,9 +47,6 @@ public struct VersionCapabilities: Equatable, Sendable {
         case "max_data_xfer_size": maxDataTransfer = try reader.readPositiveInteger()
         case "pgsizes": pageSizes = try reader.readInteger()
         case "write_multiple": writesMultiple = try reader.readBoolean()
-        case "migration":
-            hasMigration = true
-            try reader.skipValue()
         default: try reader.skipValue()
         }
     }
@@ -61,7 +56,7 @@ public struct VersionCapabilities: Equatable, Sendable {
     /// The client of rust-vmm, which Cloud Hypervisor uses, takes every message that arrives for the
     /// reply to its last request, so it must never be sent a request. It announces one descriptor and
     /// no page sizes; other clients that announce the same are treated alike.
-    public var servesMemory: Bool { pageSizes != nil || maxDescriptors > 1 }
+    var servesMemory: Bool { pageSizes != nil || maxDescriptors > 1 }
 
     /// The version data of the reply, with the terminating NUL.
     ///

@@ -33,7 +33,8 @@ struct StreamLimitTests {
         let bytes = Self.disk(configuration: 2) + Self.disk(exponent: 5)
         #expect(
             StreamEndpoint.greatest(in: bytes, configuration: 1)
-                == StreamEndpoint(interface: 0, setting: 1, address: 0x81, exponent: 5))
+                == StreamEndpoint(
+                    interface: 0, setting: 1, address: EndpointAddress(1, .in), exponent: 5))
         #expect(StreamEndpoint.greatest(in: bytes, configuration: 2)?.exponent == 4)
         #expect(StreamEndpoint.greatest(in: bytes, configuration: 3) == nil)
         #expect(StreamEndpoint.greatest(in: Self.disk(exponent: 0), configuration: 1) == nil)
@@ -44,7 +45,8 @@ struct StreamLimitTests {
     @Test(arguments: [(4, 16), (7, 128), (8, 255), (16, 255)] as [(UInt8, Int)])
     func `as many streams are tried as the guest's controller can use`(exponent: UInt8, count: Int)
     {
-        let endpoint = StreamEndpoint(interface: 0, setting: 0, address: 1, exponent: exponent)
+        let endpoint = StreamEndpoint(
+            interface: 0, setting: 0, address: EndpointAddress(1, .out), exponent: exponent)
         #expect(endpoint.offered == count)
     }
 

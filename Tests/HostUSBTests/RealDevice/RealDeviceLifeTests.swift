@@ -131,7 +131,7 @@ extension RealDeviceTests {
         #expect(completion.status == .completed)
         let offer = StreamEndpoint.greatest(in: bytes, configuration: 1)
         #expect(offer?.exponent ?? 0 == exponent)
-        let classes = DescriptorWalk(bytes).filter { $0.bytes[1] == 4 }.map { $0.bytes[5] }
+        let classes = DescriptorSequence(bytes).filter { $0.type == .interface }.map { $0.bytes[5] }
         #expect(classes == [exponent == 0 ? 0xff : 8])
         #expect(
             disk.log.all.contains { $0.contains("the guest is not offered any") }

@@ -5,10 +5,6 @@ internal import USB
 /// Adapts a device's configuration descriptors for the guest, which must not be offered what it
 /// cannot have: remote wakeup, and streams that the host's controller lacks.
 struct DescriptorFilter: Equatable, Sendable {
-    /// `bmAttributes` of a configuration (USB 2.0, 9.6.3): its offset, and its bit for remote wakeup.
-    private static let attributes = 7
-    private static let remoteWakeup: UInt8 = 1 << 5
-
     /// Set if the host has fewer streams than the device.
     var streamLimit: StreamLimit?
 
@@ -22,13 +18,13 @@ struct DescriptorFilter: Equatable, Sendable {
     /// device that needs it.
     private func wakeupChanges(to bytes: [UInt8]) -> [(offset: Int, value: UInt8)] {
         var changes: [(offset: Int, value: UInt8)] = []
-        for (offset, descriptor) in DescriptorWalk(bytes, takesCutOff: true) {
-            switch DescriptorType(rawValue: descriptor[1]) {
-            case .configuration where descriptor.count > Self.attributes,
-                .otherSpeedConfiguration where descriptor.count > Self.attributes:
-                let value = descriptor[Self.attributes]
-                if value & Self.remoteWakeup != 0 {
-                    changes.append((offset + Self.attributes, value & ~Self.remoteWakeup))
+        let field = ConfigurationDescriptor.Field.attributes
+        let remoteWakeup = ConfigurationDescriptor.Attribute.remoteWakeup
+        for descriptor in DescriptorSequence(bytes, includesTruncated: true) {
+            switch descriptor.type {
+            case .configuration, .otherSpeedConfiguration:
+                if let attributes = descriptor[field], attributes & remoteWakeup != 0 {
+                    changes.append((descriptor.offset + field, attributes & ~remoteWakeup))
                 }
             default: break
             }

@@ -82,7 +82,7 @@ final class DeviceControl: Sendable {
         }
         // An endpoint exists only while its alternate setting is selected.
         if endpoint.setting != 0 && !select(endpoint.setting) { return nil }
-        var address = endpoint.address
+        var address = endpoint.address.rawValue
         let granted = unsafe libusb_alloc_streams(
             pointer.raw, UInt32(endpoint.offered), &address, 1)
         if granted >= 0 { _ = unsafe libusb_free_streams(pointer.raw, &address, 1) }
@@ -159,9 +159,9 @@ final class DeviceControl: Sendable {
         }
         guard let value = UInt8(exactly: number), value != 0 else { return nil }
         // As in the kernel, the first configuration of this value counts if there are several.
-        let outline = ConfigurationOutline.all(in: SystemFiles.descriptors(of: portPath))
+        let configuration = ConfigurationDescriptor.all(in: SystemFiles.descriptors(of: portPath))
             .first { $0.value == value }
-        return (value, outline?.interfaces.map(\.number) ?? [])
+        return (value, configuration?.interfaceNumbers ?? [])
     }
 
     // MARK: - Operations

@@ -19,13 +19,9 @@ package enum RequestRoute: Equatable {
     case refuse
 
     package init(_ setup: SetupPacket) {
-        guard setup.kind == .standard else {
-            self = .forward
-            return
-        }
-        switch StandardRequest(rawValue: setup.request) {
+        switch setup.standardRequest {
         case .setAddress:
-            // The host's kernel has given the device its address; the guest's is the controller's.
+            // The host's kernel has set the device's address; the guest's address is its controller's.
             self = setup.isPlain(.device) ? .acknowledge : .refuse
         case .setConfiguration:
             guard setup.isPlain(.device), let value = UInt8(exactly: setup.value) else {
@@ -44,13 +40,13 @@ package enum RequestRoute: Equatable {
         case .clearFeature where setup.recipient == .endpoint:
             let endpoint = EndpointAddress(rawValue: UInt8(truncatingIfNeeded: setup.index))
             // The default control endpoint has no halt and no toggle between transfers.
-            guard setup.value == Feature.endpointHalt, endpoint.number != 0 else {
+            guard setup.feature == .endpointHalt, endpoint.number != 0 else {
                 self = .forward
                 return
             }
             self = setup.isPlain(.endpoint) ? .operate(.clearHalt(endpoint)) : .refuse
-        case .setFeature where setup.recipient == .device && setup.value == Feature.testMode:
-            // The port would need a power cycle afterwards.
+        case .setFeature where setup.recipient == .device && setup.feature == .testMode:
+            // Only a power cycle of the port would end the test.
             self = .refuse
         case .setFeature where setup.isLinkPower, .clearFeature where setup.isLinkPower:
             self = .acknowledge
@@ -63,49 +59,25 @@ package enum RequestRoute: Equatable {
     }
 }
 
-/// `bRequest` of standard requests (USB 3.2, table 9-5); open, because the guest writes it.
-private struct StandardRequest: RawRepresentable, Equatable {
-    let rawValue: UInt8
-    init(rawValue: UInt8) { self.rawValue = rawValue }
-    static let clearFeature = StandardRequest(rawValue: 1)
-    static let setFeature = StandardRequest(rawValue: 3)
-    static let setAddress = StandardRequest(rawValue: 5)
-    static let getDescriptor = StandardRequest(rawValue: 6)
-    static let setConfiguration = StandardRequest(rawValue: 9)
-    static let setInterface = StandardRequest(rawValue: 11)
-    static let setSystemExitLatency = StandardRequest(rawValue: 48)
-    static let setIsochronousDelay = StandardRequest(rawValue: 49)
-}
-
-/// Feature selectors (USB 3.2, table 9-7).
-private enum Feature {
-    static let endpointHalt: UInt16 = 0
-    static let testMode: UInt16 = 2
-    /// U1_ENABLE, U2_ENABLE and LTM_ENABLE, which are device features.
-    static let linkPower: ClosedRange<UInt16> = 48...50
-}
-
 extension SetupPacket {
-    /// Whether the packet goes OUT to `recipient` and has no data stage.
+    /// Whether the request goes OUT to `wanted` and has no data stage.
     fileprivate func isPlain(_ wanted: Recipient) -> Bool {
         direction == .out && recipient == wanted && length == 0
     }
 
     fileprivate var isLinkPower: Bool {
-        isPlain(.device) && Feature.linkPower.contains(value)
+        guard isPlain(.device), let feature else { return false }
+        return [.u1Enable, .u2Enable, .latencyToleranceEnable].contains(feature)
     }
 
     /// Whether the request is a standard one that does not change the device.
-    var onlyReads: Bool { kind == .standard && direction == .in }
+    var onlyReads: Bool { standardRequest != nil && direction == .in }
 
     /// Whether the request reads the descriptors of a configuration.
     var getsConfiguration: Bool {
-        guard onlyReads, recipient == .device,
-            StandardRequest(rawValue: request) == .getDescriptor
-        else { return false }
-        switch DescriptorType(rawValue: UInt8(value >> 8)) {
-        case .configuration, .otherSpeedConfiguration: return true
-        default: return false
+        switch requestedDescriptor?.type {
+        case .configuration, .otherSpeedConfiguration: true
+        default: false
         }
     }
 }

@@ -6,7 +6,7 @@ internal import USB
 struct StreamEndpoint: Equatable {
     let interface: UInt8
     let setting: UInt8
-    let address: UInt8
+    let address: EndpointAddress
     /// MaxStreams: the device has 2^n streams.
     let exponent: UInt8
 
@@ -14,32 +14,17 @@ struct StreamEndpoint: Equatable {
     var offered: Int { min(1 << Int(exponent), StreamLimit.mostUsed) }
 
     /// The endpoint with the most streams in a configuration, from the device's descriptors.
-    static func greatest(in bytes: [UInt8], configuration: UInt8) -> StreamEndpoint? {
+    static func greatest(in bytes: [UInt8], configuration value: UInt8) -> StreamEndpoint? {
+        let configuration = ConfigurationDescriptor.all(in: bytes).first { $0.value == value }
         var greatest: StreamEndpoint?
-        var isInConfiguration = false
-        var interface: (number: UInt8, setting: UInt8)?
-        var endpoint: UInt8?
-        for (_, descriptor) in DescriptorWalk(bytes) {
-            switch DescriptorType(rawValue: descriptor[1]) {
-            case .configuration where descriptor.count >= 9:
-                isInConfiguration = descriptor[5] == configuration
-                interface = nil
-                endpoint = nil
-            case .interface where descriptor.count >= 9:
-                interface = (descriptor[2], descriptor[3])
-                endpoint = nil
-            case .endpoint where descriptor.count >= 7:
-                endpoint = descriptor[3] & 3 == 2 ? descriptor[2] : nil
-            case .superSpeedEndpointCompanion where descriptor.count >= 6:
-                let exponent = descriptor[3] & 0x1f
-                guard isInConfiguration, exponent > greatest?.exponent ?? 0, let address = endpoint,
-                    let interface
-                else { continue }
+        for interface in configuration?.interfaces ?? [] {
+            for endpoint in interface.endpoints where endpoint.transferType == .bulk {
                 // 16 is the largest MaxStreams.
+                let exponent = min(endpoint.companion.maxStreams, 16)
+                guard exponent > greatest?.exponent ?? 0 else { continue }
                 greatest = StreamEndpoint(
-                    interface: interface.number, setting: interface.setting, address: address,
-                    exponent: min(exponent, 16))
-            default: break
+                    interface: interface.number, setting: interface.alternateSetting,
+                    address: endpoint.address, exponent: exponent)
             }
         }
         return greatest
@@ -50,7 +35,7 @@ struct StreamEndpoint: Equatable {
 struct StreamLimit: Equatable, Sendable {
     /// The streams of an endpoint that the guest's controller can use (MaxPSASize is 7).
     static let mostUsed = 255
-    private static let uasProtocol: UInt8 = 0x62
+    private static let uas = USBClass(8, subclass: 6, protocol: 0x62)
 
     /// The guest is offered 2^n streams, or none if this is 0.
     let exponent: UInt8
@@ -74,22 +59,40 @@ struct StreamLimit: Equatable, Sendable {
     func changes(to bytes: [UInt8]) -> [(offset: Int, value: UInt8)] {
         var changes: [(offset: Int, value: UInt8)] = []
         var isBulk = false
-        for (offset, descriptor) in DescriptorWalk(bytes, takesCutOff: true) {
-            switch DescriptorType(rawValue: descriptor[1]) {
-            case .interface where exponent == 0 && descriptor.count >= 8:
+        for descriptor in DescriptorSequence(bytes, includesTruncated: true) {
+            switch descriptor.type {
+            case .interface where exponent == 0:
                 // UAS needs streams at this speed (UAS, 4). A driver that finds the alternate setting
                 // and then no streams may not try the other setting.
-                if descriptor[5...7].elementsEqual([8, 6, Self.uasProtocol]) {
-                    changes.append((offset + 5, 0xff))
+                if Self.isUAS(descriptor) {
+                    changes.append(
+                        (
+                            descriptor.offset + InterfaceDescriptor.Field.classCode,
+                            USBClass.vendorSpecific.code
+                        ))
                 }
-            case .endpoint where descriptor.count >= 4: isBulk = descriptor[3] & 3 == 2
-            case .superSpeedEndpointCompanion where descriptor.count >= 4:
-                if isBulk && descriptor[3] & 0x1f > exponent {
-                    changes.append((offset + 3, descriptor[3] & 0xe0 | exponent))
+            case .endpoint:
+                guard let attributes = descriptor[EndpointDescriptor.Field.attributes] else {
+                    break
                 }
+                isBulk = EndpointDescriptor.TransferType(attributes: attributes) == .bulk
+            case .superSpeedEndpointCompanion:
+                let field = SuperSpeedCompanion.Field.attributes
+                let mask = SuperSpeedCompanion.maxStreamsMask
+                guard isBulk, let attributes = descriptor[field], attributes & mask > exponent
+                else {
+                    break
+                }
+                changes.append((descriptor.offset + field, attributes & ~mask | exponent))
             default: break
             }
         }
         return changes
+    }
+
+    private static func isUAS(_ interface: RawDescriptor) -> Bool {
+        interface[InterfaceDescriptor.Field.classCode] == uas.code
+            && interface[InterfaceDescriptor.Field.subclass] == uas.subclass
+            && interface[InterfaceDescriptor.Field.protocol] == uas.protocol
     }
 }

@@ -99,8 +99,11 @@ enum ClassNames {
         // 0 and "miscellaneous" refer to the interfaces.
         if device != 0 && device != 0xef { return [name(device)] }
         var found: [String] = []
-        for interface in ConfigurationOutline.all(in: descriptors).first?.interfaces ?? [] {
-            let name = name(interface.usbClass.code)
+        // Alternate settings may have other classes; the first one counts.
+        var numbers: Set<UInt8> = []
+        let interfaces = ConfigurationDescriptor.all(in: descriptors).first?.interfaces ?? []
+        for interface in interfaces where numbers.insert(interface.number).inserted {
+            let name = name(interface.interfaceClass.code)
             if !found.contains(name) { found.append(name) }
         }
         return found

@@ -12,7 +12,7 @@ struct PacketQueue {
     private struct ShortPacket {
         /// The end of the packet, counted in bytes that were ever written.
         var end: Int
-        /// Whether the packet has no bytes. It is sent by itself, after all bytes before it.
+        /// Whether it is a zero-length packet, which is sent after all bytes before it.
         var isEmpty: Bool
     }
 
