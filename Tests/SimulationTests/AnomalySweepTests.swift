@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// A scenario in which the first access to guest memory fails, then the second, … until none is left
-/// to fail: each must end, and a reset must bring everything back.
+/// A scenario in which the first access to guest memory fails, then the second, up to the last one. Each run
+/// must end, and after a reset the controller must work.
 struct AnomalySweepTests {
     private final class Scenario {
         let machine: SimulatedMachine
@@ -57,7 +57,7 @@ struct AnomalySweepTests {
             do {
                 try scenario.run()
             } catch is GuestError {
-                // The driver was told, or waited in vain: both are what a bus error looks like.
+                // An error code or a timeout is how a driver notices a bus error.
             }
             isUndisturbed = remote.accessCount < access
             remote.failingAccess = nil

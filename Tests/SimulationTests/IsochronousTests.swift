@@ -7,10 +7,10 @@ import Testing
 import USB
 import XHCI
 
-/// Isochronous endpoints by the dice: TDs with and without Frame IDs, in time and late, stops, dry
-/// rings, a process that sleeps. The oracle knows the rules of service intervals.
+/// A random simulation of isochronous endpoints: TDs with and without Frame IDs, in time and late, stops, ring
+/// underruns, and a process that is not scheduled. The oracle checks the rules of service intervals.
 private final class IsochronousSimulation {
-    /// A TD that was queued.
+    /// A TD on a ring.
     private struct Queued {
         let addresses: [GuestAddress]
         let frame: Int?
@@ -22,7 +22,7 @@ private final class IsochronousSimulation {
         let address: EndpointAddress
         let exponent: Int
         var queued: [Queued] = []
-        /// The TDs that ended well, and the microframes in which the device had its transfers.
+        /// The TDs with a Success event, and the transfers that the device received.
         var succeeded: [Queued] = []
         var served: [(microframe: Int, bytes: [UInt8])] = []
 
@@ -58,10 +58,10 @@ private final class IsochronousSimulation {
                     exponent: exponent))
         }
         device.onTransfer = { [unowned self] transfer in serve(transfer) }
-        guest.driver.onEvent = { [unowned self] event in judge(event) }
+        guest.driver.onEvent = { [unowned self] event in check(event) }
     }
 
-    /// Microframes since the machine was made, by its own clock and not by the register.
+    /// Microframes since the start, by simulated time and not by MFINDEX.
     private var microframe: Int {
         let (seconds, attoseconds) = guest.machine.now.components
         return Int(seconds) * 8000 + Int(attoseconds / 125_000_000_000_000)
@@ -81,14 +81,14 @@ private final class IsochronousSimulation {
 
     // MARK: - The oracle
 
-    private func judge(_ event: GuestEvent) {
+    private func check(_ event: GuestEvent) {
         guard event.isTransfer,
             let stream = streams.first(where: { $0.endpoint.contextIndex == event.endpoint })
         else { return }
         switch event.code {
         case .ringUnderrun, .ringOverrun:
             if stream.queued.isEmpty, !isEnd(event.pointer, of: stream) {
-                violations.append("a dry ring that is not where it is dry: \(event)")
+                violations.append("a ring underrun or overrun at another address: \(event)")
             }
         case .success, .missedService:
             guard let head = stream.queued.first, head.addresses.last == event.pointer else {
@@ -97,46 +97,46 @@ private final class IsochronousSimulation {
             stream.queued.removeFirst()
             endedCount += 1
             if event.code == .missedService, head.frame == nil {
-                violations.append("missed, though it had no frame to miss: \(event)")
+                violations.append("Missed Service Error for a TD without a Frame ID: \(event)")
             }
             if event.code == .success { stream.succeeded.append(head) }
         default: violations.append("an unexpected event: \(event)")
         }
     }
 
-    /// Whether a place is where the guest writes next, or the link that leads there.
-    private func isEnd(_ place: GuestAddress, of stream: Stream) -> Bool {
+    /// Whether an address is that of the next TRB, or of a Link TRB that points to it.
+    private func isEnd(_ address: GuestAddress, of stream: Stream) -> Bool {
         let end = stream.endpoint.ring.end
-        return place == end || target(ofLink: place) == end
+        return address == end || target(ofLink: address) == end
     }
 
-    private func target(ofLink place: GuestAddress) -> GuestAddress? {
-        let trb = guest.memory.load(GuestTRB.self, at: place)
+    private func target(ofLink address: GuestAddress) -> GuestAddress? {
+        let trb = guest.memory.load(GuestTRB.self, at: address)
         return trb.kind == .link ? GuestAddress(trb.parameter) : nil
     }
 
-    /// Compares what the guest was told with what the device saw.
+    /// Compares the events of the guest with the transfers of the device.
     private func check() {
         for stream in streams {
             if stream.succeeded.count > stream.served.count {
-                violations.append("success of transfers that the device never saw")
+                violations.append("Success for transfers that the device never received")
             }
-            for (told, seen) in zip(stream.succeeded, stream.served) {
-                if stream.address.direction == .out, told.bytes != seen.bytes {
-                    violations.append("other bytes than were sent")
+            for (reported, received) in zip(stream.succeeded, stream.served) {
+                if stream.address.direction == .out, reported.bytes != received.bytes {
+                    violations.append("the device received other bytes than were sent")
                 }
             }
             stream.served.removeFirst(min(stream.succeeded.count, stream.served.count))
             stream.succeeded = []
         }
-        if guest.machine.isSpinning { violations.append("the controller spins") }
+        if guest.machine.isSpinning { violations.append("the controller does not come to rest") }
         if guest.hasFailed { violations.append("the controller failed") }
     }
 
-    /// However late the process runs, an endpoint never has more intervals than time has.
+    /// Checks that an endpoint has no more transfers than service intervals, however late the process runs.
     private func checkRate(_ stream: Stream, since start: Int, count: Int) {
         let intervals = (microframe - start) >> stream.exponent
-        // What was caught up with belongs to at most the time that is remembered.
+        // Missed intervals are caught up with for a limited time only.
         if count > intervals + (Int(800) >> stream.exponent) + 2 {
             violations.append("\(count) transfers in \(intervals) intervals")
         }
@@ -171,7 +171,7 @@ private final class IsochronousSimulation {
         case 0..<45: submit(stream)
         case 45..<80: guest.machine.pass(.microseconds(Int64(random.number(1...3000))))
         case 80..<90:
-            // The process sleeps.
+            // The process is not scheduled.
             let time = guest.machine.now + .microseconds(Int64(random.number(1...40000)))
             guest.machine.loop.advance(to: time)
         default: try stop(stream)
@@ -187,7 +187,7 @@ private final class IsochronousSimulation {
         for _ in 0..<count {
             let length = random.number(0...200)
             let bytes = random.bytes(length)
-            // Memory of its own for each TD that may be queued.
+            // Each TD that can be on a ring has memory of its own.
             nextBuffer = (nextBuffer + 1) % 1024
             let target = buffer + nextBuffer * 256
             guest.memory.write(bytes, at: target)
@@ -228,7 +228,7 @@ private final class IsochronousSimulation {
 }
 
 struct IsochronousTests {
-    @Test func `no seed breaks the rules of service intervals`() throws {
+    @Test func `no seed violates the rules of service intervals`() throws {
         var ended = 0
         for seed in SimulationSeeds.drawn() {
             let simulation = try IsochronousSimulation(seed: seed)
@@ -240,6 +240,6 @@ struct IsochronousTests {
             #expect(simulation.violations.isEmpty, "SEED=\(seed)")
             ended += simulation.endedCount
         }
-        #expect(ended > 0, "the simulation does something")
+        #expect(ended > 0, "no TD has ended")
     }
 }

@@ -4,16 +4,16 @@ import DMA
 import GuestKit
 import USB
 
-/// An endpoint, or a stream of one, as the oracle knows it: what is queued, and how far its data has come.
+/// The oracle's model of an endpoint or stream: its queued TDs and the position in its data.
 final class ModelEndpoint {
     let endpoint: GuestEndpoint
     let address: EndpointAddress
     let device: FaultyDevice
-    /// TDs without an end, in ring order.
+    /// TDs that have not ended, in ring order.
     var queue: [ModelTransfer] = []
-    /// The TD that ended last; the specification lets a short TD have a second event.
+    /// The TD that ended last. A short TD may have a second event (xHCI 4.10.1.1).
     var lastEnded: ModelTransfer?
-    /// Bytes moved since the device was made, by direction for the control endpoint.
+    /// Bytes moved since the device was created; for the control endpoint, IN only.
     var position: UInt64 = 0
     var taken = 0
     var isHalted = false
@@ -32,104 +32,108 @@ final class ModelEndpoint {
     var isControl: Bool { address == .control }
     private var stream: UInt16 { UInt16(endpoint.stream) }
 
-    /// TRBs that still fit on the ring.
+    /// The number of TRBs that fit on the ring.
     var room: Int {
         endpoint.ring.capacity - queue.reduce(0) { $0 + $1.trbs.count } - 1
     }
 
-    /// Takes the device's word for how far the data has come; only when nothing is in flight.
+    /// Takes the positions from the device. Nothing may be in flight.
     func resynchronize() {
         position = device.givenCount(address.number, stream: stream)
         taken = device.taken(address.number, stream: stream).count
     }
 
-    func fail(_ what: String, _ event: GuestEvent? = nil) {
-        let about = event.map { " at \($0)" } ?? ""
-        let place = stream > 0 ? " stream \(stream)" : ""
-        violations.append("endpoint \(endpoint.contextIndex)\(place): \(what)\(about)")
+    func fail(_ message: String, _ event: GuestEvent? = nil) {
+        let suffix = event.map { " at \($0)" } ?? ""
+        let name = stream > 0 ? " stream \(stream)" : ""
+        violations.append("endpoint \(endpoint.contextIndex)\(name): \(message)\(suffix)")
     }
 
-    /// Whoever reads the violations forgets them here.
-    func forgetViolations() { violations = [] }
+    /// Clears the violations once they are collected.
+    func clearViolations() { violations = [] }
 
     // MARK: - Events
 
-    /// Judges a Transfer Event.
-    func judge(_ event: GuestEvent) {
+    /// Checks a Transfer Event.
+    func check(_ event: GuestEvent) {
         switch event.code {
-        case .stoppedLengthInvalid where place(of: event) == nil: return
+        case .stoppedLengthInvalid where index(of: event) == nil: return
         default: break
         }
-        guard let head = queue.first, let place = head.place(of: event) else {
-            // Only the second event of a short TD may come after its end.
-            if let ended = lastEnded, let place = ended.place(of: event), place > ended.lastPlace,
-                ended.trbs[place].flags.contains(.interruptOnCompletion),
+        guard let head = queue.first, let index = head.index(of: event) else {
+            // Only the second event of a short TD may follow its end.
+            if let ended = lastEnded, let index = ended.index(of: event), index > ended.lastIndex,
+                ended.trbs[index].flags.contains(.interruptOnCompletion),
                 event.code == .shortPacket || event.code == .success
             {
-                ended.lastPlace = place
+                ended.lastIndex = index
                 return
             }
-            return fail("an event that no TRB at the head of the ring asks for", event)
+            return fail("an event that no TRB at the head of the ring requests", event)
         }
         lastEnded = nil
-        judge(event, head, place)
+        check(event, head, index)
     }
 
-    /// Whether an event names a TRB of a TD that may have one.
-    func mayTell(_ event: GuestEvent) -> Bool {
-        place(of: event) != nil || lastEnded?.place(of: event) != nil
+    /// Whether an event names a TRB of the TD at the head or of the last ended TD.
+    func mayReport(_ event: GuestEvent) -> Bool {
+        index(of: event) != nil || lastEnded?.index(of: event) != nil
     }
 
-    private func place(of event: GuestEvent) -> Int? {
-        queue.first.flatMap { $0.place(of: event) }
+    private func index(of event: GuestEvent) -> Int? {
+        queue.first.flatMap { $0.index(of: event) }
     }
 
-    private func judge(_ event: GuestEvent, _ head: ModelTransfer, _ place: Int) {
-        let flags = head.trbs[place].flags
+    private func check(_ event: GuestEvent, _ head: ModelTransfer, _ index: Int) {
+        let flags = head.trbs[index].flags
         switch event.code {
         case .success:
             guard flags.contains(.interruptOnCompletion) else {
-                return fail("success of a TRB without the flag", event)
+                return fail("Success of a TRB without IOC", event)
             }
-            guard place > head.lastPlace else { return fail("an event out of order", event) }
-            head.lastPlace = place
+            guard index > head.lastIndex else { return fail("an event out of order", event) }
+            head.lastIndex = index
             if event.isEventData, event.length != head.requested {
                 return fail("event data of \(event.length) instead of \(head.requested)", event)
             }
-            if !event.isEventData, event.length != 0 { return fail("success with residue", event) }
-            if place == head.trbs.count - 1, head.rest.isEmpty {
+            if !event.isEventData, event.length != 0 {
+                return fail("Success with a residue", event)
+            }
+            if index == head.trbs.count - 1, head.rest.isEmpty {
                 end(head, head.shortDataStage ?? head.requested)
             }
         case .shortPacket:
-            guard head.isIn else { return fail("a short packet that goes out", event) }
+            guard head.isIn else { return fail("Short Packet of an OUT TD", event) }
             guard
                 flags.contains(.interruptOnShortPacket) || flags.contains(.interruptOnCompletion)
-            else { return fail("a short packet without the flag", event) }
-            guard place > head.lastPlace else { return fail("an event out of order", event) }
-            head.lastPlace = place
-            let moved = event.isEventData ? event.length : moved(head, place, event)
-            guard moved < head.requested else { return fail("a short packet of all bytes", event) }
+            else { return fail("Short Packet of a TRB without ISP or IOC", event) }
+            guard index > head.lastIndex else { return fail("an event out of order", event) }
+            head.lastIndex = index
+            let moved = event.isEventData ? event.length : moved(head, index, event)
+            guard moved < head.requested else {
+                return fail("Short Packet of a complete TD", event)
+            }
             if head.isControl { head.shortDataStage = moved } else { end(head, moved) }
         case .stopped:
-            head.progress = moved(head, place, event)
-            head.lastPlace = max(head.lastPlace, place - 1)
+            head.progress = moved(head, index, event)
+            head.lastIndex = max(head.lastIndex, index - 1)
         case .stoppedLengthInvalid, .stoppedShortPacket:
-            head.lastPlace = max(head.lastPlace, place - 1)
+            head.lastIndex = max(head.lastIndex, index - 1)
         case .stall, .babbleDetected, .usbTransactionError:
-            head.progress = moved(head, place, event)
-            head.lastPlace = place - 1
+            head.progress = moved(head, index, event)
+            head.lastIndex = index - 1
             head.failure = event.code
             isHalted = true
             if endpoint.context.state != .halted {
-                fail("an error without a halted context", event)
+                fail("an error without a halted Endpoint Context", event)
             }
         default:
-            fail("an unexpected code", event)
+            fail("an unexpected completion code", event)
         }
     }
 
-    private func moved(_ head: ModelTransfer, _ place: Int, _ event: GuestEvent) -> Int {
-        let moved = head.moved(at: place, residue: event.length)
+    private func moved(_ head: ModelTransfer, _ index: Int, _ event: GuestEvent) -> Int {
+        let moved = head.moved(at: index, residue: event.length)
         if moved < head.progress || moved > head.requested {
             fail("\(moved) bytes moved of \(head.requested) after \(head.progress)", event)
         }
@@ -138,7 +142,7 @@ final class ModelEndpoint {
 
     // MARK: - Data
 
-    /// The TD is over with so many bytes moved.
+    /// Removes the TD at the head, which has ended after `moved` bytes.
     func end(_ transfer: ModelTransfer, _ moved: Int) {
         queue.removeFirst()
         lastEnded = transfer
@@ -153,24 +157,24 @@ final class ModelEndpoint {
                 FaultyDevice.pattern(
                     endpoint: address.number, stream: stream, at: position + UInt64($0))
             }
-            if received != expected { fail("\(moved) bytes arrived that differ") }
-            if !transfer.isUntouched(behind: moved, in: memory) {
-                fail("the buffer was written behind \(moved) bytes")
+            if received != expected { fail("\(moved) received bytes differ") }
+            if !transfer.isUntouched(beyond: moved, in: memory) {
+                fail("the buffer was written beyond \(moved) bytes")
             }
             position += UInt64(moved)
         } else {
             let all = device.taken(address.number, stream: stream)
             guard taken + moved <= all.count else {
-                return fail("\(moved) bytes were not all taken")
+                return fail("the device received fewer than \(moved) bytes")
             }
             if Array(all[taken..<taken + moved]) != Array(transfer.bytes[..<moved]) {
-                fail("\(moved) bytes were sent that differ")
+                fail("\(moved) sent bytes differ")
             }
             taken += moved
         }
     }
 
-    /// The driver gives the TD at the head up.
+    /// Removes the TD at the head, which the driver skips.
     func skipHead() {
         guard let head = queue.first else { return }
         queue.removeFirst()
@@ -188,7 +192,7 @@ final class ModelEndpoint {
         if reused.count > 32 { reused.removeFirst() }
     }
 
-    /// The guest uses the memory of all queued TDs for something else, after a reset.
+    /// Reuses the memory of all queued TDs, after a reset.
     func reuseAllBuffers() {
         for transfer in queue { reuseBuffers(of: transfer) }
         queue = []
@@ -202,19 +206,19 @@ final class ModelEndpoint {
         }
     }
 
-    /// What must hold when nothing is in flight and nothing queued.
+    /// Checks the endpoint when nothing is in flight or queued.
     func checkIdle() {
         if !queue.isEmpty { fail("\(queue.count) TDs never ended") }
         compareWithDevice(tolerating: isControl)
     }
 
-    /// The events must have told of every byte that the device moved.
+    /// Checks that the events have reported every byte that the device has moved.
     private func compareWithDevice(tolerating isTolerant: Bool) {
-        let told = address.direction == .in ? position : UInt64(taken)
+        let reported = address.direction == .in ? position : UInt64(taken)
         resynchronize()
         let moved = address.direction == .in ? position : UInt64(taken)
-        if told != moved, !isTolerant {
-            fail("events told of \(told) bytes, the device moved \(moved)")
+        if reported != moved, !isTolerant {
+            fail("events reported \(reported) bytes, the device moved \(moved)")
         }
     }
 }

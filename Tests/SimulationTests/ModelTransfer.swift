@@ -3,31 +3,31 @@
 import DMA
 import GuestKit
 
-/// A TD that the simulated guest has queued, with all that the oracle needs to judge its events.
+/// A TD of the simulated guest, with the data that the oracle needs to check its events.
 final class ModelTransfer {
     private(set) var trbs: [GuestTRB]
     private(set) var addresses: [GuestAddress]
-    /// The bytes of data that each TRB stands for.
+    /// The data length of each TRB.
     private(set) var lengths: [Int]
-    /// Where the data of each TRB is; `nil` for immediate data and TRBs without.
+    /// The data buffer of each TRB; `nil` for immediate data and TRBs without data.
     private(set) var buffers: [GuestAddress?]
-    /// What is queued when all TRBs so far have ended: of control requests whose Data Stage comes in
-    /// pieces, these and then the Status Stage.
+    /// TRBs that are enqueued when those on the ring have ended: further TDs of a Data Stage that is split
+    /// into several, then the Status Stage.
     var rest: [Part] = []
-    /// What an OUT transfer sends.
+    /// The data of an OUT transfer.
     let bytes: [UInt8]
     let isIn: Bool
     let isControl: Bool
     /// The bytes that IN buffers hold before the device writes to them.
     static let filler: UInt8 = 0xa5
 
-    /// The place of the last event's TRB.
-    var lastPlace = -1
-    /// Bytes known to have been moved.
+    /// The index of the TRB of the last event.
+    var lastIndex = -1
+    /// The bytes that events have reported.
     var progress = 0
-    /// Set when a control transfer's Data stage was short.
+    /// The length of a short Data Stage.
     var shortDataStage: Int?
-    /// How the last attempt failed, if it did.
+    /// The completion code of the last attempt, if it failed.
     var failure: GuestEvent.Code?
 
     /// A TRB that is not on the ring yet.
@@ -50,13 +50,13 @@ final class ModelTransfer {
         self.isControl = isControl
     }
 
-    /// Whether the driver waits for nothing but to queue more.
-    var wantsMore: Bool { !rest.isEmpty && lastPlace == trbs.count - 1 }
+    /// Whether all TRBs on the ring have ended and more are to be enqueued.
+    var wantsMore: Bool { !rest.isEmpty && lastIndex == trbs.count - 1 }
 
-    /// Notes where the next parts were queued.
-    func append(_ parts: [Part], at places: [GuestAddress]) {
+    /// Appends parts that have been enqueued at some addresses.
+    func append(_ parts: [Part], at newAddresses: [GuestAddress]) {
         trbs += parts.map(\.trb)
-        addresses += places
+        addresses += newAddresses
         lengths += parts.map(\.length)
         buffers += parts.map(\.buffer)
     }
@@ -64,17 +64,17 @@ final class ModelTransfer {
     var requested: Int { lengths.reduce(0, +) }
     var endsWithEventData: Bool { trbs.last?.kind == .eventData }
 
-    /// The place of the TRB that an event names.
-    func place(of event: GuestEvent) -> Int? {
+    /// The index of the TRB that an event names.
+    func index(of event: GuestEvent) -> Int? {
         if event.isEventData {
             return trbs.firstIndex { $0.kind == .eventData && $0.parameter == event.parameter }
         }
         return addresses.firstIndex(of: event.pointer)
     }
 
-    /// The bytes that had been moved when the TRB at `place` had `residue` bytes left.
-    func moved(at place: Int, residue: Int) -> Int {
-        lengths[..<place].reduce(0, +) + lengths[place] - residue
+    /// The number of bytes moved when the TRB at `index` has a residue.
+    func moved(at index: Int, residue: Int) -> Int {
+        lengths[..<index].reduce(0, +) + lengths[index] - residue
     }
 
     /// The first `count` bytes of the buffers.
@@ -87,7 +87,7 @@ final class ModelTransfer {
         return result
     }
 
-    /// Uses the buffers for something else, as a guest does when the TD has ended.
+    /// Overwrites the buffers, as a guest that reuses them after the end of the TD.
     func reuseBuffers(in memory: GuestRAM) {
         for (buffer, length) in zip(buffers, lengths) {
             guard let buffer else { continue }
@@ -95,7 +95,7 @@ final class ModelTransfer {
         }
     }
 
-    /// Whether the buffers still have what ``reuseBuffers(in:)`` has written.
+    /// Whether the buffers are as ``reuseBuffers(in:)`` has left them.
     func areReusedBuffersIntact(in memory: GuestRAM) -> Bool {
         zip(buffers, lengths).allSatisfy { buffer, length in
             guard let buffer else { return true }
@@ -104,8 +104,8 @@ final class ModelTransfer {
         }
     }
 
-    /// Whether the buffers behind the first `count` bytes are as they were.
-    func isUntouched(behind count: Int, in memory: GuestRAM) -> Bool {
+    /// Whether the buffers are unchanged beyond the first `count` bytes.
+    func isUntouched(beyond count: Int, in memory: GuestRAM) -> Bool {
         var skip = count
         for (buffer, length) in zip(buffers, lengths) {
             let skipped = min(skip, length)

@@ -5,7 +5,7 @@ import GuestKit
 import TestKit
 import USB
 
-/// The TDs that the simulated guest writes.
+/// Random TDs of the simulated guest.
 extension Simulation {
     func submit(_ endpoint: ModelEndpoint, ringing: Bool) {
         let drawn: ModelTransfer?
@@ -13,7 +13,7 @@ extension Simulation {
             if !endpoint.queue.isEmpty {
                 drawn = nil
             } else {
-                drawn = random.oneIn(3) ? piecewise(endpoint) : control(endpoint)
+                drawn = random.oneIn(3) ? splitDataStage(endpoint) : control(endpoint)
             }
         } else {
             drawn = normal(endpoint)
@@ -44,8 +44,8 @@ extension Simulation {
             buffers: buffers, bytes: bytes, isIn: isIn, isControl: true)
     }
 
-    /// A control request whose Data Stage comes in pieces; only the first is queued now.
-    private func piecewise(_ endpoint: ModelEndpoint) -> ModelTransfer {
+    /// A control request with a Data Stage of several TDs, of which only the first is enqueued.
+    private func splitDataStage(_ endpoint: ModelEndpoint) -> ModelTransfer {
         let length = random.pick([2, 18, 200, 1500])
         let isIn = random.oneIn(2)
         let packet = SetupPacket(
@@ -76,23 +76,23 @@ extension Simulation {
         return transfer
     }
 
-    /// Queues the next piece of a control request, if the last has ended.
+    /// Enqueues the next TD of a control request if the last one has ended.
     ///
-    /// - Returns: whether it had.
+    /// - Returns: whether it has.
     @discardableResult
-    func queueNextPiece(_ endpoint: ModelEndpoint) -> Bool {
+    func enqueueNextPart(_ endpoint: ModelEndpoint) -> Bool {
         guard !endpoint.isHalted, let head = endpoint.queue.first, head.wantsMore else {
             return false
         }
         if let moved = head.shortDataStage {
-            // FreeBSD has no Status Stage then, and goes on with another request.
+            // FreeBSD omits the Status Stage then and continues with another request.
             if random.oneIn(2) {
                 endpoint.end(head, moved)
                 return true
             }
             head.rest = Array(head.rest.suffix(1))
         }
-        // The last piece may come with the Status Stage.
+        // The last TD may be enqueued together with the Status Stage.
         let count = head.rest.count == 2 && random.oneIn(2) ? 2 : 1
         let parts = Array(head.rest.prefix(count))
         head.rest.removeFirst(count)
@@ -103,7 +103,7 @@ extension Simulation {
 
     private func normal(_ endpoint: ModelEndpoint) -> ModelTransfer? {
         let isIn = endpoint.address.direction == .in
-        // The order of events is only known within one interrupter.
+        // Events are ordered within one interrupter only.
         let target = endpoint.endpoint.contextIndex % configuration.eventSegments.count
         let parts = random.number(1...min(6, max(1, endpoint.room - 1)))
         guard endpoint.room >= parts + 1 else { return nil }

@@ -6,12 +6,12 @@ import TestKit
 import USB
 import XHCI
 
-/// A guest that does, by the dice, what drivers do, with devices that misbehave by the dice, on a
-/// virtual clock; after each step an oracle looks for broken promises.
+/// A random simulation: a guest that does what drivers do, devices with faults, and simulated time. After each
+/// step an oracle collects violations.
 ///
-/// The same seed is the same run. It must not iterate a `Set` or `Dictionary`.
+/// The same seed gives the same run, so the code must not iterate a `Set` or `Dictionary`.
 final class Simulation {
-    /// What was drawn.
+    /// The random configuration of a run.
     struct Configuration: Sendable {
         var memory = SimulatedMachine.MemoryKind.local
         var ringSegments = [16]
@@ -41,10 +41,10 @@ final class Simulation {
     private var reportedAccesses = 0
     private var isInterruptEnabled: [Bool]
     private(set) var violations: [String] = []
-    /// TDs that came to an end of their own.
+    /// The number of TDs that have ended by an event.
     private(set) var endedCount = 0
     var nextEventData: UInt64 = 1
-    /// A doorbell for no stream was rung: the slot and endpoint whose event says so.
+    /// The slot and endpoint of an expected Invalid Stream ID Error, after a doorbell with such an ID.
     private var refused: (slot: Int, contextIndex: Int)?
 
     init(seed: UInt64) throws {
@@ -61,7 +61,7 @@ final class Simulation {
         options.waitsForInterrupts = !configuration.polls
         driver = GuestDriver(machine, options)
         isInterruptEnabled = configuration.eventSegments.map { _ in true }
-        driver.onEvent = { [weak self] event in self?.judge(event) }
+        driver.onEvent = { [weak self] event in self?.check(event) }
         machine.interrupts.onSignal = { [weak self] vector in
             guard let self else { return }
             if vector >= isInterruptEnabled.count || !isInterruptEnabled[vector] {
@@ -84,7 +84,7 @@ final class Simulation {
         drawn.deviceCount = random.number(1...2)
         if random.oneIn(2) {
             drawn.faults = .all
-            // The oracle believes the lengths that the device tells.
+            // The oracle relies on the lengths that the device reports.
             drawn.faults.impossibleLength = 0
         }
         drawn.capabilities.interrupters = random.number(drawn.eventSegments.count...8)
@@ -97,7 +97,7 @@ final class Simulation {
 
     // MARK: - Steps
 
-    /// Sets everything up.
+    /// Starts the controller, attaches the devices and configures them.
     func start() throws {
         for number in 0..<configuration.deviceCount {
             let device = FaultyDevice(
@@ -157,7 +157,7 @@ final class Simulation {
             slot, address, maxPrimaryStreams: configuration.maxPrimaryStreams, layout: layout,
             segments: configuration.ringSegments)
         if case .linear = layout, device.streamCounts[address] != entries - 1 {
-            violations.append("a device was not told of \(entries - 1) streams")
+            violations.append("the controller did not set \(entries - 1) streams on a device")
         }
         var numbers = streams.rings.keys.sorted()
         for _ in 0..<random.number(1...5) where !numbers.isEmpty {
@@ -167,7 +167,7 @@ final class Simulation {
         }
     }
 
-    /// The streams of an endpoint that are in use, or the endpoint alone.
+    /// The used streams of an endpoint, or the endpoint itself if it has none.
     private func siblings(of endpoint: ModelEndpoint) -> [ModelEndpoint] {
         endpoints.filter {
             $0.endpoint.slot == endpoint.endpoint.slot
@@ -175,12 +175,12 @@ final class Simulation {
         }
     }
 
-    /// The devices in the order of their ports: USB 2 first.
+    /// The devices in the order of their ports, USB 2 ports first.
     private var sortedDevices: [FaultyDevice] {
         devices.filter { !$0.speed.isSuperSpeed } + devices.filter(\.speed.isSuperSpeed)
     }
 
-    /// One step and its check.
+    /// A random step, and its check.
     func step() throws {
         switch random.number(0...99) {
         case 0..<45: submit(random.pick(endpoints), ringing: true)
@@ -189,22 +189,22 @@ final class Simulation {
         case 60..<75: machine.pass(.microseconds(Int64(random.number(1...3000))))
         case 75..<87: try stop(random.pick(endpoints))
         case 87..<90: try driver.succeed(.command(.noOpCommand))
-        case 90..<93: closeInterrupts()
+        case 90..<93: disableInterrupts()
         case 93..<94 where random.oneIn(3): try restart()
         case 94..<97: try misuseStreams(random.pick(endpoints))
         default: machine.turn()
         }
         driver.collect()
-        for endpoint in endpoints { queueNextPiece(endpoint) }
+        for endpoint in endpoints { enqueueNextPart(endpoint) }
         for endpoint in endpoints where endpoint.isHalted {
-            settle()
+            collectModeratedEvents()
             try recover(endpoint)
         }
         driver.discard { _ in true }
         gatherViolations()
     }
 
-    /// Lets everything end: no more faults, nothing silent, every TD done.
+    /// Lets all TDs end, without further faults, and checks the final state.
     func finish() throws {
         for device in devices { device.faults = .none }
         for _ in 0..<200 where endpoints.contains(where: { !$0.queue.isEmpty }) {
@@ -215,11 +215,12 @@ final class Simulation {
             machine.pass(.milliseconds(100))
             driver.collect()
             for endpoint in endpoints where !endpoint.queue.isEmpty && !endpoint.isHalted {
-                if queueNextPiece(endpoint) { continue }
+                if enqueueNextPart(endpoint) { continue }
                 if endpoint.isControl, !endpoint.device.holds(endpoint.address) {
-                    endpoint.fail("a control request waits, and not for its device")
+                    endpoint.fail(
+                        "a control request has not completed, though the device does not hold it")
                 }
-                // A silent device lets go of a transfer only when the driver stops it.
+                // A silent device ends a transfer only when the driver stops the endpoint.
                 if try endpoint.endpoint.stop().code == .success, endpoint.isControl {
                     try skip(endpoint)
                 }
@@ -229,9 +230,9 @@ final class Simulation {
         for endpoint in endpoints { endpoint.checkIdle() }
         gatherViolations()
         if !machine.memory.damagedCanaries().isEmpty {
-            violations.append("memory that was not handed out was written")
+            violations.append("memory outside of allocations was written")
         }
-        if machine.isSpinning { violations.append("the controller spins") }
+        if machine.isSpinning { violations.append("the controller does not come to rest") }
         if driver.machine.read32(driver.registers.status) & 0x1004 != 0 {
             violations.append("the controller failed: HSE or HCE")
         }
@@ -240,25 +241,25 @@ final class Simulation {
     private func gatherViolations() {
         for endpoint in endpoints + retired { endpoint.checkReusedBuffers() }
         for endpoint in retired { violations += endpoint.violations }
-        for endpoint in retired { endpoint.forgetViolations() }
+        for endpoint in retired { endpoint.clearViolations() }
         for device in devices where device.accessesToReusedMemory > reportedAccesses {
             reportedAccesses = device.accessesToReusedMemory
             violations.append("a device can access memory of a transfer that has ended")
         }
         for endpoint in endpoints where !endpoint.violations.isEmpty {
             violations += endpoint.violations
-            endpoint.forgetViolations()
+            endpoint.clearViolations()
         }
     }
 
-    private func judge(_ event: GuestEvent) {
+    private func check(_ event: GuestEvent) {
         guard event.isTransfer else { return }
         let concerned = endpoints.filter {
             $0.endpoint.slot == event.slot && $0.endpoint.contextIndex == event.endpoint
         }
         guard let first = concerned.first else {
-            // Enumeration has its own control transfers.
-            if !endpoints.isEmpty { violations.append("an event of no endpoint: \(event)") }
+            // Events of the enumeration precede the model.
+            if !endpoints.isEmpty { violations.append("an event of an unknown endpoint: \(event)") }
             return
         }
         if let expected = refused, expected == (event.slot, event.endpoint),
@@ -269,9 +270,9 @@ final class Simulation {
             return
         }
         // A TRB belongs to one stream only.
-        let endpoint = concerned.first { $0.mayTell(event) } ?? first
+        let endpoint = concerned.first { $0.mayReport(event) } ?? first
         let before = endpoint.queue.count
-        endpoint.judge(event)
+        endpoint.check(event)
         endedCount += before - endpoint.queue.count
         // All streams of an endpoint halt together.
         if endpoint.isHalted { for stream in concerned { stream.isHalted = true } }
@@ -279,17 +280,17 @@ final class Simulation {
 
     // MARK: - Actions
 
-    /// Disables an interrupter for a while.
-    private func closeInterrupts() {
+    /// Disables an interrupter for up to 3 ms.
+    private func disableInterrupts() {
         let number = random.number(0...isInterruptEnabled.count - 1)
         enableInterrupts(number, false)
         machine.pass(.microseconds(Int64(random.number(1...3000))))
         enableInterrupts(number, true)
-        settle()
+        collectModeratedEvents()
     }
 
-    /// Waits until moderated interrupts have told of every event that is there.
-    private func settle() {
+    /// Collects all posted events, with time for interrupt moderation.
+    private func collectModeratedEvents() {
         guard configuration.moderation > 0, !configuration.polls else { return driver.collect() }
         _ = machine.advance(limit: .milliseconds(2)) {
             driver.collect()
@@ -304,64 +305,72 @@ final class Simulation {
 
     private func stop(_ endpoint: ModelEndpoint) throws {
         let event = try endpoint.endpoint.stop()
-        settle()
+        collectModeratedEvents()
         guard event.code == .success else {
             if event.code != .contextStateError {
-                violations.append("stop of an endpoint ended as \(event)")
+                violations.append("Stop Endpoint completed with \(event)")
             }
             return
         }
         if endpoint.device.holds(endpoint.address) {
-            violations.append("a transfer of a stopped endpoint is with the device")
+            violations.append("the device holds a transfer of a stopped endpoint")
         }
         let context = endpoint.endpoint.context
-        if context.state != .stopped { violations.append("stopped, but \(context.state)") }
+        if context.state != .stopped {
+            violations.append("endpoint state \(context.state) after Stop Endpoint")
+        }
         let streams = siblings(of: endpoint)
         for stream in streams where stream.isControl || random.oneIn(3) { try skip(stream) }
         if !endpoint.isControl, random.oneIn(4) { machine.pass(.microseconds(500)) }
-        // A stream whose doorbell is not rung now has its turn with the next one.
+        // A stream without a doorbell continues with its next one.
         for stream in streams where streams.count == 1 || !random.oneIn(4) {
             stream.endpoint.ringDoorbell()
         }
     }
 
-    /// Numbers of streams that are not there, in a command and in a doorbell. The endpoint is stopped
-    /// for it: what a guest loses that does this to a running one is its own affair.
+    /// Sends a command and a doorbell with an invalid Stream ID. The endpoint is stopped before, as the
+    /// specification does not define what a running one loses.
     private func misuseStreams(_ endpoint: ModelEndpoint) throws {
         guard endpoint.endpoint.stream > 0, try endpoint.endpoint.stop().code == .success else {
             return
         }
-        settle()
+        collectModeratedEvents()
         let guest = endpoint.endpoint
         let bad = random.pick([0, 16 << configuration.maxPrimaryStreams, 65533, 65534, 65535])
         let event = try driver.command(
             .setDequeuePointer(
                 slot: guest.slot, endpoint: guest.contextIndex, guest.ring.enqueuePointer,
                 cycle: true, stream: bad, streamType: 1))
-        if event.code != .trbError { violations.append("stream \(bad) was set: \(event)") }
+        if event.code != .trbError {
+            violations.append("Set TR Dequeue Pointer with stream \(bad) completed with \(event)")
+        }
         if random.oneIn(2) {
             refused = (guest.slot, guest.contextIndex)
             guest.ringDoorbell(stream: bad)
             machine.pass(.milliseconds(1))
-            settle()
-            if refused != nil { violations.append("a doorbell for stream \(bad) was taken") }
+            collectModeratedEvents()
+            if refused != nil { violations.append("no event after a doorbell with stream \(bad)") }
             if guest.context.state != .halted {
-                violations.append("\(guest.context.state) after a doorbell for no stream")
+                violations.append(
+                    "endpoint state \(guest.context.state) after a doorbell with stream \(bad)")
             }
         } else {
             for stream in siblings(of: endpoint) { stream.endpoint.ringDoorbell() }
         }
     }
 
-    /// Gives up the TD at the head of a stopped endpoint.
+    /// Skips the TD at the head of a stopped endpoint.
     private func skip(_ endpoint: ModelEndpoint) throws {
         guard endpoint.queue.count > 0 else { return }
         endpoint.skipHead()
-        // The cycle state of a TRB is the one that was written into it.
+        // DCS is the cycle bit that was written into the TRB.
         let next = endpoint.queue.first?.addresses[0]
         let cycle = next.map { machine.memory.load(UInt32.self, at: $0 + 12) & 1 == 1 }
         let event = try endpoint.endpoint.setDequeuePointer(next, cycle: cycle)
-        if event.code != .success { violations.append("a stopped endpoint refused \(event)") }
+        if event.code != .success {
+            violations.append(
+                "Set TR Dequeue Pointer of a stopped endpoint completed with \(event)")
+        }
     }
 
     private func recover(_ endpoint: ModelEndpoint) throws {
@@ -370,7 +379,9 @@ final class Simulation {
         let failure = failed?.queue.first?.failure
         let isRetry = failure == .usbTransactionError && !endpoint.isControl && random.oneIn(2)
         let event = try endpoint.endpoint.reset(preservingTransferState: isRetry)
-        if event.code != .success { violations.append("a halted endpoint refused \(event)") }
+        if event.code != .success {
+            violations.append("Reset Endpoint of a halted endpoint completed with \(event)")
+        }
         for stream in streams {
             stream.isHalted = false
             stream.queue.first?.failure = nil

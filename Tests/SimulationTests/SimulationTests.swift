@@ -4,14 +4,14 @@ import Foundation
 import GuestKit
 import Testing
 
-/// Which seeds the simulations are run with.
+/// The seeds of the simulations.
 ///
-/// `SEED=… swift test --filter Simulation` runs one seed again; `SIMULATION_SEEDS=…` sets how many
-/// fixed ones are run, `SIMULATION_RANDOM_SEEDS=…` how many that differ from run to run.
+/// `SEED=… swift test --filter Simulation` runs one seed. `SIMULATION_SEEDS` is the number of fixed seeds,
+/// `SIMULATION_RANDOM_SEEDS` the number of seeds that differ from run to run.
 enum SimulationSeeds {
     private static let environment = ProcessInfo.processInfo.environment
 
-    /// - Parameter fixed: how many are run where the environment does not say.
+    /// - Parameter fixed: the number of fixed seeds if the environment does not set it.
     static func drawn(fixed: Int = 60) -> [UInt64] {
         if let seed = environment["SEED"].flatMap({ UInt64($0) }) { return [seed] }
         let fixed = environment["SIMULATION_SEEDS"].flatMap { Int($0) } ?? fixed
@@ -25,11 +25,11 @@ enum SimulationSeeds {
     }
 }
 
-/// Runs of ``Simulation`` by seed.
+/// Runs ``Simulation`` with each seed.
 struct SimulationTests {
     private static let steps = 150
 
-    @Test func `no seed breaks a promise`() throws {
+    @Test func `no seed finds a violation`() throws {
         var ended = 0
         for seed in SimulationSeeds.drawn() {
             let simulation = try Simulation(seed: seed)
@@ -45,17 +45,17 @@ struct SimulationTests {
             #expect(simulation.violations.isEmpty, "SEED=\(seed)")
             ended += simulation.endedCount
         }
-        #expect(ended > 0, "the simulation does something")
+        #expect(ended > 0, "no TD has ended")
     }
 
-    @Test func `the same seed is the same run`() throws {
+    @Test func `the same seed gives the same run`() throws {
         func trace(_ seed: UInt64) throws -> [String] {
             let simulation = try Simulation(seed: seed)
             var trace: [String] = []
-            let judge = simulation.driver.onEvent
+            let check = simulation.driver.onEvent
             simulation.driver.onEvent = { event in
                 trace.append("\(simulation.machine.now) \(event)")
-                judge?(event)
+                check?(event)
             }
             try simulation.start()
             for _ in 0..<Self.steps { try simulation.step() }

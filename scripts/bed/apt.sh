@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# How the steps of the test bed get Debian's packages. Sourced, not run.
+# Functions that fetch Debian packages for the test bed. Sourced, not run.
 #
-# Packages are resolved, fetched and verified by apt against a private, empty package database and
-# then unpacked, not installed: no maintainer script runs, so this needs neither root nor chroot.
+# apt resolves, fetches and verifies packages with an empty package database of its own. They are unpacked
+# and not installed: no maintainer script runs, so neither root nor chroot is needed.
 #
-# The archive is the one this machine's apt is set up with, or Debian's own where that is another
-# distribution's. USBVFIOD_DEBIAN_MIRROR names another.
+# The archive is that of this machine's apt, or Debian's own on another distribution.
+# USBVFIOD_DEBIAN_MIRROR names another one.
 
 STABLE=trixie
 NEWEST=trixie-backports
@@ -41,12 +41,12 @@ CONF
     export APT_CONFIG=$apt/apt.conf
 }
 
-# with_progress WHAT FOLDER COMMAND…: says every few seconds how much of the folder is there.
+# with_progress MESSAGE FOLDER COMMAND…: runs a command and prints the size of the folder every 3 s.
 with_progress() {
     local what=$1 folder=$2 watcher status=0
     shift 2
     say "$what"
-    # A job in the background does not hear of Ctrl-C: it looks whether we are still there.
+    # A background job gets no SIGINT from the terminal, so it checks whether this script still runs.
     (while sleep 3 && kill -0 $$ 2>/dev/null; do
         say "  … $(du -sm "$folder" 2>/dev/null | cut -f1) MB so far"
     done) &
@@ -56,7 +56,7 @@ with_progress() {
     wait "$watcher" 2>/dev/null || true
     if ((status)); then
         cat "$BED/log" >&2
-        die "that failed (above is what it said)" "check the network, then run this again: it goes on where it stopped"
+        die "that failed; its output is above" "check the network and run this again: it continues where it stopped"
     fi
 }
 

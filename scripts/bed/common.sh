@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# What the scripts of the test bed share: where things are, how they speak. Sourced, not run.
+# Paths and functions that the scripts of the test bed share. Sourced, not run.
 #
-# Beds live in one cache folder that all clones on a machine share, each under the hash of what it
-# was made from: clones of different versions do not disturb each other.
+# All clones on a machine share a cache folder of beds. A bed is named by the hash of its inputs, so clones
+# of different versions do not interfere.
 #
-#   $BEDS/HASH           one bed, which is $BED to the scripts that make it
-#     lock               held shared by whoever uses the bed, exclusively by whoever changes it
-#     tree               a Debian userland as plain files: root of every guest, and home of a QEMU
-#     tree/boot          one folder a kernel: vmlinuz, initrd, version
-#     $TESTUSB            caller of the kernel's usbtest module, for tests alone
-#     qemu               starts the QEMU to use, wherever it is
-#     accel              the accelerator that was seen to boot a guest here: kvm or tcg
-#     stamps             one file a finished step, holding the hash of what it was made from
+#   $BEDS/HASH           a bed; $BED in the scripts that make it
+#     lock               locked shared by users of the bed, exclusively by its makers
+#     tree               a Debian userland as plain files: the root of every guest, with a QEMU
+#     tree/boot          a folder per kernel: vmlinuz, initrd, version
+#     $TESTUSB            runs a case of the kernel's usbtest module; only tests need it
+#     qemu               starts the QEMU that tests use
+#     accel              the accelerator that has booted a guest on this machine: kvm or tcg
+#     stamps             a file per finished step, with the hash of its inputs
 #     apt                package lists and packages, while they are needed
 
 BEDS=${USBVFIOD_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/usbvfiod/bed}
@@ -21,15 +21,14 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'bed: %s\n' "$*" >&2; }
 
-# die MESSAGE [WHAT TO DO]
+# die MESSAGE [ADVICE]
 die() {
     say "$1"
     if (($# > 1)); then say "  $2"; fi
     exit 1
 }
 
-# Runs a program of the tree on this machine, with the tree's own loader and libraries, so that
-# neither root nor chroot is needed, nor the program on the host.
+# Runs a program of the tree on this machine with the tree's loader and libraries, without root or chroot.
 in_tree() {
     local tree=$1 program=$2
     shift 2
@@ -37,7 +36,7 @@ in_tree() {
         --library-path "$tree/usr/lib/x86_64-linux-gnu" "$tree/$program" "$@"
 }
 
-# Hash of the given files' contents.
+# The hash of the contents of some files.
 digest() { cat "$@" | sha256sum | cut -c1-16; }
 
 done_before() { [[ -e $BED/stamps/$1 && $(<"$BED/stamps/$1") == "$2" ]]; }
