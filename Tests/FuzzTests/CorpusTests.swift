@@ -4,13 +4,13 @@ import Foundation
 import FuzzTargets
 import Testing
 
-/// Every input of the corpora, those that once found something among them, is run again.
+/// Runs each input of the corpora, which hold the inputs that have once found a defect.
 struct CorpusTests {
     private static let corpora = URL(filePath: #filePath)
         .deletingLastPathComponent().deletingLastPathComponent().appending(path: "Fuzz/Corpora")
 
     @Test(arguments: FuzzTargets.all.map { $0.name })
-    func `no input of the corpus breaks a promise`(name: String) throws {
+    func `every input of the corpus keeps the invariants`(name: String) throws {
         let target = try #require(FuzzTargets.named(name))
         let files = try FileManager.default.contentsOfDirectory(
             at: Self.corpora.appending(path: name), includingPropertiesForKeys: nil)
@@ -21,7 +21,7 @@ struct CorpusTests {
         }
     }
 
-    @Test func `an input that ends early goes on with zeroes`() {
+    @Test func `an empty input reads as zeroes`() {
         for target in FuzzTargets.all {
             var input = FuzzInput([])
             #expect(throws: Never.self, "\(target.name)") { try target.run(&input) }

@@ -3,12 +3,12 @@
 import FuzzTargets
 import Glibc
 
-// What libFuzzer calls. Its runtime brings `main`; `--target=NAME` chooses among the targets, since
-// libFuzzer leaves arguments alone that begin with two hyphens.
+// The two functions that libFuzzer calls; its runtime has `main`. The target is chosen with
+// `--target=NAME`: libFuzzer ignores arguments that begin with two hyphens.
 
 nonisolated(unsafe) private var target: (any FuzzTarget.Type)?
 
-private func say(_ line: String) {
+private func printError(_ line: String) {
     let bytes = Array("\(line)\n".utf8)
     _ = write(STDERR_FILENO, bytes, bytes.count)
 }
@@ -25,10 +25,10 @@ public func initialize(
     }
     if target == nil {
         let names = FuzzTargets.all.map { $0.name }.joined(separator: ", ")
-        say("--target=NAME is one of: \(names)")
+        printError("--target=NAME is one of: \(names)")
         exit(2)
     }
-    // A client that leaves must not end the process.
+    // A write to a socket that the other side has closed must not end the process.
     signal(SIGPIPE, SIG_IGN)
     return 0
 }
@@ -39,7 +39,7 @@ public func testOneInput(_ bytes: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
     do {
         try target?.run(&input)
     } catch {
-        say("=== violation: \(error)")
+        printError("=== violation: \(error)")
         abort()
     }
     return 0

@@ -169,7 +169,7 @@ final class ControlBench {
         close()
         try runUntilDisconnected()
         loop.forget()
-        try require(pipe.areCopiesClosed(), "a descriptor of the client is kept")
+        try require(pipe.areCopiesClosed(), "a descriptor of the client is still open")
     }
 
     private func list() throws { try send(Array(#"{"request":"list"}"#.utf8) + [10]) }
@@ -192,6 +192,6 @@ final class ControlBench {
             _ = loop.turn()
             return control.clientCount == 0
         }
-        try require(isDisconnected, "a disconnected client is kept")
+        try require(isDisconnected, "a disconnected client is still connected")
     }
 }

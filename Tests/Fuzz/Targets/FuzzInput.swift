@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The fuzzer's bytes, taken from the front. Behind their end everything is zero, so that every
-/// beginning of an input is an input.
+/// The fuzzer's bytes, read from the front.
+///
+/// Reads past the end return zeroes, so that each prefix of an input is an input.
 public struct FuzzInput {
     private let bytes: [UInt8]
-    private var place = 0
+    private var offset = 0
 
     public init(_ bytes: [UInt8]) { self.bytes = bytes }
 
-    var isAtEnd: Bool { place >= bytes.count }
+    var isAtEnd: Bool { offset >= bytes.count }
 
     mutating func byte() -> UInt8 {
-        guard place < bytes.count else { return 0 }
-        defer { place += 1 }
-        return bytes[place]
+        guard offset < bytes.count else { return 0 }
+        defer { offset += 1 }
+        return bytes[offset]
     }
 
     mutating func flag() -> Bool { byte() & 1 != 0 }
@@ -25,7 +26,9 @@ public struct FuzzInput {
         return value
     }
 
-    /// A number of a range, of which every one can be reached with two bytes.
+    /// A number in the range, from one or two bytes.
+    ///
+    /// - Parameter range: at most 65536 numbers.
     mutating func number(_ range: ClosedRange<Int>) -> Int {
         let count = range.count
         let word = count <= 256 ? Int(byte()) : Int(integer(UInt16.self))
@@ -36,19 +39,19 @@ public struct FuzzInput {
         choices[number(0...choices.count - 1)]
     }
 
-    /// A byte that says how many, then as many bytes as there are.
+    /// A count, and then that number of bytes or the rest of the input.
     mutating func bytes(atMost limit: Int) -> [UInt8] {
-        let count = min(number(0...limit), bytes.count - place)
-        defer { place += count }
-        return Array(bytes[place..<place + count])
+        let count = min(number(0...limit), bytes.count - offset)
+        defer { offset += count }
+        return Array(bytes[offset..<offset + count])
     }
 
     mutating func rest() -> [UInt8] {
-        defer { place = bytes.count }
-        return Array(bytes[place...])
+        defer { offset = bytes.count }
+        return Array(bytes[offset...])
     }
 
-    /// A number where numbers go wrong: small, at an edge, or any.
+    /// A boundary value: a small number, a power of two, the end of 32 or 64 bits, or any number.
     mutating func edge() -> UInt64 {
         let kind = byte()
         switch kind >> 5 {

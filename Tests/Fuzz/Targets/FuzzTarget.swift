@@ -1,33 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A part of the program that is given bytes which nobody has thought of.
+/// A part of the program that the fuzzer runs with arbitrary bytes.
 ///
 /// A target reads its input as a sequence of steps, so that a small change of the bytes is a small
-/// change of what happens, and ends by asking whether what must always hold still does: a crash is
-/// not the only thing that can go wrong. The same bytes do the same thing each time.
+/// change of the run. At its end it checks the invariants of the part, since a crash is not the only
+/// kind of failure. A run is deterministic: the same bytes have the same effect each time.
 public protocol FuzzTarget {
     /// The name of its corpus and on the command line.
     static var name: String { get }
 
-    /// Does what the input says.
+    /// Runs the steps of the input.
     ///
-    /// - Throws: ``Violation`` when something does not hold that should.
+    /// - Throws: ``Violation`` when an invariant does not hold.
     static func run(_ input: inout FuzzInput) throws
 }
 
-/// What an input has brought about and must not.
+/// An invariant that does not hold after an input.
 public struct Violation: Error, CustomStringConvertible {
     public let description: String
 
     public init(_ description: String) { self.description = description }
 }
 
-/// Throws unless a promise holds.
-func require(_ holds: Bool, _ promise: @autoclosure () -> String) throws(Violation) {
-    if !holds { throw Violation(promise()) }
+/// Throws a ``Violation`` unless the condition holds.
+func require(_ condition: Bool, _ message: @autoclosure () -> String) throws(Violation) {
+    if !condition { throw Violation(message()) }
 }
 
-/// All targets, in the order in which they are run.
+/// The list of all targets, in the order in which they run.
 public enum FuzzTargets {
     public static var all: [any FuzzTarget.Type] {
         [

@@ -3,7 +3,7 @@
 import Glibc
 import Platform
 
-/// A file that has a name for as long as somebody must open it by that.
+/// A temporary file in memory that keeps its name until the code under test has opened it.
 final class ScratchFile {
     let path: String
     private let descriptor: OwnedDescriptor

@@ -9,8 +9,8 @@ import TestKit
 import VFIOClient
 import VFIOUser
 
-/// A connection, a client at its other end that keeps account of what must be answered, and a clock
-/// that is a number.
+/// A connection on a simulated loop, and a client that counts the requests that the server must
+/// answer.
 final class SessionBench {
     private struct Request: Hashable {
         let id: UInt16
@@ -23,18 +23,20 @@ final class SessionBench {
     private var connection: Connection?
     private var ends: [Connection.End] = []
     private var nextID: UInt16 = 0
-    /// Bytes that wait to be sent.
+    /// Bytes that are queued and not sent yet.
     private var outgoing: [UInt8] = []
-    /// Bytes that the server has, from the beginning of a message on.
+    /// The beginning of a message that has been sent in part.
     private var sent: [UInt8] = []
-    /// Behind this nothing is a message any more.
+    /// Whether a header with an invalid size or type has been sent: the bytes after it have no
+    /// message boundaries.
     private var isBroken = false
-    /// Requests without an answer, and how often.
+    /// The number of replies that the server owes to each request.
     private var unanswered: [Request: Int] = [:]
     private var received: [UInt8] = []
-    /// Copies of its write end are sent to the server.
+    /// The pipe whose write end is attached to messages.
     private let pipe: TestPipe
-    private var mayAsk = false
+    /// Whether the server may send DMA_READ and DMA_WRITE.
+    private var expectsAccesses = false
 
     init() throws {
         pipe = try TestPipe()
@@ -56,28 +58,28 @@ final class SessionBench {
             WireMessage(id: nextID, command: command, flags: flags, payload: payload).bytes
     }
 
-    /// Sends what is queued, or its beginning, and lets the server work.
+    /// Sends up to `count` of the queued bytes and runs the server until it is idle.
     func send(atMost count: Int, descriptors: Int = 0) throws {
         var left = min(count, outgoing.count)
         var attached = [CInt](repeating: pipe.writeNumber, count: descriptors)
         for _ in 0..<1000 where left > 0 && ends.isEmpty {
             guard
-                let done = try? client.sendSome(
+                let written = try? client.sendSome(
                     Array(outgoing.prefix(left)), descriptors: attached)
             else {
-                try settle()
+                try runUntilIdle()
                 continue
             }
-            account(Array(outgoing.prefix(done)))
-            outgoing.removeFirst(done)
-            left -= done
+            countRequests(in: Array(outgoing.prefix(written)))
+            outgoing.removeFirst(written)
+            left -= written
             attached = []
         }
-        try settle()
+        try runUntilIdle()
     }
 
-    /// Reads what was sent as the server must.
-    private func account(_ bytes: [UInt8]) {
+    /// Parses the sent bytes as the server must, and counts the requests that want a reply.
+    private func countRequests(in bytes: [UInt8]) {
         sent += bytes
         while !isBroken, sent.count >= 16 {
             let size = Int(sent.integer(UInt32.self, at: 4))
@@ -98,32 +100,34 @@ final class SessionBench {
 
     // MARK: - The server
 
-    /// Turns the loop until nothing happens any more.
-    private func settle() throws {
+    /// Runs the loop until no event is ready, and receives the replies.
+    private func runUntilIdle() throws {
         var turns = 0
         while loop.turn() {
             turns += 1
-            try require(turns < 10_000, "the connection is never at rest")
+            try require(turns < 10_000, "the connection has events without end")
             try receive()
         }
         try receive()
     }
 
-    func pass(_ duration: Duration) throws {
+    func advance(by duration: Duration) throws {
         loop.advance(to: loop.now + duration)
-        try settle()
+        try runUntilIdle()
     }
 
-    /// The device reads or writes memory that the client serves. The client has closed its sending
-    /// side, so that the wait is over with what it has said already.
+    /// Has the device read or write memory that the client serves.
+    ///
+    /// The client has shut down its sending side by then, so that the access ends with the replies
+    /// that are in the socket already, without a timeout.
     func accessMemory(address: UInt64, count: Int, writes: Bool) throws {
         guard let connection, ends.isEmpty, let number = client.socketNumber else { return }
         let bytes = outgoing
         _ = try? client.sendSome(bytes)
-        account(bytes)
+        countRequests(in: bytes)
         outgoing = []
         _ = Glibc.shutdown(number, CInt(SHUT_WR))
-        mayAsk = true
+        expectsAccesses = true
         var memory = [UInt8](repeating: 0, count: count)
         try memory.withUnsafeMutableBytes { memory in
             do throws(Errno) {
@@ -133,13 +137,13 @@ final class SessionBench {
                     try connection.readMemory(into: memory, at: address)
                 }
             } catch {
-                try require(error.rawValue != 0, "an access fails without an error")
+                try require(error.rawValue != 0, "an access has failed without an error number")
             }
         }
-        try settle()
+        try runUntilIdle()
     }
 
-    /// Reads the server's messages: replies to what was asked, nothing else, nothing twice.
+    /// Receives the server's messages and checks that each one is the only reply to a request.
     private func receive() throws {
         while let bytes = try client.receiveSome(1 << 16), !bytes.isEmpty {
             received += bytes
@@ -156,12 +160,13 @@ final class SessionBench {
                 let isAccess =
                     message.command == WireMessage.Command.dmaRead
                     || message.command == WireMessage.Command.dmaWrite
-                try require(mayAsk && isAccess, "the server asks for \(message)")
+                try require(
+                    expectsAccesses && isAccess, "the server has sent the request \(message)")
                 continue
             }
             let request = Request(id: message.id, command: message.command)
             guard let count = unanswered[request], count > 0 else {
-                throw Violation("an answer to nothing: \(message)")
+                throw Violation("a reply without a request: \(message)")
             }
             unanswered[request] = count - 1
         }
@@ -172,11 +177,11 @@ final class SessionBench {
     func finish() throws {
         try send(atMost: .max)
         device.closeEvents()
-        try settle()
+        try runUntilIdle()
         if ends.isEmpty {
-            try require(!isBroken, "the connection outlives a broken stream")
+            try require(!isBroken, "the connection is open after an invalid header")
             let count = unanswered.values.reduce(0, +)
-            try require(count == 0, "\(count) requests without an answer")
+            try require(count == 0, "\(count) requests have no reply")
         }
         let hadEnded = !ends.isEmpty
         client.close()
@@ -184,12 +189,13 @@ final class SessionBench {
             _ = loop.turn()
             return !ends.isEmpty
         }
-        try require(ends.count == 1, "the connection ends \(ends.count) times")
-        try require(hadEnded || ends == [.clientDisconnected], "the connection ends with \(ends)")
+        try require(ends.count == 1, "the connection has ended \(ends.count) times")
+        try require(
+            hadEnded || ends == [.clientDisconnected], "the connection has ended with \(ends)")
         connection = nil
-        try require(pipe.areCopiesClosed(), "a descriptor of the client is kept")
+        try require(pipe.areCopiesClosed(), "a descriptor of the client is still open")
         if let violation = device.violation {
-            throw Violation("the device is asked for \(violation)")
+            throw Violation("the session has called its device with \(violation)")
         }
     }
 }

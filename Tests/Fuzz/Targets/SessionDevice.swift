@@ -4,7 +4,7 @@ import Platform
 import SystemPackage
 import VFIOUser
 
-/// A device that believes what the session promises of its arguments, and says when it was wrong.
+/// A device that checks the arguments that the session passes to it, and keeps the first violation.
 final class SessionDevice: VFIODevice {
     let regions: [RegionDescription]
     let interrupts: [InterruptDescription]
@@ -30,11 +30,11 @@ final class SessionDevice: VFIODevice {
         events = interrupts.map { [EventDescriptor?](repeating: nil, count: $0.count) }
     }
 
-    /// Closes the eventfds of the client.
+    /// Closes the client's eventfds.
     func closeEvents() { events = [] }
 
-    private func expect(_ holds: Bool, _ what: @autoclosure () -> String) {
-        if !holds, violation == nil { violation = what() }
+    private func expect(_ condition: Bool, _ message: @autoclosure () -> String) {
+        if !condition, violation == nil { violation = message() }
     }
 
     private func expectRegion(_ index: Int, _ offset: Int, _ count: Int, write: Bool) {
@@ -42,7 +42,9 @@ final class SessionDevice: VFIODevice {
             return expect(false, "region \(index)")
         }
         let region = regions[index]
-        expect(write ? region.isWritable : region.isReadable, "region \(index) is not for that")
+        expect(
+            write ? region.isWritable : region.isReadable,
+            "a \(write ? "write" : "read") of region \(index)")
         expect(
             offset >= 0 && count > 0 && offset <= Int(region.size) - count,
             "\(count) bytes at \(offset) of region \(index)")
@@ -50,9 +52,9 @@ final class SessionDevice: VFIODevice {
 
     func readRegion(_ index: Int, at offset: Int, into bytes: inout OutputSpan<UInt8>) {
         expectRegion(index, offset, bytes.freeCapacity, write: false)
-        // A device may have less to say than it is asked for.
+        // A device may append fewer bytes than the read asks for.
         let count = offset & 1 == 0 ? bytes.freeCapacity : bytes.freeCapacity / 2
-        for place in 0..<count { bytes.append(UInt8(truncatingIfNeeded: place)) }
+        for index in 0..<count { bytes.append(UInt8(truncatingIfNeeded: index)) }
     }
 
     func writeRegion(_ index: Int, at offset: Int, from bytes: Span<UInt8>) {

@@ -6,10 +6,10 @@ import Platform
 import VFIOClient
 import VFIOUser
 
-/// The bytes and descriptors of a vfio-user client, in any pieces and at any time.
+/// A vfio-user session with any bytes and descriptors from the client, in segments of any size.
 ///
-/// Every whole request is answered once and no more, the device is asked for nothing that it has not
-/// said to have, and no descriptor is kept.
+/// Each complete request gets one reply, the device is called only with regions, vectors and memory
+/// that exist, and each received descriptor is closed by the end.
 enum SessionTarget: FuzzTarget {
     static let name = "session"
 
@@ -30,17 +30,17 @@ enum SessionTarget: FuzzTarget {
         switch input.byte() % 16 {
         case 0: bench.queue(raw: input.bytes(atMost: 255))
         case 1:
-            // The bytes of the last message that are sent may be few.
+            // The last message may be sent in part.
             try bench.send(atMost: input.number(1...64))
         case 2: try bench.send(atMost: .max, descriptors: input.number(0...20))
         case 3: try bench.send(atMost: .max)
-        // Their bytes are read and ignored, so that the corpus keeps its meaning.
+        // Unused. Their bytes are read so that the recorded corpus keeps its meaning.
         case 4: _ = input.number(0...7)
         case 5: _ = input.flag()
-        case 6: try bench.pass(.milliseconds(input.number(0...5000)))
+        case 6: try bench.advance(by: .milliseconds(input.number(0...5000)))
         case 7: bench.device.refusesMemory = input.flag()
         case 8:
-            // The device looks at memory; what the client has to say to that is all in the socket.
+            // The client's replies are in the socket before the device accesses memory.
             try bench.send(atMost: .max)
             bench.queue(raw: Array(input.bytes(atMost: 255)))
             try bench.accessMemory(
@@ -51,7 +51,7 @@ enum SessionTarget: FuzzTarget {
         return true
     }
 
-    /// A message that is mostly right.
+    /// Queues a message that is valid apart from a few fields.
     private static func message(_ input: inout FuzzInput, _ bench: SessionBench) {
         let command = UInt16(input.number(0...20))
         let flags = input.byte()
@@ -98,7 +98,7 @@ enum SessionTarget: FuzzTarget {
         }
         if flags & 0x40 != 0 { payload.removeLast(min(payload.count, input.number(0...40))) }
         if flags & 0x80 != 0 { payload += input.bytes(atMost: 40) }
-        // The upper bits of the byte cannot be flags of the message, too.
+        // Bits 6 and 7 of the byte have been used above.
         bench.queue(command, payload, flags: UInt32(flags & 0x30))
     }
 }

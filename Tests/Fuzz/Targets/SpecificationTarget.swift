@@ -8,7 +8,7 @@ import Loopback
 import MassStorage
 import TestKit
 
-/// What an operator, or a script, writes behind `--device`.
+/// The parser of `--device` arguments, and the catalog that resolves them.
 enum SpecificationTarget: FuzzTarget {
     static let name = "specification"
 
@@ -17,15 +17,15 @@ enum SpecificationTarget: FuzzTarget {
     static func run(_ input: inout FuzzInput) throws {
         let text = String(decoding: input.rest(), as: UTF8.self)
         if let specification = try? DeviceSpecification(parsing: text) {
-            try require(specification.text == text, "the words are not the operator's")
+            try require(specification.text == text, "the text is not the argument")
             try check(specification)
-            ask(specification)
+            readValues(of: specification)
         }
         let catalog = BackendCatalog(StorageBackend.self, HostBackend.self, LoopbackBackend.self)
         do {
             let (backend, resolved) = try catalog.resolve(text)
             try check(resolved)
-            // The one backend that opens nothing, as long as it is not told to.
+            // Loopback is the one backend that opens no file, unless 'faults' names one.
             guard backend == LoopbackBackend.self, try resolved.value(of: "faults") == nil else {
                 return
             }
@@ -36,17 +36,18 @@ enum SpecificationTarget: FuzzTarget {
                     logger: .silent))
         } catch let error as BackendError {
             try require(
-                !error.reason.isEmpty, "a refusal without a reason: \(text.debugDescription)")
+                !error.reason.isEmpty, "an error without a reason: \(text.debugDescription)")
         }
     }
 
-    /// Written anew it says the same.
+    /// Checks that the specification is equal to itself after formatting and parsing.
     private static func check(_ specification: DeviceSpecification) throws {
         let parameters = specification.parameters
         var parts: [String] = []
         for (name, value) in parameters {
-            try require(!name.isEmpty, "a parameter without a name")
-            try require(parameters.count { $0.name == name } == 1, "'\(name)' is there twice")
+            try require(!name.isEmpty, "a parameter has no name")
+            try require(
+                parameters.count { $0.name == name } == 1, "the parameter '\(name)' is there twice")
             parts.append(
                 (value.map { "\(name)=\($0)" } ?? name)
                     .split(separator: ",", omittingEmptySubsequences: false)
@@ -54,18 +55,18 @@ enum SpecificationTarget: FuzzTarget {
         }
         let text = specification.scheme + (parts.isEmpty ? "" : ":" + parts.joined(separator: ","))
         guard let again = try? DeviceSpecification(parsing: text) else {
-            throw Violation("refused when written anew: \(text.debugDescription)")
+            throw Violation("the formatted text cannot be parsed: \(text.debugDescription)")
         }
         let isSame =
             again.scheme == specification.scheme
             && again.parameters.elementsEqual(parameters) {
                 $0.name == $1.name && $0.value == $1.value
             }
-        try require(isSame, "not the same when written anew: \(text.debugDescription)")
+        try require(isSame, "the formatted text has another meaning: \(text.debugDescription)")
     }
 
-    /// Every question that a backend may ask has an answer or is refused.
-    private static func ask(_ specification: DeviceSpecification) {
+    /// Reads each parameter as each type that a backend may read; an error is a valid result.
+    private static func readValues(of specification: DeviceSpecification) {
         for (name, _) in specification.parameters {
             _ = try? specification.value(of: name)
             _ = try? specification.flag(name)

@@ -2,23 +2,24 @@
 
 import USB
 
-/// A device as it is, with somebody who listens to what the controller says to it: no transfer twice,
-/// none when it is unplugged, not more than it may have at a time.
+/// A wrapper of a USB device that checks the controller's calls and keeps the first violation.
+///
+/// Each transfer is submitted once, to an attached device, within the limits on number and size.
 final class WatchedDevice: USBDevice, USBPort {
-    /// The controller's own bounds, with what one transfer may exceed them by.
-    private static let mostTransfers = 256
-    private static let longestTransfer = 64 << 20
+    /// The controller's limits, plus the margin by which one transfer may exceed them.
+    private static let maximumTransfers = 256
+    private static let maximumLength = 64 << 20
 
     private let inner: any USBDevice
     private var port: (any USBPort)?
     private var submitted: Set<Transfer.ID> = []
-    private var waiting: [Transfer.ID: EndpointAddress] = [:]
+    private var inFlight: [Transfer.ID: EndpointAddress] = [:]
     private(set) var violation: String?
 
     init(_ inner: any USBDevice) { self.inner = inner }
 
-    private func expect(_ holds: Bool, _ what: @autoclosure () -> String) {
-        if !holds, violation == nil { violation = what() }
+    private func expect(_ condition: Bool, _ message: @autoclosure () -> String) {
+        if !condition, violation == nil { violation = message() }
     }
 
     var speed: USBSpeed { inner.speed }
@@ -31,32 +32,33 @@ final class WatchedDevice: USBDevice, USBPort {
     }
 
     func detached() {
-        expect(port != nil, "unplugged twice")
+        expect(port != nil, "the device is detached twice")
         port = nil
-        waiting = [:]
+        inFlight = [:]
         inner.detached()
     }
 
     func submit(_ transfer: Transfer) {
-        expect(port != nil, "a transfer for a device that is not plugged in")
+        expect(port != nil, "a transfer is submitted to a detached device")
         expect(submitted.insert(transfer.id).inserted, "\(transfer.id) is submitted twice")
         expect(
-            transfer.buffer.count <= Self.longestTransfer, "\(transfer.buffer.count) bytes at once")
+            transfer.buffer.count <= Self.maximumLength,
+            "a transfer of \(transfer.buffer.count) bytes")
         if case .control(let setup) = transfer.kind {
-            expect(transfer.endpoint == .control, "a control transfer at \(transfer.endpoint)")
+            expect(transfer.endpoint == .control, "a control transfer to \(transfer.endpoint)")
             expect(
                 transfer.buffer.count <= setup.length,
-                "\(transfer.buffer.count) bytes of data, \(setup.length) announced")
+                "a Data Stage of \(transfer.buffer.count) bytes with wLength \(setup.length)")
         }
-        waiting[transfer.id] = transfer.endpoint
+        inFlight[transfer.id] = transfer.endpoint
         expect(
-            waiting.values.count { $0 == transfer.endpoint } <= Self.mostTransfers,
-            "too many transfers at \(transfer.endpoint)")
+            inFlight.values.count { $0 == transfer.endpoint } <= Self.maximumTransfers,
+            "too many transfers in flight on \(transfer.endpoint)")
         inner.submit(transfer)
     }
 
     func cancel(_ id: Transfer.ID) {
-        expect(submitted.contains(id), "\(id) is cancelled and was never submitted")
+        expect(submitted.contains(id), "\(id) is cancelled and has not been submitted")
         inner.cancel(id)
     }
 
@@ -72,7 +74,7 @@ final class WatchedDevice: USBDevice, USBPort {
     func setSuspended(_ suspended: Bool) { inner.setSuspended(suspended) }
 
     func complete(_ completion: Transfer.Completion) {
-        waiting[completion.id] = nil
+        inFlight[completion.id] = nil
         port?.complete(completion)
     }
 
