@@ -186,6 +186,24 @@ struct AccessTests {
         #expect(throws: DMAError.self) { try memory.bytes(1, at: 0x1000) }
     }
 
+    @Test("a region that is unmapped during an access to another is not accessed any more")
+    func unmapsMeanwhile() throws {
+        try memory.map(
+            file.descriptor(), offset: 0, count: 0x1000, at: GuestAddress(0x4000), writable: true)
+        var unmapped: [MemoryRegion] = []
+        remote.meanwhile = { [memory] in
+            if let region = try? memory.unmap(GuestAddress(0x4000), count: 0x1000) {
+                unmapped.append(region)
+            }
+        }
+        let before = try file.read(16, at: 0)
+        #expect(throws: DMAError(.unmapped, at: GuestAddress(0x4000), count: 16)) {
+            try memory.write([UInt8](repeating: 0xee, count: 32), at: 0x3ff0)
+        }
+        #expect(unmapped.count == 1)
+        #expect(try file.read(16, at: 0) == before)
+    }
+
     // MARK: - Truncated files
 
     @Test("an access to memory of a truncated file fails")

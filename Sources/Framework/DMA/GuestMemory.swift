@@ -80,7 +80,9 @@ public final class GuestMemory {
         else { throw .noSuchFileOrDirectory }
         window = nil
         windowOwner = nil
-        return regions.remove(at: index)
+        let region = regions.remove(at: index)
+        region.markUnmapped()
+        return region
     }
 
     /// Removes all regions; later accesses fail.
@@ -90,6 +92,7 @@ public final class GuestMemory {
         window = nil
         windowOwner = nil
         defer { regions = [] }
+        for region in regions { region.markUnmapped() }
         return regions
     }
 
@@ -304,8 +307,9 @@ public final class GuestMemory {
 
     /// Calls `body` with each region of a range, and the address and length of its part.
     ///
-    /// All regions are looked up before the first call: a range with a hole is refused as a whole, and
-    /// `body` may change the regions.
+    /// All regions are looked up before the first call, so that a range with a hole is refused as a whole.
+    /// `body` may wait for the client, which may unmap a region meanwhile: that one is not accessed any
+    /// more.
     private func forEachRegion(
         at address: GuestAddress, count: Int, writing: Bool,
         _ body: (MemoryRegion, UInt64, Int) throws(DMAError) -> Void
@@ -326,6 +330,11 @@ public final class GuestMemory {
             left -= length
             if left > 0 { start += length }
         }
-        for (region, start, count) in parts { try body(region, start, count) }
+        for (region, start, count) in parts {
+            guard region.isMapped else {
+                throw DMAError(.unmapped, at: GuestAddress(start), count: count)
+            }
+            try body(region, start, count)
+        }
     }
 }

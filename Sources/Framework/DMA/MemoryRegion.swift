@@ -15,6 +15,8 @@ public final class MemoryRegion {
     package let isWritable: Bool
     /// `nil` for a region without a descriptor, which is accessed through ``RemoteMemory``.
     let mapping: Mapping?
+    /// Whether the client has not unmapped the region. An access that began before is not continued.
+    private(set) var isMapped = true
 
     init(start: UInt64, count: UInt64, isWritable: Bool, mapping: Mapping?) {
         self.start = start
@@ -22,6 +24,9 @@ public final class MemoryRegion {
         self.isWritable = isWritable
         self.mapping = mapping
     }
+
+    /// Records that the client has unmapped the region.
+    func markUnmapped() { isMapped = false }
 
     /// Whether the region has no descriptor.
     package var isRemote: Bool { mapping == nil }

@@ -6,16 +6,15 @@ public import USB
 
 /// An xHCI host controller (xHCI 1.2).
 ///
-/// Register accesses only change the register file and mark work. ``service(now:)`` does the work, and
-/// is the only function that accesses guest memory or calls devices' transfers. So registers can be
-/// read and written at any moment, even while `service` waits for guest memory.
+/// Register accesses only change the register file and mark work, which ``service(now:)`` does. So
+/// registers can be read and written at any moment, even while `service` waits for guest memory.
 public final class Controller: USBBus {
     /// Bytes of the register space (BAR 0).
     public static let registerSpaceSize = 0x4000
 
     private let registers: RegisterFile
     private let hub: RootHub
-    private let leases = MemoryLeases()
+    private let leases = LeaseTable()
     private var engine: Engine
     /// Whether a service pass is in progress, during which the engine cannot be called.
     private var isServicing = false
@@ -62,9 +61,10 @@ public final class Controller: USBBus {
     }
 
     /// Resets the controller to its state after power-on; devices stay attached. Guest memory stays
-    /// mapped and interrupts connected. Takes effect at once, or at the end of a service pass in progress.
+    /// mapped and interrupts connected.
     ///
-    /// No device accesses guest memory after this returns.
+    /// No device accesses guest memory after this returns, unless a service pass is in progress: then the
+    /// reset takes effect at its end.
     public func reset() {
         leases.endAll()
         isResetPending = isServicing

@@ -9,7 +9,7 @@ internal import Logging
 /// (xHCI 4.10.2.6). The functions here report it themselves, so callers need no error path.
 struct SystemBus {
     let memory: GuestMemory
-    let leases: MemoryLeases
+    let leases: LeaseTable
     let registers: RegisterFile
     let sink: any InterruptSink
     private let logger: Logger
@@ -19,7 +19,7 @@ struct SystemBus {
     private var full: UInt16 = 0
 
     init(
-        memory: GuestMemory, leases: MemoryLeases, registers: RegisterFile, sink: any InterruptSink,
+        memory: GuestMemory, leases: LeaseTable, registers: RegisterFile, sink: any InterruptSink,
         logger: Logger
     ) {
         self.memory = memory

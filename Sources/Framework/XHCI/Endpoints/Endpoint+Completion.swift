@@ -60,7 +60,6 @@ extension Endpoint {
             case .failed(let code, let transferred, let entry):
                 fail(head, queue, code, transferred, entry: entry, owner, &bus)
             }
-            endLease(of: head)
         }
         return true
     }
@@ -76,6 +75,8 @@ extension Endpoint {
         _ bus: inout SystemBus
     ) {
         let isWritten = writeBack(descriptor, transferred, bus)
+        // Before the events: the guest reuses the memory as soon as it sees one.
+        endLease(of: descriptor)
         if isWritten { finishPiece(descriptor, transferred) } else { request = nil }
         let code: CompletionCode? =
             !isWritten ? .dataBufferError : descriptor.isTruncated ? .bandwidthOverrunError : nil
@@ -89,6 +90,7 @@ extension Endpoint {
         _ transferred: Int, entry: Int?, _ owner: SlotIdentity, _ bus: inout SystemBus
     ) {
         _ = writeBack(descriptor, transferred, bus)
+        endLease(of: descriptor)
         request = nil
         var cursor = CompletionCursor(
             descriptor, transferred: transferred, code: code, entry: entry)
@@ -116,7 +118,6 @@ extension Endpoint {
             {
                 let head = removeFirst(queue)
                 complete(head, transferred, owner, &bus)
-                endLease(of: head)
             }
         }
     }

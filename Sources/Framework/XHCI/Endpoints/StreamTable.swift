@@ -26,6 +26,7 @@ struct StreamTable {
         /// The dequeue pointer that the context had.
         let dequeuePointer: RingPosition
         var isRunnable = false
+        var isWaitingForCredits = false
     }
 
     /// The address of the primary array, which has 2^`sizeLog2` entries.
@@ -137,12 +138,19 @@ struct StreamTable {
     var hasRunnable: Bool { !runnable.isEmpty }
 
     /// Marks a stream that has to wait until TDs of others are retired.
-    mutating func markWaitingForCredits(_ index: Int) { waitingForCredits.append(index) }
+    mutating func markWaitingForCredits(_ index: Int) {
+        guard !streams[index].isWaitingForCredits else { return }
+        streams[index].isWaitingForCredits = true
+        waitingForCredits.append(index)
+    }
 
     /// Makes the streams that wait for credits runnable.
     mutating func releaseWaitingForCredits() {
         guard !waitingForCredits.isEmpty else { return }
-        for index in waitingForCredits { markRunnable(index) }
+        for index in waitingForCredits {
+            streams[index].isWaitingForCredits = false
+            markRunnable(index)
+        }
         waitingForCredits = []
     }
 }

@@ -31,7 +31,7 @@ final class RegisterFile {
     /// The endpoints whose doorbells were rung, without a Stream ID.
     var doorbells: EndpointSet
     /// The streams whose doorbells were rung.
-    var streamDoorbells = StreamDoorbells()
+    var streamDoorbells = PendingStreamDoorbells()
     /// The command doorbell (doorbell 0) was rung.
     var hasCommands = false
     var microframes = MicroframeClock()
@@ -61,7 +61,7 @@ final class RegisterFile {
         interruptersWithWork = 0
         writtenInterrupters = 0
         doorbells = EndpointSet(slots: capabilities.slots)
-        streamDoorbells = StreamDoorbells()
+        streamDoorbells = PendingStreamDoorbells()
         hasCommands = false
         microframes = MicroframeClock()
         hasWork = true

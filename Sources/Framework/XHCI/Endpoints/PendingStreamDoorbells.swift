@@ -3,7 +3,7 @@
 internal import DequeModule
 
 /// Doorbells rung for streams and not handled yet (xHCI 4.7, 5.6): each stream once, in order.
-struct StreamDoorbells {
+struct PendingStreamDoorbells {
     struct Ring: Hashable {
         let slot: Int
         let endpoint: Int

@@ -15,7 +15,7 @@ internal import USB
 ///
 /// This is an object beside the engine, since a client may unmap memory in the midst of a service
 /// pass that waits for it.
-final class MemoryLeases {
+final class LeaseTable {
     let budget = StagingBudget()
     /// All leases: as many as transfers were in flight at a time.
     private var all: [MemoryLease] = []
