@@ -89,7 +89,7 @@ struct GuestBenchmark {
                 rate * 1024 / 1e6)
         }
         guard !rates.isEmpty else {
-            throw BenchmarkError("the guest tells nothing: \(text.suffix(2000))")
+            throw BenchmarkError("the guest printed no result: \(text.suffix(2000))")
         }
         return patterns.map { pattern in
             let of = rates[pattern.name] ?? [:]
@@ -104,7 +104,7 @@ struct GuestBenchmark {
         }
     }
 
-    /// What the guest does. The disks are told apart by the product's name.
+    /// The guest's script. It finds the disks by their product names.
     private static var script: String {
         let jobs = patterns.enumerated().map { #"    measure "$disk" \#($0) \#($1.arguments)"# }
         return """

@@ -134,7 +134,7 @@ struct InstructionBenchmark {
         let text = try String(contentsOf: url, encoding: .utf8)
         let fields = text.split(separator: "\n").last?.split(separator: " ") ?? []
         guard fields.last == "total", fields.count > 4, let count = Double(fields[3]) else {
-            throw BenchmarkError("strace tells nothing")
+            throw BenchmarkError("strace printed no total")
         }
         return ["calls": count]
     }

@@ -9,7 +9,7 @@ import USB
 struct InterruptBenchmark {
     static let title = "Interrupt transfers"
     private static let sizes = [8, 64, 1024]
-    /// Many more than the time of a round allows would not tell more.
+    /// More than the time of a round allows would add nothing.
     private static let transfers = 2000
 
     let folder: URL

@@ -4,7 +4,7 @@ import Foundation
 import GuestKit
 
 /// What it costs that a guest uses several of the controller's interrupters, as drivers do that give
-/// each processor one: transfers of one endpoint tell each in turn of their ends.
+/// each processor one: transfers of one endpoint post their events to each in turn.
 struct InterrupterBenchmark {
     static let title = "Number of interrupters"
     private static let counts = [1, 2, 4, 8]
@@ -18,7 +18,7 @@ struct InterrupterBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "IN transfers of \(Self.size) bytes of the test device, each of which tells the next "
+                "IN transfers of \(Self.size) bytes of the test device, each of which posts its event to the next "
                     + "interrupter of its end. memory: MB of its own after all of it. p50, p99: µs "
                     + "from before the doorbell to the interrupt, CPU: µs of the program, one "
                     + "transfer at a time. 'full': \(Self.depth) on the ring."
@@ -88,10 +88,10 @@ private struct InterrupterLoad {
     func runOne(_ amount: Amount) throws -> Sample {
         try measure { sample, start in
             while !amount.isReached(sample.commands, since: start) {
-                let place = sample.commands % trbs.count
-                endpoint.ring.push(trbs[place])
+                let index = sample.commands % trbs.count
+                endpoint.ring.push(trbs[index])
                 try loop.finish(
-                    endpoint, interrupter: place % count, latencies: &sample.latencies)
+                    endpoint, interrupter: index % count, latencies: &sample.latencies)
                 sample.commands += 1
             }
         }

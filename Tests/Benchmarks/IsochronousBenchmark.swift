@@ -69,7 +69,7 @@ struct IsochronousBenchmark {
         while offsets.count < wanted {
             let before = given
             try loop.events(accepting: Self.codes) { event in
-                // That the ring was empty is told beside, and the next doorbell ends it.
+                // A Ring Underrun or Overrun event may come as well; the next doorbell ends that state.
                 guard event.code == .success || event.code == .missedService else {
                     gaps += 1
                     return

@@ -193,9 +193,9 @@ final class MemoryCopy {
         let start = ContinuousClock.now
         while !amount.isReached(sample.commands, since: start) {
             for _ in 0..<64 {
-                let place = sample.commands % buffers * size
-                UnsafeMutableRawBufferPointer(rebasing: target[place..<place + size]).copyMemory(
-                    from: UnsafeRawBufferPointer(rebasing: source[place..<place + size]))
+                let offset = sample.commands % buffers * size
+                UnsafeMutableRawBufferPointer(rebasing: target[offset..<offset + size]).copyMemory(
+                    from: UnsafeRawBufferPointer(rebasing: source[offset..<offset + size]))
                 sample.commands += 1
             }
         }

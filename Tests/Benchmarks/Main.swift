@@ -19,7 +19,7 @@ struct Benchmarks {
                 try part.run(folder, &report)
             } catch {
                 progress("\(part.rawValue) FAILED: \(error)")
-                // What follows the first line is for whoever looks for the cause.
+                // The lines after the first are details of the cause.
                 let reason = "\(error)".split(separator: "\n").first ?? ""
                 report.skipped.append("\(part.rawValue): \(reason)")
             }

@@ -18,7 +18,7 @@ struct PassthroughBenchmark {
         ("read 1 MiB", "--rw=read --bs=1M"),
     ]
 
-    /// Who gives the stick to whoever measures.
+    /// The program that passes the stick to the guest that measures.
     private enum Way: String, CaseIterable {
         case host
         case usbvfiod
@@ -92,8 +92,8 @@ struct PassthroughBenchmark {
             progress("passthrough: the host uses its stick, round \(round)")
             outcomes[.host, default: []].append(try Self.run(host, disk))
         }
-        let port = try host.place(ofDisk: host.disk(serial: Way.qemu.rawValue))
-        try host.serve("host:port=\(host.place(ofDisk: disk).name)")
+        let port = try host.port(ofDisk: host.disk(serial: Way.qemu.rawValue))
+        try host.serve("host:port=\(host.port(ofDisk: disk).name)")
         progress("passthrough: booting its guest")
         let guest = try host.bootInner(
             .stable,
@@ -119,7 +119,7 @@ struct PassthroughBenchmark {
 
     // MARK: - fio
 
-    /// What one run of fio tells.
+    /// The result of one run of fio.
     private struct Outcome {
         let megabytesPerSecond: Double
         /// The median of a request's.
@@ -165,8 +165,7 @@ extension Shell {
 
     /// Where the stick of a disk is plugged in: the number of its bus, its ports, and both as the
     /// kernel calls it.
-    fileprivate func place(ofDisk disk: String) throws -> (bus: String, path: String, name: String)
-    {
+    fileprivate func port(ofDisk disk: String) throws -> (bus: String, path: String, name: String) {
         let name = try run(
             "cd -P /sys/block/\(disk.dropFirst(5))/device/../../../.. && basename $PWD"
         ).trimmingCharacters(in: .whitespacesAndNewlines)

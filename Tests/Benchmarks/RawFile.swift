@@ -6,7 +6,7 @@ import Platform
 /// What a stick's file gives to one thread that reads or writes it and does nothing else: no server
 /// can be faster.
 ///
-/// It does what the server does: the same places of the same file, in the same order, with the guest's
+/// It does what the server does: the same offsets of the same file, in the same order, with the guest's
 /// own buffers in turns. So processor caches and the sizes of pages favour neither side.
 final class RawFile {
     private let file: OwnedDescriptor
@@ -14,7 +14,7 @@ final class RawFile {
     private let load: StickLoad
     private let buffers: [UnsafeMutableRawBufferPointer]
     private var size: Int { load.size }
-    private var place = 0
+    private var offset = 0
 
     init(path: String, like load: StickLoad) throws {
         self.load = load
@@ -35,10 +35,10 @@ final class RawFile {
                     iov_base: buffers[sample.commands % buffers.count].baseAddress, iov_len: size)
                 let moved =
                     load.direction == .read
-                    ? preadv(file.rawValue, &vector, 1, place)
-                    : pwritev(file.rawValue, &vector, 1, place)
+                    ? preadv(file.rawValue, &vector, 1, offset)
+                    : pwritev(file.rawValue, &vector, 1, offset)
                 guard moved == size else { throw BenchmarkError("the file gave \(moved) bytes") }
-                place = (place + size) % StickLoad.span
+                offset = (offset + size) % StickLoad.span
                 sample.commands += 1
             }
         }

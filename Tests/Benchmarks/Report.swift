@@ -108,9 +108,9 @@ struct Report: Codable {
             cells.map { $0[column].count }.max() ?? 0
         }
         return cells.map { row in
-            let padded = zip(row, widths).enumerated().map { place, cell in
+            let padded = zip(row, widths).enumerated().map { column, cell in
                 let space = String(repeating: " ", count: cell.1 - cell.0.count)
-                return place == 0 ? cell.0 + space : space + cell.0
+                return column == 0 ? cell.0 + space : space + cell.0
             }
             return "  " + padded.joined(separator: "  ")
         }

@@ -31,7 +31,7 @@ enum Settings {
     }
 }
 
-/// Tells whoever waits what is being done.
+/// Prints the progress.
 func progress(_ text: String) {
     FileHandle.standardError.write(Data("bench: \(text)\n".utf8))
 }

@@ -6,8 +6,8 @@ func median(_ values: [Double]) -> Double { percentile(values, 0.5) }
 /// The value below which the given part of the numbers lies.
 func percentile(_ values: [Double], _ part: Double) -> Double {
     guard !values.isEmpty else { return 0 }
-    let place = Int(Double(values.count) * part)
-    return values.sorted()[min(place, values.count - 1)]
+    let index = Int(Double(values.count) * part)
+    return values.sorted()[min(index, values.count - 1)]
 }
 
 /// A size as people say it.

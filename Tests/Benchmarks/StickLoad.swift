@@ -20,7 +20,7 @@ final class StickLoad {
     let direction: Direction
     let size: Int
     private let slots: [Slot]
-    private var place = 0
+    private var offset = 0
     private var tag: UInt32 = 0
 
     /// Memory of one command.
@@ -94,7 +94,7 @@ final class StickLoad {
         func give() {
             let slot = slots[given % slots.count]
             writeCommand(slot)
-            // Only the status tells; the interrupt for it tells of all before.
+            // Only the status transfer has an interrupt; it reports all transfers before it.
             stick.output.ring.push(.normal(slot.command, 31))
             dataEndpoint.ring.push(quiet(dataEndpoint.trbs(slot.data, size)))
             stick.input.ring.push(.normal(slot.status, 13, .interruptOnCompletion))
@@ -129,8 +129,8 @@ final class StickLoad {
 
     private func writeCommand(_ slot: Slot) {
         tag += 1
-        let block = place / 512
-        place = (place + size) % Self.span
+        let block = offset / 512
+        offset = (offset + size) % Self.span
         let start = slot.command
         memory.store(UInt32(0x4342_5355), at: start)
         memory.store(tag, at: start + 4)

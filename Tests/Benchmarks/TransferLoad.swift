@@ -57,7 +57,7 @@ struct InterruptLoop {
             UInt32(endpoint.contextIndex))
     }
 
-    /// Waits for an interrupt, and calls `body` with each event that it told of.
+    /// Waits for an interrupt, and calls `body` with each event on the ring.
     ///
     /// - Parameters:
     ///   - interrupter: which one is waited for.
@@ -81,7 +81,7 @@ struct InterruptLoop {
             UInt64(driver.registers.interrupter(interrupter) + 0x18), ring.dequeueRegister | 8)
     }
 
-    /// Waits for one transfer, which tells an interrupter of its end.
+    /// Waits for the event of one transfer at an interrupter.
     func finish(
         _ endpoint: GuestEndpoint, interrupter: Int = 0, latencies: inout [Double]
     ) throws {

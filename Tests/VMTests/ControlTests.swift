@@ -11,7 +11,7 @@ extension VMTests {
         init() throws { lab = try Lab() }
 
         /// Goal: to a guest, a stick that is attached, given another image and detached by request
-        /// is a stick that somebody plugs in, whose card is exchanged, and that is pulled out.
+        /// sees a stick that is attached, whose medium is changed, and that is detached.
         @Test func `a running guest sees a stick come, another medium in it, and the stick go`()
             throws
         {

@@ -16,9 +16,9 @@ extension NestedVMTests {
 
         init() throws { lab = try Lab() }
 
-        /// Goal: who may not open a device is told what would allow it; the host has its driver back
-        /// when the program ends; every test passes that
-        /// needs a stick, a keyboard and gadget zero, and that has its devices pulled out at the end.
+        /// Goal: a user without permission gets a message with the udev rule that grants it; the host's
+        /// driver is attached again when the program ends; the tests with real devices pass, with a
+        /// stick, a keyboard and gadget zero, which are disconnected at the end.
         @Test func `transfers, halts, resets, limits and departures of real devices`() throws {
             let host = try lab.bootHost(
                 .newest,

@@ -12,7 +12,7 @@ extension VMTests {
         init() throws { lab = try Lab() }
 
         /// Goal: each of the 30 cases at each speed, with data that is the same everywhere; and those
-        /// that look at it again with data in which a byte out of place is seen.
+        /// that check it again with data in which a wrong byte is noticed.
         @Test(arguments: Kernel.allCases)
         func `usbtest passes each of its cases at each speed`(kernel: Kernel) throws {
             let server = try lab.serve(
@@ -44,8 +44,8 @@ extension VMTests {
             #expect(server.isRunning)
         }
 
-        /// Goal: a device does wrong what it was told to do wrong, the guest sees just that, and all
-        /// is well again when the fault is over.
+        /// Goal: a device has the faults of its rules and no others, the guest sees their effects, and
+        /// the device works again when the fault is over.
         @Test(arguments: Kernel.allCases)
         func `each fault has its effect in the guest, and passes`(kernel: Kernel) throws {
             let server = try lab.serve(Fault.all.map(\.device))
@@ -70,7 +70,7 @@ extension VMTests {
         /// Goal: descriptors that are wrong are seen to be so, a device that unplugs itself is gone,
         /// and those beside them work.
         @Test(arguments: Kernel.allCases)
-        func `wrong descriptors and a device that leaves trouble nobody else`(
+        func `wrong descriptors and a device that disconnects do not disturb other devices`(
             kernel: Kernel
         ) throws {
             let faults = WrongDescriptor.all.map { "loopback:serial=\($0.rule),fault=\($0.rule)" }
@@ -108,7 +108,7 @@ extension VMTests {
     }
 }
 
-/// A fault of a descriptor, and how the guest's kernel begins to tell of it.
+/// A fault of a descriptor, and the beginning of the guest kernel's message about it.
 private struct WrongDescriptor {
     let rule: String
     let words: String
@@ -179,8 +179,8 @@ private struct Fault {
 
     /// Half of them at each kind of port.
     var device: String {
-        let place = Self.all.firstIndex { $0.rule == rule } ?? 0
-        return "loopback:speed=\(place % 2 == 0 ? "high" : "super"),serial=\(rule),fault=\(rule)"
+        let index = Self.all.firstIndex { $0.rule == rule } ?? 0
+        return "loopback:speed=\(index % 2 == 0 ? "high" : "super"),serial=\(rule),fault=\(rule)"
     }
 }
 

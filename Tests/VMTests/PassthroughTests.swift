@@ -93,7 +93,7 @@ extension NestedVMTests {
 
                 try expectSound(from: inner, in: sound)
 
-                // What comes back while nobody waits for the disk's cache does so at once.
+                // An error while no flush is in progress is reported at once.
                 try inner.run("echo 0 >/sys/module/usb_storage/parameters/delay_use")
                 let threads = try host.serverThreads()
                 for round in 1...10 {
@@ -219,7 +219,7 @@ extension NestedVMTests {
             try inner.wait(until: "[[ -c \(innerEnd) ]]")
             try inner.run("stty -F \(innerEnd) raw -echo 115200")
             try host.run("[[ \(outerEnd) == *tty* ]] && stty -F \(outerEnd) raw -echo; true")
-            // Open for as long as it takes: a device forgets what comes while nobody listens.
+            // The port stays open: the device drops data while it is closed.
             try inner.run("setsid head -n 1 <\(innerEnd) >/tmp/received 2>/dev/null &")
             try inner.wait(until: "pgrep -x head")
             try host.run("echo 'down the line' >\(outerEnd)")
@@ -247,7 +247,7 @@ extension NestedVMTests {
                 """)
         }
 
-        /// What the inner guest plays is what the sound card hears: each sample is one louder than
+        /// The sound card records what the inner guest plays: each sample is one louder than
         /// that before it.
         private func expectSound(from inner: InnerGuest, in file: URL) throws {
             let ramp = 16384
@@ -268,18 +268,18 @@ extension NestedVMTests {
                     -t raw -f S16_LE -r 48000 -c 2 /tmp/sound
                 """)
             let bytes = try [UInt8](Data(contentsOf: file).dropFirst(44))
-            var heard: [Int] = []
-            for place in stride(from: 0, to: bytes.count - 1, by: 4) {
-                let sample = Int(bytes[place]) + 256 * Int(bytes[place + 1])
-                if sample != 0 { heard.append(sample) }
+            var recorded: [Int] = []
+            for offset in stride(from: 0, to: bytes.count - 1, by: 4) {
+                let sample = Int(bytes[offset]) + 256 * Int(bytes[offset + 1])
+                if sample != 0 { recorded.append(sample) }
             }
             // A machine that is busy drops some; the last are still in QEMU's buffer.
-            #expect(heard.count > samples * 8 / 10)
+            #expect(recorded.count > samples * 8 / 10)
             var rises = 0
-            for (sample, next) in zip(heard, heard.dropFirst()) where next - sample == 1 {
+            for (sample, next) in zip(recorded, recorded.dropFirst()) where next - sample == 1 {
                 rises += 1
             }
-            #expect(rises > heard.count * 8 / 10)
+            #expect(rises > recorded.count * 8 / 10)
         }
 
         /// The tablet's pointer moves in the inner guest.

@@ -27,7 +27,7 @@ extension VMTests {
             try guest.expectNoComplaints()
         }
 
-        /// Goal: what the guest was told is on the disk is there, even when the server dies at once.
+        /// Goal: data that the guest has flushed is on the disk, even when the server is killed at once.
         @Test(arguments: Kernel.allCases)
         func `a file system is made, filled and clean, and synced data outlive the server`(
             kernel: Kernel
@@ -52,7 +52,7 @@ extension VMTests {
             #expect(try image.checksum(mebibytes: 32) == guest.checksum(of: "/tmp/data"))
         }
 
-        /// Goal: the controller starts as often as somebody starts it, whoever that is.
+        /// Goal: the controller starts as often as firmware or a kernel starts it.
         @Test(arguments: Kernel.allCases)
         func `driver, guest and VMM come back to the same server`(kernel: Kernel) throws {
             let image = try lab.image(mebibytes: 16)
@@ -67,7 +67,7 @@ extension VMTests {
                 try guest.run("cat /tmp/controller >/sys/bus/pci/drivers/xhci_hcd/bind")
             }
             #expect(try guest.checksum(of: guest.disk()) == image.checksum())
-            // A disk that is taken away cannot be told to flush, and says so.
+            // A flush of a disk that is detached fails, and the kernel logs that.
             try guest.expectNoComplaints(besides: "DID_NO_CONNECT")
 
             try guest.reboot()

@@ -311,7 +311,7 @@ struct TransferSlotTests {
         #expect(Set(blocks).count == 1)
     }
 
-    @Test func `a slot lets go of the guest's memory when its transfer has ended`() throws {
+    @Test func `a slot releases the guest's memory when its transfer has ended`() throws {
         weak var memory: Bytes?
         do {
             let bytes = Bytes([1, 2, 3])
