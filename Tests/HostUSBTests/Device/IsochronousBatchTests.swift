@@ -142,8 +142,7 @@ struct IsochronousBatchTests {
         #expect(throws: LibUSBError.invalidParameter) { try batch.prepare([]) }
     }
 
-    @Test func `a batch is reused, and releases the guest's memory when it has ended`() throws
-    {
+    @Test func `a batch is reused, and releases the guest's memory when it has ended`() throws {
         weak var memory: Bytes?
         for round in 1...2 as ClosedRange<UInt64> {
             do {
