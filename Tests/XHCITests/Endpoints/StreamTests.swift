@@ -54,6 +54,13 @@ struct StreamTests {
         }
     }
 
+    @Test func `an endpoint none of whose streams was used survives a detached device`() throws {
+        _ = try GuestStreams(slot, address, maxPrimaryStreams: 2)
+        guest.machine.detach(device)
+        guest.machine.pass(.milliseconds(1))
+        #expect(guest.answersCommands)
+    }
+
     @Test func `streams complete in any order, TDs of one stream in ring order`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }

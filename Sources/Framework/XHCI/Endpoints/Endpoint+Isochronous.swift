@@ -35,7 +35,11 @@ extension Endpoint {
 
     /// The microframe in which the endpoint is to be serviced next; `nil` while it waits for its
     /// device.
-    var wakeTime: Int64? { acceptsTransfers(0) ? schedule?.wakeTime : nil }
+    var wakeTime: Int64? {
+        // An endpoint with streams has no queue before its first use.
+        guard let schedule, acceptsTransfers(0) else { return nil }
+        return schedule.wakeTime
+    }
 
     private mutating func assignInterval(
         to descriptor: consuming TransferDescriptor, now: Int64
