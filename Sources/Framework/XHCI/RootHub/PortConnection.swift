@@ -12,7 +12,8 @@ final class PortConnection: USBPort {
     let port: Int
     /// `nil` once the device is detached.
     private(set) var device: (any USBDevice)?
-    private let inbox: DeviceInbox
+    /// Released with the device: a message about the connection in the inbox must not retain both.
+    private var inbox: DeviceInbox?
 
     init(port: Int, device: any USBDevice, inbox: DeviceInbox) {
         self.port = port
@@ -26,20 +27,20 @@ final class PortConnection: USBPort {
     func submit(_ transfer: consuming Transfer) { device?.submit(transfer) }
 
     func complete(_ completion: Transfer.Completion) {
-        if isAttached { inbox.append(.completed(completion)) }
+        inbox?.append(.completed(completion))
     }
 
     func disconnect() {
-        if isAttached { inbox.append(.disconnected(self)) }
+        inbox?.append(.disconnected(self))
     }
 
     func wake() {
-        if isAttached { inbox.append(.woke(self)) }
+        inbox?.append(.woke(self))
     }
 
     /// Detaches the device.
     func detach() {
-        // A message about the connection may stay in the inbox, so the device is released first.
+        inbox = nil
         device.take()?.detached()
     }
 }
