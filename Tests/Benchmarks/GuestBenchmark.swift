@@ -3,8 +3,8 @@
 import Foundation
 import VMKit
 
-/// A real kernel in a virtual machine of the test bed uses our sticks and, one after the other, those of
-/// QEMU's own controller, with copies of one image, measured by fio.
+/// A real kernel in a virtual machine of the test bed uses our sticks and, one after the other,
+/// those of QEMU's own controller, with copies of one image, measured by fio.
 struct GuestBenchmark {
     static let title = "In a guest"
     private static let rounds = 3

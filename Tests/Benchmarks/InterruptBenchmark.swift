@@ -4,8 +4,8 @@ import Foundation
 import GuestKit
 import USB
 
-/// Interrupt endpoints of the test device, one transfer at a time as keyboards and hubs have them: how
-/// soon the guest has what the device had to say.
+/// Interrupt endpoints of the test device, one transfer at a time as keyboards and hubs have them:
+/// how soon the guest has what the device had to say.
 struct InterruptBenchmark {
     static let title = "Interrupt transfers"
     private static let sizes = [8, 64, 1024]

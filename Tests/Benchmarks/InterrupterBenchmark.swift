@@ -3,8 +3,8 @@
 import Foundation
 import GuestKit
 
-/// What it costs that a guest uses several of the controller's interrupters, as drivers do that give
-/// each processor one: transfers of one endpoint post their events to each in turn.
+/// What it costs that a guest uses several of the controller's interrupters, as drivers do that
+/// give each processor one: transfers of one endpoint tell each in turn of their ends.
 struct InterrupterBenchmark {
     static let title = "Number of interrupters"
     private static let counts = [1, 2, 4, 8]

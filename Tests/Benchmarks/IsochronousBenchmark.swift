@@ -5,8 +5,8 @@ import Foundation
 import GuestKit
 import USB
 
-/// Isochronous transfers of the test device: whether each has its service interval, and how late the
-/// guest learns of it.
+/// Isochronous transfers of the test device: whether each has its service interval, and how late
+/// the guest learns of it.
 struct IsochronousBenchmark {
     static let title = "Isochronous transfers"
     /// Transfers on the ring at a time.

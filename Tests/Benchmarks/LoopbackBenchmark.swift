@@ -5,8 +5,8 @@ import Foundation
 import GuestKit
 import USB
 
-/// A test device that makes up what it sends and throws away what it gets: what the controller costs
-/// without a medium.
+/// A test device that makes up what it sends and throws away what it gets: what the controller
+/// costs without a medium.
 struct LoopbackBenchmark {
     static let title = "Bulk transfers to a test device"
     private static let sizes = [512, 4096, 65536, 1 << 20]

@@ -3,9 +3,9 @@
 import Foundation
 import VMKit
 
-/// A host's stick, used by the host itself and then through usbvfiod by a guest, which has another one
-/// through QEMU's own `usb-host`. The host is the outer of two guests of the test bed, and its sticks are
-/// on a bus that QEMU emulates.
+/// A host's stick, used by the host itself and then through usbvfiod by a guest, which has another
+/// one through QEMU's own `usb-host`. The host is the outer of two guests of the test bed, and its
+/// sticks are on a bus that QEMU emulates.
 struct PassthroughBenchmark {
     static let title = "A host's stick, passed through"
     private static let rounds = 3
@@ -140,8 +140,8 @@ struct PassthroughBenchmark {
         }
     }
 
-    /// fio's terse format: rates in KiB/s, times in microseconds; of reads and of writes, one of which
-    /// is zero.
+    /// fio's terse format: rates in KiB/s, times in microseconds; of reads and of writes, one of
+    /// which is zero.
     private static func outcome(_ line: String) throws -> Outcome {
         let fields = line.split(separator: ";", omittingEmptySubsequences: false)
         guard fields.count > 47, let read = Double(fields[6]), let written = Double(fields[47])

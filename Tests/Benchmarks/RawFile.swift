@@ -6,8 +6,8 @@ import Platform
 /// What a stick's file gives to one thread that reads or writes it and does nothing else: no server
 /// can be faster.
 ///
-/// It does what the server does: the same offsets of the same file, in the same order, with the guest's
-/// own buffers in turns. So processor caches and the sizes of pages favour neither side.
+/// It does what the server does: the same places of the same file, in the same order, with the
+/// guest's own buffers in turns. So processor caches and the sizes of pages favour neither side.
 final class RawFile {
     private let file: OwnedDescriptor
     /// Keeps the buffers' memory.

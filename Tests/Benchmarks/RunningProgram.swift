@@ -41,7 +41,8 @@ final class RunningProgram {
         self.process = process
     }
 
-    /// Ends it as a service manager does, and waits until it is gone, with the tool that watched it.
+    /// Ends it as a service manager does, and waits until it is gone, with the tool that watched
+    /// it.
     func terminate() throws {
         process.send(signal: SIGTERM)
         try process.waitForExit(within: .seconds(60))

@@ -3,8 +3,8 @@
 import DMA
 import GuestKit
 
-/// Reads or writes a stick with one size of command: as Linux's usb-storage does, which waits for each
-/// of a command's three transfers, or with the next commands on the rings already, as deep as
+/// Reads or writes a stick with one size of command: as Linux's usb-storage does, which waits for
+/// each of a command's three transfers, or with the next commands on the rings already, as deep as
 /// Bulk-Only Transport can be fed.
 final class StickLoad {
     enum Direction: String, CaseIterable {

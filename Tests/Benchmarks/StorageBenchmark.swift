@@ -3,8 +3,9 @@
 import Foundation
 import GuestKit
 
-/// A guest's driver uses an image in memory through the real program and its real socket; no virtual
-/// machine is in the way. Beside each case, in turns with it, one thread does the same to the file.
+/// A guest's driver uses an image in memory through the real program and its real socket; no
+/// virtual machine is in the way. Beside each case, in turns with it, one thread does the same to
+/// the file.
 struct StorageBenchmark {
     static let title = "Storage without a virtual machine"
     private static let sizes = [512, 4096, 65536, 1 << 20]

@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// A scenario in which the first access to guest memory fails, then the second, up to the last one. Each run
-/// must end, and after a reset the controller must work.
+/// A scenario in which the first access to guest memory fails, then the second, up to the last one.
+/// Each run must end, and after a reset the controller must work.
 struct AnomalySweepTests {
     private final class Scenario {
         let machine: SimulatedMachine

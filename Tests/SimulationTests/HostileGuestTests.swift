@@ -7,8 +7,8 @@ import Testing
 import USB
 import XHCI
 
-/// A guest that writes random values to random addresses. When the controller has halted or failed, a driver
-/// initializes it again, so that further writes have an effect.
+/// A guest that writes random values to random addresses. When the controller has halted or failed,
+/// a driver initializes it again, so that further writes have an effect.
 private final class HostileGuest {
     private let guest: Guest
     private var random: SplitMix64
@@ -80,8 +80,8 @@ private final class HostileGuest {
     /// Whether the controller works after a reset.
     func recovers() -> Bool { (try? guest.driver.start()) != nil && guest.answersCommands }
 
-    /// Writes nearly valid structures to guest memory: TRBs, contexts and tables with pointers into memory,
-    /// and random values.
+    /// Writes nearly valid structures to guest memory: TRBs, contexts and tables with pointers into
+    /// memory, and random values.
     private func scribble() {
         let memory = guest.memory
         let area = random.oneIn(3) ? ringsOfDriver : ringsOfDevices

@@ -7,8 +7,9 @@ import Testing
 import USB
 import XHCI
 
-/// A random simulation of isochronous endpoints: TDs with and without Frame IDs, in time and late, stops, ring
-/// underruns, and a process that is not scheduled. The oracle checks the rules of service intervals.
+/// A random simulation of isochronous endpoints: TDs with and without Frame IDs, in time and late,
+/// stops, ring underruns, and a process that is not scheduled. The oracle checks the rules of
+/// service intervals.
 private final class IsochronousSimulation {
     /// A TD on a ring.
     private struct Queued {
@@ -133,7 +134,8 @@ private final class IsochronousSimulation {
         if guest.hasFailed { violations.append("the controller failed") }
     }
 
-    /// Checks that an endpoint has no more transfers than service intervals, however late the process runs.
+    /// Checks that an endpoint has no more transfers than service intervals, however late the
+    /// process runs.
     private func checkRate(_ stream: Stream, since start: Int, count: Int) {
         let intervals = (microframe - start) >> stream.exponent
         // Missed intervals are caught up with for a limited time only.

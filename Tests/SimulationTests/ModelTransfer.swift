@@ -11,8 +11,8 @@ final class ModelTransfer {
     private(set) var lengths: [Int]
     /// The data buffer of each TRB; `nil` for immediate data and TRBs without data.
     private(set) var buffers: [GuestAddress?]
-    /// TRBs that are enqueued when those on the ring have ended: further TDs of a Data Stage that is split
-    /// into several, then the Status Stage.
+    /// TRBs that are enqueued when those on the ring have ended: further TDs of a Data Stage that
+    /// is split into several, then the Status Stage.
     var rest: [Part] = []
     /// The data of an OUT transfer.
     let bytes: [UInt8]

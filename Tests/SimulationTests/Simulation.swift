@@ -6,8 +6,8 @@ import TestKit
 import USB
 import XHCI
 
-/// A random simulation: a guest that does what drivers do, devices with faults, and simulated time. After each
-/// step an oracle collects violations.
+/// A random simulation: a guest that does what drivers do, devices with faults, and simulated time.
+/// After each step an oracle collects violations.
 ///
 /// The same seed gives the same run, so the code must not iterate a `Set` or `Dictionary`.
 final class Simulation {
@@ -44,7 +44,8 @@ final class Simulation {
     /// The number of TDs that have ended by an event.
     private(set) var endedCount = 0
     var nextEventData: UInt64 = 1
-    /// The slot and endpoint of an expected Invalid Stream ID Error, after a doorbell with such an ID.
+    /// The slot and endpoint of an expected Invalid Stream ID Error, after a doorbell with such an
+    /// ID.
     private var refused: (slot: Int, contextIndex: Int)?
 
     init(seed: UInt64) throws {
@@ -328,8 +329,8 @@ final class Simulation {
         }
     }
 
-    /// Sends a command and a doorbell with an invalid Stream ID. The endpoint is stopped before, as the
-    /// specification does not define what a running one loses.
+    /// Sends a command and a doorbell with an invalid Stream ID. The endpoint is stopped before, as
+    /// the specification does not define what a running one loses.
     private func misuseStreams(_ endpoint: ModelEndpoint) throws {
         guard endpoint.endpoint.stream > 0, try endpoint.endpoint.stop().code == .success else {
             return

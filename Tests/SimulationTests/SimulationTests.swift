@@ -6,8 +6,8 @@ import Testing
 
 /// The seeds of the simulations.
 ///
-/// `SEED=… swift test --filter Simulation` runs one seed. `SIMULATION_SEEDS` is the number of fixed seeds,
-/// `SIMULATION_RANDOM_SEEDS` the number of seeds that differ from run to run.
+/// `SEED=… swift test --filter Simulation` runs one seed. `SIMULATION_SEEDS` is the number of fixed
+/// seeds, `SIMULATION_RANDOM_SEEDS` the number of seeds that differ from run to run.
 enum SimulationSeeds {
     private static let environment = ProcessInfo.processInfo.environment
 

@@ -9,8 +9,8 @@ import TestKit
 import Testing
 import XHCI
 
-/// The storage backend behind the controller: a guest's driver writes and reads random blocks, and a
-/// model checks the contents of the image.
+/// The storage backend behind the controller: a guest's driver writes and reads random blocks, and
+/// a model checks the contents of the image.
 struct StorageTests {
     private static let blocks = 4096
 

@@ -4,8 +4,8 @@ import Testing
 import VMKit
 
 extension VMTests {
-    /// The bed without usbvfiod: when this fails, the bed is at fault, and the other tests' results
-    /// mean nothing.
+    /// Tests of the bed without usbvfiod. If they fail, the bed is at fault and the results of the
+    /// other tests say nothing about usbvfiod.
     struct BedTests {
         let lab: Lab
 

@@ -4,15 +4,16 @@ import Testing
 import VMKit
 
 extension VMTests {
-    /// Devices that come, change and go while a guest runs.
+    /// Tests of devices that are attached, changed and detached while a guest runs.
     struct ControlTests {
         let lab: Lab
 
         init() throws { lab = try Lab() }
 
-        /// Goal: to a guest, a stick that is attached, given another image and detached by request
-        /// sees a stick that is attached, whose medium is changed, and that is detached.
-        @Test func `a running guest sees a stick come, another medium in it, and the stick go`()
+        /// Goal: the control requests attach, insert, eject and detach look to the guest like a
+        /// stick that is plugged in, whose medium is changed, and that is unplugged.
+        @Test
+        func `a running guest sees a stick attached, its medium changed, and the stick detached`()
             throws
         {
             let first = try lab.image(mebibytes: 16)
@@ -28,7 +29,7 @@ extension VMTests {
 
             try server.control("insert", "stick", "file=\(second.path)")
             #expect(try first.checksum(mebibytes: 1) == guest.checksum(of: "/tmp/data"))
-            // Linux looks for another medium when the disk is opened.
+            // Linux checks for a medium change when the disk is opened.
             #expect(try guest.checksum(of: disk) == second.checksum())
             #expect(try guest.run("cat /sys/block/sda/size") == "\(8 << 11)")
 

@@ -5,21 +5,21 @@ import Testing
 import VMKit
 
 extension NestedVMTests {
-    /// The host backend alone, on a host with real devices and with the test as the controller:
-    /// `HostUSBTests.RealDeviceTests`, run where they can run.
+    /// Tests of the host backend without a controller: `HostUSBTests.RealDeviceTests`, run on a
+    /// guest that has USB devices.
     @Suite(
         .enabled(
             if: ProcessInfo.processInfo.environment["USBVFIOD_BINARY"] == nil,
-            "the tests' own build is taken into the guest"))
+            "the guest runs the tests' own build, not USBVFIOD_BINARY"))
     struct HostBackendTests {
         let lab: Lab
 
         init() throws { lab = try Lab() }
 
-        /// Goal: a user without permission gets a message with the udev rule that grants it; the host's
-        /// driver is attached again when the program ends; the tests with real devices pass, with a
-        /// stick, a keyboard and gadget zero, which are disconnected at the end.
-        @Test func `transfers, halts, resets, limits and departures of real devices`() throws {
+        /// Goal: the error about a missing permission names the udev rule that grants it; the
+        /// kernel's driver is bound again after the program has exited; all tests pass that need a
+        /// stick, a keyboard and gadget zero, two of which are unplugged at the end.
+        @Test func `transfers, halts, resets, limits and removal of real devices`() throws {
             let host = try lab.bootHost(
                 .newest,
                 devices: [
@@ -38,7 +38,7 @@ extension NestedVMTests {
             #expect(refusal.output.contains("permission denied"))
             #expect(refusal.output.contains(#"ATTR{idVendor}=="46f4", ATTR{idProduct}=="0001""#))
 
-            // The program takes the stick from its driver, and gives it back at its end.
+            // The program detaches the stick's kernel driver, and attaches it when it exits.
             try host.serve(stick.specification)
             try host.wait(until: "[[ ! -e /sys/block/sda ]]")
             try host.run("kill $(<\(GuestHost.serverFolder)/pid)")
@@ -67,13 +67,13 @@ extension NestedVMTests {
             try host.wait(until: "[[ -e /tmp/tests.status ]]", within: .seconds(60))
             let log = try host.run("cat /tmp/tests.log")
             #expect(try host.run("cat /tmp/tests.status") == "0", "\(log)")
-            // Skipped tests would pass, too.
+            // The status is 0 also when all tests were skipped.
             #expect(log.contains("Suite RealDeviceTests passed"))
         }
 
-        /// Goal: who may not open any device serves the one that is handed over, and the client at
-        /// the other end is one that speaks as Cloud Hypervisor does.
-        @Test func `a server without rights serves a stick that it is handed`() throws {
+        /// Goal: a server that may not open any device serves one whose descriptor it receives at
+        /// the control socket, to a client that speaks as Cloud Hypervisor does.
+        @Test func `an unprivileged server serves a stick whose descriptor it receives`() throws {
             let host = try lab.bootHost(
                 .newest, devices: [.controller, .stick(lab.image(mebibytes: 16))])
             let sum = try host.run("sha256sum </dev/sda")
@@ -81,9 +81,9 @@ extension NestedVMTests {
             let control = "\(GuestHost.serverFolder)/control"
             try host.serve(user: 65534, "--control-path \(control)")
 
-            let refusal = try host.program(
+            let absent = try host.program(
                 "attach host:port=1-9.9 --id none --control-path \(control)")
-            #expect(refusal.status == 0, "a rule waits: \(refusal.output)")
+            #expect(absent.status == 0, "a rule without a device is accepted: \(absent.output)")
             let attached = try host.program(
                 "attach host:port=\(port) --id stick --control-path \(control)")
             #expect(attached.status == 0, "\(attached.output)")
@@ -104,14 +104,14 @@ extension NestedVMTests {
             #expect(tests.output.contains("Suite ServedStickTests passed"))
             #expect(try host.run("sha256sum <\(socket).read") == sum)
 
-            // Detached, it is the host's again.
+            // After the detachment the host's kernel has its driver bound again.
             let detached = try host.program("detach stick --control-path \(control)")
             #expect(detached.status == 0, "\(detached.output)")
             try host.wait(until: "[[ -e /sys/block/sda ]]")
             #expect(try host.isServing())
         }
 
-        /// The file of the test program that this is.
+        /// The file name of the running test program.
         private func testProgram() throws -> String {
             let path = try FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")
             return (path as NSString).lastPathComponent
@@ -120,14 +120,15 @@ extension NestedVMTests {
 }
 
 extension Machine.Device {
-    /// A SuperSpeed disk without a medium, which is all that its descriptors need.
+    /// A SuperSpeed UAS device without a disk: the tests use only its descriptors.
     fileprivate static func uasDisk(_ serial: String, at controller: String) -> Machine.Device {
         .qemu("-device", "usb-uas,bus=\(controller).0,serial=\(serial)")
     }
 }
 
 extension GuestHost {
-    /// Plugs in Linux's own test device: configuration 3 is a source and a sink, 2 a loop.
+    /// Attaches Linux's gadget zero: configuration 3 is a source and a sink, configuration 2 a
+    /// loop.
     func makeGadgetZero() throws {
         try run(
             """

@@ -5,12 +5,11 @@ import Testing
 import VMKit
 
 extension NestedVMTests {
-    /// A guest in a guest: the outer one is a host with a USB bus, whose devices usbvfiod passes
-    /// through to the inner one.
+    /// Tests with a guest in a guest: the outer guest is a host with a USB bus, whose devices
+    /// usbvfiod passes through to the inner guest.
     struct PassthroughTests {
-        /// Goal: an inner guest uses the host's stick, UAS disk, keyboard and test device as its own,
-        /// and survives that the stick is pulled out; a stick that is plugged in there again is the
-        /// guest's again.
+        /// Goal: an inner guest uses the host's stick, UAS disk, keyboard and gadget zero, sees the
+        /// stick unplugged while it reads, and has it again after it was plugged in again.
         @Test
         func `an inner guest uses the host's disks, keyboard and gadget, named by port and path`()
             throws
@@ -28,7 +27,7 @@ extension NestedVMTests {
                     "host:port=\(host.port(vendor: "46f4", product: "0003"))", zero.specification)
                 let inner = try host.bootInner(.newest)
 
-                // All of what is on the disks, and changes to it.
+                // The whole contents of the disks, and writes.
                 let disk = try inner.disk(under: "usb-storage")
                 try expectDisk(disk, of: inner, holds: image)
                 let fastDisk = try inner.disk(under: "uas")
@@ -43,8 +42,8 @@ extension NestedVMTests {
                         "KEY_U", "KEY_S", "KEY_B",
                     ])
 
-                // The stick goes while it is read.
-                try inner.lose(disk) { try host.qmp.unplug("stick") }
+                // The stick is unplugged while the guest reads it.
+                try inner.remove(disk) { try host.qmp.unplug("stick") }
                 try inner.wait(until: "dmesg | grep -q 'USB disconnect'")
                 #expect(try host.isServing())
                 #expect(try inner.keys(pressing: ["x"], at: host) == ["KEY_X"])
@@ -54,10 +53,11 @@ extension NestedVMTests {
             }
         }
 
-        /// Goal: devices of every kind work in the inner guest, those named by rules come back
-        /// whenever they do, and one that is not there at first is waited for.
+        /// Goal: devices of every class work in the inner guest, and a rule attaches its device
+        /// when it is plugged in later and each time that it is plugged in again.
         @Test
-        func `sound, lines, a network, a tablet that comes late, a stick that goes ten times`()
+        func
+            `sound, serial lines, a network, a tablet plugged in later, a stick replugged ten times`()
             throws
         {
             try withLab { lab in
@@ -93,38 +93,43 @@ extension NestedVMTests {
 
                 try expectSound(from: inner, in: sound)
 
-                // An error while no flush is in progress is reported at once.
+                // Without the delay, a replugged stick is used at once.
                 try inner.run("echo 0 >/sys/module/usb_storage/parameters/delay_use")
                 let threads = try host.serverThreads()
                 for round in 1...10 {
                     let disk = try inner.disk(under: "usb-storage")
                     let number = try inner.firstNumber(of: disk)
                     #expect(try number == image.firstNumber(), "round \(round)")
-                    try inner.lose(disk) { try host.qmp.unplug("stick") }
+                    try inner.remove(disk) { try host.qmp.unplug("stick") }
                     try plugIn(stick: "STICK", at: host)
                     #expect(try host.isServing(), "round \(round)")
                 }
                 #expect(
                     try inner.checksum(of: inner.disk(under: "usb-storage")) == image.checksum())
-                // Nothing is left of those that have gone.
+                // Unplugged devices leave no threads.
                 #expect(try host.serverThreads() == threads)
             }
         }
 
-        // MARK: - The parts
+        // MARK: - Steps
 
-        /// An inner guest under a software processor now and then stands still or starts anew by itself; it
-        /// is not known why. Such a run says so and begins anew, once.
+        /// Runs a scenario, and runs it once more if a guest on an emulated processor stops
+        /// responding.
+        ///
+        /// Inner guests on an emulated processor hang or reboot now and then; the cause is not
+        /// known.
         private func withLab(_ scenario: (Lab) throws -> Void) throws {
             do {
                 try scenario(Lab())
             } catch let error as GuestNotResponding where !Bed.hasKVM {
-                print("NestedVMTests: an inner guest stood still; its test begins anew: \(error)")
+                print(
+                    "NestedVMTests: an inner guest does not respond; running its test again: \(error)"
+                )
                 try scenario(Lab())
             }
         }
 
-        /// A disk is read whole, and what is written to it is in its image.
+        /// Checks that the disk's contents are those of the image, before and after a write.
         private func expectDisk(
             _ disk: String, of inner: InnerGuest, holds image: DiskImage
         ) throws {
@@ -134,8 +139,8 @@ extension NestedVMTests {
             #expect(try inner.checksum(of: "/tmp/data") == image.checksum(mebibytes: 4))
         }
 
-        /// The disk is at SuperSpeed, and its endpoints have streams, in the inner guest's controller
-        /// and in the host's.
+        /// Checks that the disk runs at SuperSpeed, and that three of its endpoints have streams in
+        /// the inner guest's controller and in the host's.
         private func expectStreams(
             _ disk: String, of inner: InnerGuest, at host: GuestHost
         ) throws {
@@ -145,17 +150,17 @@ extension NestedVMTests {
                     == "5000")
             let streams = "cat /sys/kernel/debug/usb/xhci/*/devices/*/ep*/stream_context_array"
             for guest in [inner as any Shell, host] {
-                let words = try guest.run("\(streams) | grep Allocated; true")
+                let arrays = try guest.run("\(streams) | grep Allocated; true")
                 // Status, data in and data out.
-                #expect(words.split(separator: "\n").count == 3, "\(words)")
+                #expect(arrays.split(separator: "\n").count == 3, "\(arrays)")
             }
         }
 
-        /// Linux's own tests for controllers, against Linux's own test device.
+        /// Runs all cases of `usbtest` with gadget zero.
         private func expectUSBTest(_ inner: InnerGuest, at host: GuestHost) throws {
             let device = try #require(try inner.usbTestDevices(count: 1, setting: nil).first)
-            // It has no isochronous and no interrupt endpoints: its controller is a program of the
-            // outer kernel's that knows none of the former.
+            // It has neither interrupt nor isochronous endpoints: dummy_hcd, its controller,
+            // supports no isochronous transfers.
             let missing = [15, 16, 22, 23, 25, 26]
             let options = "-c 10 -s 4096 -v 512 -g 16"
             for (test, outcome) in try inner.runAll(on: device, options: options) {
@@ -165,7 +170,8 @@ extension NestedVMTests {
             }
         }
 
-        /// A stick that can be plugged in again: the image stays when the device goes.
+        /// A stick that can be unplugged and plugged in again: the image is a block node of its
+        /// own.
         private func stick(_ image: DiskImage) -> [Machine.Device] {
             [
                 .qemu(
@@ -185,15 +191,16 @@ extension NestedVMTests {
                 ])
         }
 
-        /// The list names what is there, for people and for programs, whatever a device calls itself.
+        /// Checks the text and the JSON of `usbvfiod devices`, also for names with special
+        /// characters.
         private func expectList(at host: GuestHost) throws {
             let port = try host.port(vendor: "46f4", product: "0001")
             let text = try host.program("devices")
             #expect(text.status == 0)
-            for words in [
+            for part in [
                 "host:port=\(port) ", "host:vendor=0x46f4,product=0x0001,serial=STICK",
                 "mass storage", "audio", "vendor specific", "communication", "hub",
-            ] { #expect(text.output.contains(words), "\(words) is not in:\n\(text.output)") }
+            ] { #expect(text.output.contains(part), "\(part) is not in:\n\(text.output)") }
             #expect(!text.output.contains("\u{1b}"))
 
             let json = try host.program("devices --json").output
@@ -212,14 +219,14 @@ extension NestedVMTests {
             #expect(devices.contains { $0["hub"] as? Bool == true })
         }
 
-        /// A line goes each way over a pair of terminals, one in each guest.
+        /// Sends a line in each direction between two terminals, one in each guest.
         private func expectBytes(
             between innerEnd: String, _ outerEnd: String, _ inner: InnerGuest, _ host: GuestHost
         ) throws {
             try inner.wait(until: "[[ -c \(innerEnd) ]]")
             try inner.run("stty -F \(innerEnd) raw -echo 115200")
             try host.run("[[ \(outerEnd) == *tty* ]] && stty -F \(outerEnd) raw -echo; true")
-            // The port stays open: the device drops data while it is closed.
+            // The reader opens the terminal first: a closed terminal discards its input.
             try inner.run("setsid head -n 1 <\(innerEnd) >/tmp/received 2>/dev/null &")
             try inner.wait(until: "pgrep -x head")
             try host.run("echo 'down the line' >\(outerEnd)")
@@ -230,7 +237,7 @@ extension NestedVMTests {
             try host.wait(until: "grep -qx 'and up' /tmp/received")
         }
 
-        /// Large packets go to the other end of the modem's network and come back.
+        /// Pings the other end of the modem's network with large packets.
         private func expectNetwork(_ inner: InnerGuest, _ host: GuestHost) throws {
             try host.run(
                 """
@@ -247,14 +254,14 @@ extension NestedVMTests {
                 """)
         }
 
-        /// The sound card records what the inner guest plays: each sample is one louder than
-        /// that before it.
+        /// Plays a ramp in the inner guest, and checks that each sample which the sound card
+        /// records is one higher than the previous.
         private func expectSound(from inner: InnerGuest, in file: URL) throws {
             let ramp = 16384
             let samples = 6 * ramp
             try inner.wait(until: "grep -q USB-Audio /proc/asound/cards")
-            // Each word of the kernel's on the console would make it late for the next packets. All of
-            // the sound fits into the buffer: the driver gives up when a small one stands still.
+            // Kernel messages on the console would delay the next packets. All of the sound fits
+            // into the buffer, since the driver aborts when a small one underruns.
             try inner.run(
                 """
                 dmesg --console-level 1
@@ -273,7 +280,7 @@ extension NestedVMTests {
                 let sample = Int(bytes[offset]) + 256 * Int(bytes[offset + 1])
                 if sample != 0 { recorded.append(sample) }
             }
-            // A machine that is busy drops some; the last are still in QEMU's buffer.
+            // A busy machine drops some samples, and the last are still in QEMU's buffer.
             #expect(recorded.count > samples * 8 / 10)
             var rises = 0
             for (sample, next) in zip(recorded, recorded.dropFirst()) where next - sample == 1 {
@@ -282,7 +289,7 @@ extension NestedVMTests {
             #expect(rises > recorded.count * 8 / 10)
         }
 
-        /// The tablet's pointer moves in the inner guest.
+        /// Moves the tablet's pointer and waits until the inner guest has both coordinates.
         private func expectPointer(_ inner: InnerGuest, at host: GuestHost) throws {
             try inner.wait(until: "grep -qi 'usb tablet' /sys/class/input/event*/device/name")
             try inner.run(
@@ -306,7 +313,7 @@ extension NestedVMTests {
 }
 
 extension Machine.Device {
-    /// A sound card at QEMU's own controller; what is played there is in a file.
+    /// A sound card on QEMU's own controller, which records to a WAV file.
     fileprivate static func soundCard(recordingTo path: String) -> Machine.Device {
         .qemu(
             "-audiodev",
@@ -314,7 +321,7 @@ extension Machine.Device {
             "-device", "usb-audio,bus=usb.0,id=sound-card,audiodev=sound")
     }
 
-    /// A SuperSpeed disk that speaks UAS, at QEMU's own controller.
+    /// A SuperSpeed UAS disk on QEMU's own controller.
     fileprivate static func fastDisk(_ image: DiskImage) -> Machine.Device {
         .qemu(
             "-drive", "if=none,id=fast-image,format=raw,file=\(image.path)",
@@ -322,10 +329,10 @@ extension Machine.Device {
             "-device", "scsi-hd,bus=fast.0,drive=fast-image")
     }
 
-    /// QEMU's own controller, with more sockets than it usually has.
+    /// QEMU's own controller with 8 ports of each kind; the default is 4.
     fileprivate static let manyPorts = Machine.Device.qemu("-device", "qemu-xhci,id=usb,p2=8,p3=8")
 
-    /// An FTDI serial converter, whose line ends at the outer guest's port `serial`.
+    /// An FTDI serial converter whose line is connected to the outer guest's port `serial`.
     fileprivate static var serialLine: Machine.Device {
         let name = "usbvfiod-serial-\(UInt32.random(in: 0 ... .max))"
         return .qemu(
@@ -337,8 +344,8 @@ extension Machine.Device {
 }
 
 extension GuestHost {
-    /// Plugs in a modem made of Linux's own device stack, with a serial line, a network and names that
-    /// only a rogue would have.
+    /// Attaches a modem made with Linux's gadget framework, with a serial line, a network, and
+    /// strings with control and quote characters.
     fileprivate func makeModem() throws {
         try run(
             """
@@ -358,14 +365,15 @@ extension GuestHost {
 }
 
 extension Shell {
-    /// What the first eight bytes of a disk are, as `od` has it: a look at the disk itself with few
-    /// programs.
+    /// The first eight bytes of a disk in the format of `od -t x8`, read past the page cache.
     fileprivate func firstNumber(of disk: String) throws -> String {
         try run("dd if=\(disk) iflag=direct bs=4096 count=1 status=none | od -A n -N 8 -t x8")
     }
 
-    /// Reads a disk until `departure` has taken it away and the kernel knows.
-    func lose(_ disk: String, _ departure: () throws -> Void) throws {
+    /// Removes a disk while it is read, and waits until the kernel has removed it.
+    ///
+    /// - Parameter removal: unplugs the disk.
+    func remove(_ disk: String, _ removal: () throws -> Void) throws {
         let name = disk.dropFirst("/dev/".count)
         try run(
             """
@@ -375,11 +383,11 @@ extension Shell {
             } >/dev/null 2>&1 &
             until read -r reads _ </sys/block/\(name)/inflight && ((reads)); do :; done
             """)
-        try departure()
+        try removal()
         try wait(until: "[[ ! -e /tmp/reading && ! -e /sys/block/\(name) ]]")
     }
 
-    /// The keys that this guest sees pressed while the host's keyboard is typed on.
+    /// Types keys on the host's keyboard and returns the keys that this guest sees pressed.
     func keys(pressing keys: [String], at host: GuestHost) throws -> [String] {
         try wait(until: "grep -qi 'usb keyboard' /sys/class/input/event*/device/name")
         try run(
@@ -398,7 +406,7 @@ extension Shell {
 }
 
 extension DiskImage {
-    /// The first eight bytes, as ``Shell/firstNumber(of:)`` has them.
+    /// The first eight bytes in the format of ``Shell/firstNumber(of:)``.
     fileprivate func firstNumber() throws -> String {
         let number = try prefix(8).reversed().reduce(UInt64(0)) { $0 << 8 | UInt64($1) }
         let digits = String(number, radix: 16)

@@ -4,13 +4,13 @@ import Testing
 import VMKit
 
 extension VMTests {
-    /// A guest and the image file that usbvfiod shows it as a stick.
+    /// Tests of a guest with a stick whose contents are an image file.
     struct StorageTests {
         let lab: Lab
 
         init() throws { lab = try Lab() }
 
-        /// Goal: what the guest reads is the image, also from a device that went to sleep.
+        /// Goal: the guest reads the contents of the image, also after the device was suspended.
         @Test(arguments: Kernel.allCases)
         func `a guest reads the whole image, with autosuspend on`(kernel: Kernel) throws {
             let image = try lab.image(mebibytes: 64)
@@ -18,7 +18,7 @@ extension VMTests {
             let guest = try lab.boot(kernel, with: server)
             let disk = try guest.disk()
 
-            try guest.letUSBSleep()
+            try guest.enableAutosuspend()
             #expect(try guest.checksum(of: disk) == image.checksum())
             try guest.wait(until: "grep -qx suspended /sys/block/sda/device/power/runtime_status")
             try guest.wait(
@@ -27,9 +27,10 @@ extension VMTests {
             try guest.expectNoComplaints()
         }
 
-        /// Goal: data that the guest has flushed is on the disk, even when the server is killed at once.
+        /// Goal: data that the guest has synced are in the image, even if the server is then
+        /// killed.
         @Test(arguments: Kernel.allCases)
-        func `a file system is made, filled and clean, and synced data outlive the server`(
+        func `a file system is created, filled and clean, and synced data outlive the server`(
             kernel: Kernel
         ) throws {
             let image = try lab.image(mebibytes: 96)
@@ -52,9 +53,9 @@ extension VMTests {
             #expect(try image.checksum(mebibytes: 32) == guest.checksum(of: "/tmp/data"))
         }
 
-        /// Goal: the controller starts as often as firmware or a kernel starts it.
+        /// Goal: the controller starts again after the driver, the guest or the VMM has restarted.
         @Test(arguments: Kernel.allCases)
-        func `driver, guest and VMM come back to the same server`(kernel: Kernel) throws {
+        func `driver, guest and VMM can restart with the same server`(kernel: Kernel) throws {
             let image = try lab.image(mebibytes: 16)
             let server = try lab.serve("storage:file=\(image.path)")
             let guest = try lab.boot(kernel, with: server)
@@ -67,7 +68,7 @@ extension VMTests {
                 try guest.run("cat /tmp/controller >/sys/bus/pci/drivers/xhci_hcd/bind")
             }
             #expect(try guest.checksum(of: guest.disk()) == image.checksum())
-            // A flush of a disk that is detached fails, and the kernel logs that.
+            // The cache of a removed disk cannot be flushed, which Linux logs.
             try guest.expectNoComplaints(besides: "DID_NO_CONNECT")
 
             try guest.reboot()
@@ -81,12 +82,12 @@ extension VMTests {
             #expect(try server.terminate() == 0)
         }
 
-        /// Goal: a VMM that dies takes no flushed byte with it.
+        /// Goal: all flushed data are in the image after the VMM was killed.
         ///
-        /// The guest writes block after block of known contents, flushes each, and then says so on
-        /// its console, which outlives it. The VMM is killed while it is at it.
+        /// The guest writes blocks of known contents, flushes each, and then prints its number on
+        /// the console, whose log outlives the guest. The VMM is killed while the guest writes.
         @Test(arguments: Kernel.allCases)
-        func `every flushed byte is there after the VMM was killed while writing`(
+        func `all flushed data are in the image after the VMM was killed while writing`(
             kernel: Kernel
         ) throws {
             let block = 64 << 10
@@ -116,9 +117,9 @@ extension VMTests {
             try next.expectNoComplaints()
         }
 
-        /// Goal: many commands under way, on streams and without them, leave what they were to leave.
+        /// Goal: many commands in flight, with and without streams, read and write the right data.
         @Test(arguments: Kernel.allCases)
-        func `a guest that knows UAS gives a stick many commands at a time`(
+        func `a guest with a UAS driver sends a stick many commands at a time`(
             kernel: Kernel
         ) throws {
             let images = [try lab.image(mebibytes: 16), try lab.image(mebibytes: 16)]
@@ -143,7 +144,7 @@ extension VMTests {
                     sync \(disk)
                     """)
                 #expect(try guest.checksum(of: disk) == image.checksum())
-                // The driver goes and comes back, in the middle of commands.
+                // The driver is unbound while commands are in flight, and bound again.
                 try guest.run(
                     """
                     dd if=\(disk) of=/dev/null bs=1M iflag=direct status=none & sleep 0.1
@@ -158,7 +159,7 @@ extension VMTests {
             }
         }
 
-        /// Goal: a VMM that keeps the guest's memory to itself is served through messages.
+        /// Goal: guest memory that the VMM does not share is accessed with messages.
         @Test(arguments: Kernel.allCases)
         func `a guest whose memory is not shared reads and writes the image`(
             kernel: Kernel
@@ -180,8 +181,8 @@ extension VMTests {
 }
 
 extension Shell {
-    /// Lets every USB device, the disk on it and the controller go to sleep soon after their last use.
-    fileprivate func letUSBSleep() throws {
+    /// Enables autosuspend of every USB device, the disk and the controller, after 200 ms.
+    fileprivate func enableAutosuspend() throws {
         try run(
             """
             for delay in /sys/bus/usb/devices/*/power/autosuspend_delay_ms \

@@ -249,8 +249,8 @@ final class ControllerBench {
 
     // MARK: - Transfers
 
-    /// Puts a TD on an endpoint's ring. With `reporting` it ends in an Event Data TRB, which must produce
-    /// one event.
+    /// Puts a TD on an endpoint's ring. With `reporting` it ends in an Event Data TRB, which must
+    /// produce one event.
     func push(_ index: Int, _ trbs: [GuestTRB], reporting: Bool) {
         guard endpoints.indices.contains(index) else { return }
         var trbs = trbs
@@ -319,7 +319,8 @@ final class ControllerBench {
 
     // MARK: - The end
 
-    /// Checks that the controller runs again after a reset, and that no byte of the guards was written.
+    /// Checks that the controller runs again after a reset, and that no byte of the guards was
+    /// written.
     func finish() throws {
         machine.remote.failingAccess = nil
         try require((try? driver.start()) != nil, "the controller does not start after a reset")

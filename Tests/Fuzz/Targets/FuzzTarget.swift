@@ -3,8 +3,8 @@
 /// A part of the program that the fuzzer runs with arbitrary bytes.
 ///
 /// A target reads its input as a sequence of steps, so that a small change of the bytes is a small
-/// change of the run. At its end it checks the invariants of the part, since a crash is not the only
-/// kind of failure. A run is deterministic: the same bytes have the same effect each time.
+/// change of the run. At its end it checks the invariants of the part, since a crash is not the
+/// only kind of failure. A run is deterministic: the same bytes have the same effect each time.
 public protocol FuzzTarget {
     /// The name of its corpus and on the command line.
     static var name: String { get }

@@ -8,9 +8,9 @@ import Platform
 import TestKit
 import USB
 
-/// A USB host without a controller, and the storage backend that it checks: each transfer completes at
-/// most once, with a valid count, in order, and at once when it is cancelled. The memory of a transfer
-/// is freed on completion, so that the address sanitizer finds later accesses.
+/// A USB host without a controller, and the storage backend that it checks: each transfer completes
+/// at most once, with a valid count, in order, and at once when it is cancelled. The memory of a
+/// transfer is freed on completion, so that the address sanitizer finds later accesses.
 final class MassStorageHost: USBBus, USBPort {
     static let inEndpoint = EndpointAddress(1, .in)
     static let outEndpoint = EndpointAddress(2, .out)

@@ -2,8 +2,8 @@
 
 import USB
 
-/// Fuzzes the storage backend: CBWs, information units of UAS, SCSI commands, control requests, resets
-/// and cancellations, on a file that other processes truncate.
+/// Fuzzes the storage backend: CBWs, information units of UAS, SCSI commands, control requests,
+/// resets and cancellations, on a file that other processes truncate.
 enum StorageTarget: FuzzTarget {
     static let name = "storage"
 

@@ -6,10 +6,10 @@ public import USB
 
 /// A device with random faults; the same seed produces the same faults.
 ///
-/// It completes a transfer at once or later on the loop's clock, in full or in part, with an error, twice
-/// or never. The data of its IN transfers is ``pattern(endpoint:stream:at:)``, with an offset that counts
-/// all IN transfers of the endpoint or stream, so an oracle can compute every byte. Streams of an endpoint
-/// do not wait for each other, and halt together.
+/// It completes a transfer at once or later on the loop's clock, in full or in part, with an error,
+/// twice or never. The data of its IN transfers is ``pattern(endpoint:stream:at:)``, with an offset
+/// that counts all IN transfers of the endpoint or stream, so an oracle can compute every byte.
+/// Streams of an endpoint do not wait for each other, and halt together.
 public final class FaultyDevice: USBDevice {
     /// The probability of each fault: 1 in this number of transfers; 0 is never.
     public struct Faults: Sendable {
@@ -247,8 +247,9 @@ public final class FaultyDevice: USBDevice {
 
     // MARK: - Late accesses
 
-    /// Reads the memory of an ended transfer up to 200 ms later, and counts the access if the memory holds
-    /// nothing but ``reusedByte``: the guest has reused it, so the access should have been refused.
+    /// Reads the memory of an ended transfer up to 200 ms later, and counts the access if the
+    /// memory holds nothing but ``reusedByte``: the guest has reused it, so the access should have
+    /// been refused.
     private func accessLate(_ transfer: Transfer) {
         guard chance(faults.lateAccess) else { return }
         let delay = Duration.microseconds(Int64(random.number(1...200_000)))
@@ -259,7 +260,8 @@ public final class FaultyDevice: USBDevice {
         }
     }
 
-    /// Writes to the memory of a transfer 100 to 300 ms after its cancellation, and completes it then.
+    /// Writes to the memory of a transfer 100 to 300 ms after its cancellation, and completes it
+    /// then.
     private func writeLate(to transfer: Transfer) {
         let delay = Duration.milliseconds(Int64(random.number(100...300)))
         schedule(after: delay) { [weak self] in

@@ -17,10 +17,11 @@ public enum GuestError: Error, CustomStringConvertible {
     }
 }
 
-/// A guest's xHCI driver: reads the capabilities, initializes the controller, sends commands and collects
-/// events. Devices and their endpoints are ``GuestSlot`` and ``GuestEndpoint``.
+/// A guest's xHCI driver: reads the capabilities, initializes the controller, sends commands and
+/// collects events. Devices and their endpoints are ``GuestSlot`` and ``GuestEndpoint``.
 ///
-/// It accesses the controller through ``Machine``, which is a simulation or a connection to a server.
+/// It accesses the controller through ``Machine``, which is a simulation or a connection to a
+/// server.
 public final class GuestDriver {
     /// The configuration of the controller.
     public struct Options: Sendable {
@@ -30,7 +31,8 @@ public final class GuestDriver {
         public var commandRing: [Int] = [32]
         /// IMODI of each interrupter, in units of 250 ns.
         public var moderationInterval: UInt16 = 0
-        /// Whether event rings are read only after an interrupt, as real drivers do, and not polled.
+        /// Whether event rings are read only after an interrupt, as real drivers do, and not
+        /// polled.
         public var waitsForInterrupts = false
         /// INTE of USBCMD.
         public var enablesInterrupts = true

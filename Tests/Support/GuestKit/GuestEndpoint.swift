@@ -100,8 +100,8 @@ public final class GuestEndpoint {
 
     // MARK: - Whole transfers
 
-    /// The TRBs of a bulk or interrupt TD as Linux writes them: split at 64 KiB boundaries, chained, with
-    /// IOC on the last and, for IN, ISP on all.
+    /// The TRBs of a bulk or interrupt TD as Linux writes them: split at 64 KiB boundaries,
+    /// chained, with IOC on the last and, for IN, ISP on all.
     public func trbs(_ buffer: GuestAddress, _ count: Int) -> [GuestTRB] {
         var trbs: [GuestTRB] = []
         var done = 0
@@ -117,8 +117,8 @@ public final class GuestEndpoint {
         return trbs
     }
 
-    /// The number of bytes that a TD moved, computed from its last event as Linux does: the lengths up to
-    /// the TRB of the event, less the residue.
+    /// The number of bytes that a TD moved, computed from its last event as Linux does: the lengths
+    /// up to the TRB of the event, less the residue.
     public static func transferred(
         _ event: GuestEvent, trbs: [GuestTRB], addresses: [GuestAddress]
     ) -> Int? {

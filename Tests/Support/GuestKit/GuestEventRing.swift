@@ -2,7 +2,8 @@
 
 public import DMA
 
-/// The consumer's side of an event ring (xHCI 4.9.4): segments listed in a table, without Link TRBs.
+/// The consumer's side of an event ring (xHCI 4.9.4): segments listed in a table, without Link
+/// TRBs.
 public final class GuestEventRing {
     public let segments: [GuestRing.Segment]
     /// The Event Ring Segment Table.

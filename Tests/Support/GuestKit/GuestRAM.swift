@@ -6,11 +6,11 @@ internal import Glibc
 public import Platform
 public import SystemPackage
 
-/// The guest's memory: a mapped memfd with a simple allocator. A controller or a server maps it through
-/// ``descriptor()``.
+/// The guest's memory: a mapped memfd with a simple allocator. A controller or a server maps it
+/// through ``descriptor()``.
 ///
-/// Each allocation lies between canaries, so ``damagedCanaries()`` finds writes outside of allocations. An
-/// access of a test outside the memory traps.
+/// Each allocation lies between canaries, so ``damagedCanaries()`` finds writes outside of
+/// allocations. An access of a test outside the memory traps.
 public final class GuestRAM {
     /// The address of the first byte.
     public let base: GuestAddress
@@ -47,8 +47,8 @@ public final class GuestRAM {
     ///
     /// - Parameters:
     ///   - alignment: a power of two.
-    ///   - boundary: the allocation does not cross a multiple of it, as the specification requires of
-    ///     most structures (xHCI table 6-1).
+    ///   - boundary: the allocation does not cross a multiple of it, as the specification requires
+    ///     of most structures (xHCI table 6-1).
     public func allocate(_ count: Int, alignment: Int = 64, boundary: Int? = nil) -> GuestAddress {
         let start = next
         var begin = next + Self.canaryBytes

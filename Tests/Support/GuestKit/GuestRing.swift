@@ -2,11 +2,11 @@
 
 public import DMA
 
-/// The producer's side of a command or transfer ring (xHCI 4.9.2, 4.9.3): segments that end in Link TRBs,
-/// of which the last has TC set.
+/// The producer's side of a command or transfer ring (xHCI 4.9.2, 4.9.3): segments that end in Link
+/// TRBs, of which the last has TC set.
 ///
-/// As in Linux, the cycle bit of the first pushed TRB is written last, and a Link TRB is handed over only
-/// when a TRB follows it.
+/// As in Linux, the cycle bit of the first pushed TRB is written last, and a Link TRB is handed
+/// over only when a TRB follows it.
 public final class GuestRing {
     /// A segment of a ring; its last TRB is a Link TRB.
     public struct Segment: Sendable {

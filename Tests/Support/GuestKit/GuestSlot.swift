@@ -81,8 +81,8 @@ public final class GuestSlot {
 
     // MARK: - Contexts
 
-    /// The address of a context in the device context: index 0 is the Slot Context, the others are Endpoint
-    /// Contexts by Device Context Index.
+    /// The address of a context in the device context: index 0 is the Slot Context, the others are
+    /// Endpoint Contexts by Device Context Index.
     public func address(ofContext index: Int) -> GuestAddress {
         deviceContext + index * driver.registers.contextSize
     }

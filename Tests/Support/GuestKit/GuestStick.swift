@@ -175,7 +175,8 @@ public final class GuestStick {
             SetupPacket(requestType: 2, request: 1, value: 0, index: address, length: 0))
     }
 
-    /// Executes one transfer of a command and returns the number of bytes moved; `nil` after a stall.
+    /// Executes one transfer of a command and returns the number of bytes moved; `nil` after a
+    /// stall.
     private func move(
         _ endpoint: GuestEndpoint, _ buffer: GuestAddress, _ count: Int
     ) throws -> Int? {

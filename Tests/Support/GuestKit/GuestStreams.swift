@@ -9,7 +9,8 @@ public final class GuestStreams {
     public enum Layout: Sendable {
         /// LSA = 1: each entry is a stream.
         case linear
-        /// LSA = 0: each entry points to a secondary array of 8 streams, or to a ring if the set contains it.
+        /// LSA = 0: each entry points to a secondary array of 8 streams, or to a ring if the set
+        /// contains it.
         case secondary(rings: Set<Int>)
     }
 

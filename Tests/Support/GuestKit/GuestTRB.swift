@@ -4,8 +4,8 @@ public import DMA
 internal import Platform
 public import USB
 
-/// A TRB (xHCI 6.4) as a driver writes it, defined apart from the controller's own type so that the two
-/// check each other.
+/// A TRB (xHCI 6.4) as a driver writes it, defined apart from the controller's own type so that the
+/// two check each other.
 public struct GuestTRB: BitwiseCopyable, Hashable, Sendable {
     public var parameter: UInt64
     public var status: UInt32

@@ -2,8 +2,8 @@
 
 /// The machine that a guest's driver runs on: registers, memory and time.
 ///
-/// ``SimulatedMachine`` has the controller in the same process and simulated time. `RemoteMachine` connects
-/// to a server and has real time.
+/// ``SimulatedMachine`` has the controller in the same process and simulated time. `RemoteMachine`
+/// connects to a server and has real time.
 public protocol Machine: AnyObject {
     /// The guest's memory.
     var memory: GuestRAM { get }

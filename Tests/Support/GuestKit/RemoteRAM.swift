@@ -4,8 +4,8 @@ public import DMA
 
 /// Guest memory that the controller accesses by messages, with faults on demand.
 ///
-/// It counts accesses, fails the one that a test chooses, and can run guest code during an access, as a vCPU
-/// runs while the controller waits for a reply.
+/// It counts accesses, fails the one that a test chooses, and can run guest code during an access,
+/// as a vCPU runs while the controller waits for a reply.
 public final class RemoteRAM: RemoteMemory {
     /// An access by the controller.
     public struct Access: Sendable, Equatable {

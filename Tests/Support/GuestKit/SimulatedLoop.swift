@@ -6,8 +6,9 @@ public import SystemPackage
 
 /// An event loop with simulated time, which only ``advance(to:)`` changes.
 ///
-/// Timers run in the order of their deadlines, timers with equal deadlines in the order in which they were
-/// scheduled. Descriptors are real and are polled, so a device with a worker thread works, too.
+/// Timers run in the order of their deadlines, timers with equal deadlines in the order in which
+/// they were scheduled. Descriptors are real and are polled, so a device with a worker thread
+/// works, too.
 public final class SimulatedLoop: EventLoop {
     private struct Timer {
         let identifier: Int
@@ -60,8 +61,8 @@ public final class SimulatedLoop: EventLoop {
     /// Moves the clock forward. Nothing runs.
     public func advance(to time: Duration) { now = max(now, time) }
 
-    /// Runs the timers that are due and the bodies of ready descriptors. If no timer is due, waits for
-    /// descriptors for at most `wait` milliseconds of real time.
+    /// Runs the timers that are due and the bodies of ready descriptors. If no timer is due, waits
+    /// for descriptors for at most `wait` milliseconds of real time.
     ///
     /// - Returns: whether a body ran.
     public func turn(wait: CInt = 0) -> Bool {

@@ -108,7 +108,8 @@ public final class SimulatedMachine: Machine {
 
     public func interruptCount(vector: Int) -> Int { interrupts.count(vector: vector) }
 
-    /// One service pass of the controller, then one turn of the event loop, without letting time pass.
+    /// One service pass of the controller, then one turn of the event loop, without letting time
+    /// pass.
     ///
     /// - Returns: when the controller is to be serviced again.
     @discardableResult

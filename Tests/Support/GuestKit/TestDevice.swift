@@ -31,8 +31,8 @@ public final class TestDevice: USBDevice {
 
     public let speed: USBSpeed
     public var summary: String { "test device" }
-    /// Decides how each transfer completes. With `nil`, a control request gets a plausible answer and any
-    /// other transfer is kept.
+    /// Decides how each transfer completes. With `nil`, a control request gets a plausible answer
+    /// and any other transfer is kept.
     public var onTransfer: (Transfer) -> Answer?
     public private(set) var port: (any USBPort)?
     /// Every transfer that was submitted.

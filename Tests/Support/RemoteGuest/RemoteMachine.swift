@@ -7,8 +7,8 @@ public import VFIOClient
 
 /// A machine whose controller is served over a socket. Time is real.
 ///
-/// A register access cannot throw, so the first error of the connection is kept in ``failure``; registers then
-/// read as all ones, as on a bus without the device.
+/// A register access cannot throw, so the first error of the connection is kept in ``failure``;
+/// registers then read as all ones, as on a bus without the device.
 public final class RemoteMachine: Machine {
     public let memory: GuestRAM
     public let client: VMMClient

@@ -4,7 +4,8 @@ internal import Glibc
 
 /// The text of a file below `/proc` or `/sys`.
 ///
-/// Foundation takes a short read for the end of a file, but the kernel makes short reads of such files.
+/// Foundation takes a short read for the end of a file, but the kernel makes short reads of such
+/// files.
 public func kernelFile(_ path: String) -> String? {
     guard let file = fopen(path, "re") else { return nil }
     defer { fclose(file) }

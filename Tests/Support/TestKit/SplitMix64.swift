@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A random number generator whose numbers follow from its seed, on every machine and in every run, so
-/// that a failing run can be repeated.
+/// A random number generator whose numbers follow from its seed, on every machine and in every run,
+/// so that a failing run can be repeated.
 public struct SplitMix64: RandomNumberGenerator {
     private var state: UInt64
 

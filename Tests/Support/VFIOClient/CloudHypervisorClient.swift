@@ -3,10 +3,11 @@
 internal import Foundation
 internal import Platform
 
-/// A client that sends and reads the same messages as Cloud Hypervisor with rust-vmm's vfio-user client.
+/// A client that sends and reads the same messages as Cloud Hypervisor with rust-vmm's vfio-user
+/// client.
 ///
-/// That client reads replies of the size that it expects and ignores error flags and message IDs. Every
-/// deviation that it would fail on is a ``WireClient/Failure`` here.
+/// That client reads replies of the size that it expects and ignores error flags and message IDs.
+/// Every deviation that it would fail on is a ``WireClient/Failure`` here.
 public final class CloudHypervisorClient: VMMClient {
     /// The version data, byte for byte, without the NUL at its end.
     public static let versionData = """
@@ -39,8 +40,8 @@ public final class CloudHypervisorClient: VMMClient {
     private let memory: [Memory]
     private let resetsFirst: Bool
 
-    /// - Parameter resetsFirst: whether DEVICE_RESET is the first device request, as in a version of the
-    ///   client when the server reports that the device can be reset.
+    /// - Parameter resetsFirst: whether DEVICE_RESET is the first device request, as in a version
+    ///   of the client when the server reports that the device can be reset.
     public init(wire: WireClient, memory: [Memory], resetsFirst: Bool = false) {
         self.memory = memory
         self.resetsFirst = resetsFirst
@@ -107,7 +108,8 @@ public final class CloudHypervisorClient: VMMClient {
             flags: reply.integer(at: 20), size: reply.integer(at: 32))
     }
 
-    /// Reads the capability list byte by byte, and the description of each interrupt type on the way.
+    /// Reads the capability list byte by byte, and the description of each interrupt type on the
+    /// way.
     private func walkCapabilities() throws {
         var offset = UInt64(try readConfiguration(0x34, as: UInt8.self))
         var visited = 0
@@ -145,7 +147,8 @@ public final class CloudHypervisorClient: VMMClient {
             .integer(at: 28)
     }
 
-    /// Sizes the base address registers by the configuration space alone, not by region descriptions.
+    /// Sizes the base address registers by the configuration space alone, not by region
+    /// descriptions.
     private func sizeBaseAddresses() throws {
         var index = 0
         while index < 6 {

@@ -4,9 +4,9 @@ internal import Platform
 
 /// A client that sends and reads the same messages as QEMU's `vfio-user-pci`.
 ///
-/// QEMU's main loop answers requests of the server, and is blocked while a vCPU waits for a reply. So
-/// requests that arrive during such a wait are queued here, and answered by ``serveMemory()`` and by every
-/// wait that is not for a reply.
+/// QEMU's main loop answers requests of the server, and is blocked while a vCPU waits for a reply.
+/// So requests that arrive during such a wait are queued here, and answered by ``serveMemory()``
+/// and by every wait that is not for a reply.
 public final class QEMUClient: VMMClient {
     /// Version data of the length of QEMU's, without the NUL at its end.
     public static let versionData = """
@@ -35,8 +35,8 @@ public final class QEMUClient: VMMClient {
         }
     }
 
-    /// The offset of the data in DMA_READ replies and DMA_WRITE requests. QEMU has a 32-bit count where the
-    /// protocol's document has a 64-bit one.
+    /// The offset of the data in DMA_READ replies and DMA_WRITE requests. QEMU has a 32-bit count
+    /// where the protocol's document has a 64-bit one.
     public var dataOffset = 28
     /// The number of answered memory requests.
     public private(set) var servedRequests = 0
@@ -47,8 +47,8 @@ public final class QEMUClient: VMMClient {
     /// Requests of the server that arrived during a wait for a reply.
     private var incoming: [WireMessage] = []
 
-    /// How long QEMU waits for a reply before it gives the device up. Tests wait longer, as their machine
-    /// may be busy.
+    /// How long QEMU waits for a reply before it gives the device up. Tests wait longer, as their
+    /// machine may be busy.
     public static let timeout: Duration = .seconds(5)
 
     public init(wire: WireClient, memory: [Memory]) {
@@ -216,7 +216,8 @@ public final class QEMUClient: VMMClient {
         if reply.isError { throw Failure("DEVICE_RESET failed with error \(reply.error)") }
     }
 
-    /// Runs the main loop once: answers the queued memory requests of the server and those that have arrived.
+    /// Runs the main loop once: answers the queued memory requests of the server and those that
+    /// have arrived.
     public func serveMemory() throws {
         while let bytes = try wire.receiveIfAny() {
             let message = WireMessage(bytes: bytes)
@@ -227,7 +228,8 @@ public final class QEMUClient: VMMClient {
         while !incoming.isEmpty { try answer(incoming.removeFirst()) }
     }
 
-    /// Waits for a memory request of the server and queues it, as if a vCPU held the lock at that moment.
+    /// Waits for a memory request of the server and queues it, as if a vCPU held the lock at that
+    /// moment.
     @discardableResult
     public func awaitRequest() throws -> WireMessage {
         if let first = incoming.first { return first }
@@ -296,8 +298,8 @@ public final class QEMUClient: VMMClient {
         return try receiveReply(to: id, longest: longest)
     }
 
-    /// Receives messages until the reply arrives. QEMU gives the device up after a reply to another request
-    /// or one that is longer than its buffer.
+    /// Receives messages until the reply arrives. QEMU gives the device up after a reply to another
+    /// request or one that is longer than its buffer.
     private func receiveReply(to id: UInt16, longest: Int) throws -> WireMessage {
         while true {
             let message = try wire.receiveMessage()

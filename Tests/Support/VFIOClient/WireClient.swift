@@ -12,8 +12,8 @@ public final class WireClient {
         public init(_ description: String) { self.description = description }
     }
 
-    /// Called while there is nothing to read. A test that runs the server in the same thread turns its event
-    /// loop here; if `nil`, the client sleeps until data arrives.
+    /// Called while there is nothing to read. A test that runs the server in the same thread turns
+    /// its event loop here; if `nil`, the client sleeps until data arrives.
     public var whileWaiting: (() throws -> Void)?
     /// How long to wait for the server before the test has failed.
     public var timeout: Duration = .seconds(30)
@@ -84,7 +84,8 @@ public final class WireClient {
         }
     }
 
-    /// Sends as much as the socket accepts, and returns the number of bytes; `nil` if it accepts none.
+    /// Sends as much as the socket accepts, and returns the number of bytes; `nil` if it accepts
+    /// none.
     public func sendSome(_ bytes: [UInt8], descriptors: [CInt] = []) throws -> Int? {
         guard let socket else { throw Failure("the socket is closed") }
         do {
@@ -96,7 +97,8 @@ public final class WireClient {
         }
     }
 
-    /// The up to `count` bytes of one `recvmsg`; empty at the end of the stream, `nil` if no data has arrived.
+    /// The up to `count` bytes of one `recvmsg`; empty at the end of the stream, `nil` if no data
+    /// has arrived.
     public func receiveSome(_ count: Int) throws -> [UInt8]? {
         guard let socket else { throw Failure("the socket is closed") }
         var arrived = DescriptorList()

@@ -3,8 +3,8 @@
 import Foundation
 import Glibc
 
-/// The host's end of the agent in a guest (scripts/bed/guest/agent), which runs one shell command at a time
-/// and returns its output and status.
+/// The host's end of the agent in a guest (scripts/bed/guest/agent), which runs one shell command
+/// at a time and returns its output and status.
 final class Agent {
     private let channel: Channel
     private let path: String

@@ -7,9 +7,9 @@ import TestKit
 
 /// A program started by a test, which never outlives the test run.
 ///
-/// The kernel kills the child when the thread that started it ends (`PR_SET_PDEATHSIG`), so even a test run
-/// ended by SIGKILL leaves no process. ``Spawner`` is that thread, as threads of the test runner are
-/// short-lived.
+/// The kernel kills the child when the thread that started it ends (`PR_SET_PDEATHSIG`), so even a
+/// test run ended by SIGKILL leaves no process. ``Spawner`` is that thread, as threads of the test
+/// runner are short-lived.
 public final class ChildProcess: @unchecked Sendable {
     public let name: String
     public let processID: pid_t
@@ -48,8 +48,8 @@ public final class ChildProcess: @unchecked Sendable {
 
     deinit { kill() }
 
-    /// Variables of the test's environment that programs obey and tests do not expect: the width of the
-    /// terminal, and sockets that a service manager passed to the test runner.
+    /// Variables of the test's environment that programs obey and tests do not expect: the width of
+    /// the terminal, and sockets that a service manager passed to the test runner.
     private static let unwantedVariables: Set = [
         "COLUMNS", "LINES", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET",
     ]
@@ -59,8 +59,8 @@ public final class ChildProcess: @unchecked Sendable {
 
     public var isRunning: Bool { exitStatus == nil }
 
-    /// The exit status, or the negated signal that ended it; `nil` while it runs. ``output`` is complete
-    /// by then.
+    /// The exit status, or the negated signal that ended it; `nil` while it runs. ``output`` is
+    /// complete by then.
     public var exitStatus: Int32? { monitor.exitStatus }
 
     public func send(signal: Int32) { monitor.send(signal) }
@@ -238,8 +238,8 @@ private final class Monitor: @unchecked Sendable {
     }
 }
 
-/// Runs closures on a thread that exists as long as the process, because a child is killed with the thread
-/// that started it.
+/// Runs closures on a thread that exists as long as the process, because a child is killed with the
+/// thread that started it.
 private final class Spawner: @unchecked Sendable {
     static let shared = Spawner()
 
@@ -273,8 +273,8 @@ private final class Spawner: @unchecked Sendable {
     }
 }
 
-/// How a program is started: with no signal blocked or ignored, without input, and with one pipe for its
-/// output.
+/// How a program is started: with no signal blocked or ignored, without input, and with one pipe
+/// for its output.
 private struct Spawn: Sendable {
     let command: [String]
     let environment: [String]
@@ -334,8 +334,8 @@ private struct Spawn: Sendable {
         _ = Self.addCloseFrom?(&actions, descriptor == nil ? 3 : 4)
     }
 
-    /// `posix_spawn_file_actions_addclosefrom_np`, which the module of the C library does not export;
-    /// `nil` before glibc 2.34.
+    /// `posix_spawn_file_actions_addclosefrom_np`, which the module of the C library does not
+    /// export; `nil` before glibc 2.34.
     private static let addCloseFrom = dlsym(nil, "posix_spawn_file_actions_addclosefrom_np").map {
         unsafeBitCast(
             $0,

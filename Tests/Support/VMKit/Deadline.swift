@@ -4,8 +4,8 @@ import Foundation
 
 /// A time by which an event must have occurred.
 ///
-/// Tests wait for events, never for time to pass. Limits are generous, for busy machines: only a failure
-/// takes that long.
+/// Tests wait for events, never for time to pass. Limits are generous, for busy machines: only a
+/// failure takes that long.
 public struct Deadline: Sendable {
     private let end: ContinuousClock.Instant
 

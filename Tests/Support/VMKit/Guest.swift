@@ -2,7 +2,8 @@
 
 import Foundation
 
-/// A booted virtual machine on this host, controlled by shell commands. It is killed with its last reference.
+/// A booted virtual machine on this host, controlled by shell commands. It is killed with its last
+/// reference.
 public final class Guest: Shell {
     private let vmm: ChildProcess
     private let agent: Agent
@@ -25,7 +26,8 @@ public final class Guest: Shell {
             atPath: inbox, withIntermediateDirectories: true)
         let vmm = try ChildProcess(machine.arguments(at: site), output: "\(folder)/qemu.log")
         self.vmm = vmm
-        /// QEMU waits for a connection at one port after the other; its monitor is available before.
+        /// QEMU waits for a connection at one port after the other; its monitor is available
+        /// before.
         func agent(at port: String) throws -> Agent {
             try vmm.wait(for: "QEMU to wait at '\(port)'", within: .seconds(60)) {
                 guard vmm.isRunning else { throw VMError("QEMU exited at its start") }
@@ -50,7 +52,8 @@ public final class Guest: Shell {
 
     public var logTail: String { Self.tail(of: consoleLog) }
 
-    /// The output of the kernel and of commands on /dev/ttyS0. It is available after the machine has ended.
+    /// The output of the kernel and of commands on /dev/ttyS0. It is available after the machine
+    /// has ended.
     public var console: String {
         (try? String(contentsOfFile: consoleLog, encoding: .utf8)) ?? ""
     }

@@ -2,8 +2,8 @@
 
 import Foundation
 
-/// A guest that is a host itself: it has USB devices, runs usbvfiod, and boots an inner guest under its own
-/// KVM. Above the emulated bus, its devices do not differ from real ones.
+/// A guest that is a host itself: it has USB devices, runs usbvfiod, and boots an inner guest under
+/// its own KVM. Above the emulated bus, its devices do not differ from real ones.
 public final class GuestHost: Shell {
     private let guest: Guest
     public static let serverFolder = "/run/usbvfiod"
@@ -50,7 +50,8 @@ public final class GuestHost: Shell {
         return USBAddress(bus: numbers[0], device: numbers[1])
     }
 
-    /// The kernel's name of the port that the device with this vendor and product ID is attached to.
+    /// The kernel's name of the port that the device with this vendor and product ID is attached
+    /// to.
     public func port(vendor: String, product: String) throws -> String {
         let address = try address(vendor: vendor, product: product)
         return try run(
@@ -106,8 +107,8 @@ public final class GuestHost: Shell {
     /// The log of usbvfiod in the guest.
     public func serverLog() throws -> String { try run("cat \(Self.serverFolder)/log") }
 
-    /// Boots the inner guest, by default with the controller that usbvfiod serves, and waits until it has
-    /// booted.
+    /// Boots the inner guest, by default with the controller that usbvfiod serves, and waits until
+    /// it has booted.
     public func bootInner(
         _ kernel: Kernel,
         devices: [Machine.Device] = [.usbvfiod("\(GuestHost.serverFolder)/socket")]

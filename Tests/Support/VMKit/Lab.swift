@@ -4,8 +4,8 @@ public import Foundation
 
 /// The images, servers and guests of one test, and a folder for their files.
 ///
-/// They end with the lab, which a test suite keeps in a property. If USBVFIOD_KEEP is set, the folder with
-/// all logs is kept and its path is printed.
+/// They end with the lab, which a test suite keeps in a property. If USBVFIOD_KEEP is set, the
+/// folder with all logs is kept and its path is printed.
 public final class Lab {
     private let bed: Bed
     private let folder: URL

@@ -58,8 +58,8 @@ public struct Machine: Sendable {
         let tree: String
         /// For sockets and logs.
         let folder: String
-        /// Kernel messages up to this level go to the console. Each character costs an inner guest two
-        /// VM exits.
+        /// Kernel messages up to this level go to the console. Each character costs an inner guest
+        /// two VM exits.
         let logLevel: Int
     }
 

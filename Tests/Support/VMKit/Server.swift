@@ -69,6 +69,7 @@ public final class Server {
     /// Sends SIGKILL and waits for its end.
     public func kill() { process.kill() }
 
-    /// Whether the last line of its start has been logged. A test connection would be served as a client.
+    /// Whether the last line of its start has been logged. A test connection would be served as a
+    /// client.
     private var isListening: Bool { log.contains("control requests at \(controlSocket)") }
 }

@@ -34,8 +34,8 @@ extension Shell {
     public func wait(until condition: String, within limit: Duration = .seconds(120)) throws {
         // The guest's own limit is shorter, so that its answer arrives first.
         let seconds = limit.components.seconds
-        // A read of a pipe without a writer waits like `sleep`, but starts no process, which is slow in
-        // a guest of a guest.
+        // A read of a pipe without a writer waits like `sleep`, but starts no process, which is
+        // slow in a guest of a guest.
         let loop = """
             [[ -p /tmp/silence ]] || mkfifo /tmp/silence
             end=$((SECONDS + \(seconds)))
@@ -53,8 +53,9 @@ extension Shell {
 
     /// Waits for the USB disk, and returns its device file.
     ///
-    /// The file exists before the kernel has read the partition table, and the kernel logs errors if the
-    /// disk is detached by then, so this waits for the kernel's message that the disk is attached.
+    /// The file exists before the kernel has read the partition table, and the kernel logs errors
+    /// if the disk is detached by then, so this waits for the kernel's message that the disk is
+    /// attached.
     public func disk(within limit: Duration = .seconds(120)) throws -> String {
         let isAttached = "[[ $(dmesg | grep -F '[sda]' | tail -n 1) == *Attached* ]]"
         try wait(until: "[[ -b /dev/sda ]] && \(isAttached)", within: limit)
@@ -72,8 +73,8 @@ extension Shell {
         return "/dev/\(name)"
     }
 
-    /// The SHA-256 of a file or device, or of its first `mebibytes`, read from the disk after the guest has
-    /// dropped its caches.
+    /// The SHA-256 of a file or device, or of its first `mebibytes`, read from the disk after the
+    /// guest has dropped its caches.
     public func checksum(
         of path: String, mebibytes: Int? = nil, timeout: Duration = .seconds(300)
     ) throws -> String {

@@ -2,8 +2,8 @@
 
 import Foundation
 
-/// A case of Linux's `usbtest` module, which tests USB controllers. `testusb`, a part of the bed, runs a case
-/// against a device.
+/// A case of Linux's `usbtest` module, which tests USB controllers. `testusb`, a part of the bed,
+/// runs a case against a device.
 public struct USBTestCase: Sendable, CustomStringConvertible {
     /// Its number in `usbtest`.
     public let number: Int
@@ -82,8 +82,8 @@ public struct USBTestDevice: Sendable {
 extension Shell {
     /// Loads `usbtest` and waits until it is bound to `count` devices.
     ///
-    /// - Parameter setting: the alternate setting to use; in setting 1 the test device has endpoints of each
-    ///   type. With `nil`, `usbtest` uses the first setting with endpoints.
+    /// - Parameter setting: the alternate setting to use; in setting 1 the test device has
+    ///   endpoints of each type. With `nil`, `usbtest` uses the first setting with endpoints.
     public func usbTestDevices(count: Int, setting: Int? = 1) throws -> [USBTestDevice] {
         try run("modprobe usbtest" + (setting.map { " alt=\($0)" } ?? ""))
         let bound = "/sys/bus/usb/drivers/usbtest/*:*"
@@ -116,8 +116,8 @@ extension Shell {
 
     /// Runs all cases with one call of `testusb`, for guests in which programs start slowly.
     ///
-    /// - Parameter options: the options of every case. Lengths and their variation should be multiples of
-    ///   the packet size, as some devices send no short packets.
+    /// - Parameter options: the options of every case. Lengths and their variation should be
+    ///   multiples of the packet size, as some devices send no short packets.
     public func runAll(
         on device: USBTestDevice, options: String
     ) throws -> [(test: USBTestCase, outcome: USBTestCase.Outcome)] {
@@ -158,8 +158,8 @@ extension Shell {
         return .failed(code)
     }
 
-    /// The end of the kernel log, without the repeated message about a transfer that ended before it could be
-    /// unlinked, which is not an error.
+    /// The end of the kernel log, without the repeated message about a transfer that ended before
+    /// it could be unlinked, which is not an error.
     public var usbTestLog: String {
         (try? run("dmesg --notime | grep -v 'unlink retry' | tail -n 25")) ?? logTail
     }
