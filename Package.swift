@@ -65,7 +65,8 @@ let package = Package(
         .executableTarget(
             name: "Benchmarks",
             dependencies: [
-                "RemoteGuest", "GuestKit", "VFIOClient", "VMKit", "DMA", "USB", "Platform",
+                "RemoteGuest", "GuestKit", "VFIOClient", "VMKit", "TestKit", "DMA", "USB",
+                "Platform",
             ],
             path: "Tests/Benchmarks", swiftSettings: .relaxed),
 

@@ -3,8 +3,8 @@
 import Foundation
 import VMKit
 
-/// A real kernel in a virtual machine of the test bed uses our sticks and, one after the other,
-/// those of QEMU's own controller, with copies of one image, measured by fio.
+/// A benchmark with fio in a virtual machine of the test bed, alternately on the sticks of usbvfiod
+/// and on those of QEMU's own controller, with copies of one image.
 struct GuestBenchmark {
     static let title = "In a guest"
     private static let rounds = 3
@@ -20,14 +20,14 @@ struct GuestBenchmark {
     ]
     private static let disks = ["usbvfiod", "with uas", "usb-storage", "usb-uas"]
     private static let ratios = [
-        (name: "by usb-storage", ours: "usbvfiod", theirs: "usb-storage"),
-        (name: "uas by usb-storage", ours: "with uas", theirs: "usb-storage"),
-        (name: "uas by usb-uas", ours: "with uas", theirs: "usb-uas"),
+        (name: "by usb-storage", dividend: "usbvfiod", divisor: "usb-storage"),
+        (name: "uas by usb-storage", dividend: "with uas", divisor: "usb-storage"),
+        (name: "uas by usb-uas", dividend: "with uas", divisor: "usb-uas"),
     ]
 
     let folder: URL
 
-    /// Why there is no guest here, if so.
+    /// The reason why no guest can run on this machine, or `nil`.
     static func absence() -> String? {
         guard case .failure(let error) = Bed.current else { return nil }
         return "\(title): \(error)"
@@ -38,11 +38,12 @@ struct GuestBenchmark {
             title: Self.title,
             notes: [
                 "MB/s of fio with direct access, medians of \(Self.rounds) rounds; 'with uas' is "
-                    + "a stick made with uas; usb-storage and usb-uas are QEMU's, at its qemu-xhci, "
-                    + "in the same guest. Ratios are ours by theirs, the median of the rounds'.",
+                    + "a stick with the option uas; usb-storage and usb-uas are QEMU's, on "
+                    + "qemu-xhci, in the same guest. Ratios are medians of usbvfiod's rate divided "
+                    + "by QEMU's in the same round.",
                 Bed.hasKVM
                     ? "Guests run under KVM."
-                    : "Guests run under a software CPU (TCG), which is what limits them.",
+                    : "Guests run on an emulated processor (TCG), which limits the rates.",
             ],
             columns: Self.disks + Self.ratios.map(\.name))
         section.plots = [
@@ -61,23 +62,25 @@ struct GuestBenchmark {
         let script = folder.appending(path: "guest-script")
         try Data(Self.script.utf8).write(to: script)
         progress("guest: fio in a virtual machine, about two minutes")
-        let text = try Self.output(of: [
-            "scripts/bed/boot", "--script", script.path,
-            "-device",
-            #"{"driver":"vfio-user-pci","socket":{"path":"\#(program.socket)","type":"unix"}}"#,
-            "-device", "qemu-xhci,id=usb",
-            "-drive", "if=none,id=plain,format=raw,file=\(images[2])",
-            "-device", "usb-storage,bus=usb.0,drive=plain",
-            "-drive", "if=none,id=attached,format=raw,file=\(images[3])",
-            "-device", "usb-uas,bus=usb.0,id=uas",
-            "-device", "scsi-hd,bus=uas.0,drive=attached,product=usb-uas",
-        ])
+        let text = try CompletedProgram(
+            [
+                "scripts/bed/boot", "--script", script.path,
+                "-device",
+                #"{"driver":"vfio-user-pci","socket":{"path":"\#(program.socket)","type":"unix"}}"#,
+                "-device", "qemu-xhci,id=usb",
+                "-drive", "if=none,id=plain,format=raw,file=\(images[2])",
+                "-device", "usb-storage,bus=usb.0,drive=plain",
+                "-drive", "if=none,id=attached,format=raw,file=\(images[3])",
+                "-device", "usb-uas,bus=usb.0,id=uas",
+                "-device", "scsi-hd,bus=uas.0,drive=attached,product=usb-uas",
+            ], within: .seconds(300)
+        ).output
         try program.terminate()
         section.rows = try Self.rows(text)
         return section
     }
 
-    /// Lines are `result DISK,PATTERN,KB/s`, a round after the other.
+    /// Parses the lines `result DISK,PATTERN,KB/s`.
     private static func rows(_ text: String) throws -> [Report.Row] {
         var rates: [String: [String: [Double]]] = [:]
         for line in text.split(whereSeparator: \.isNewline) where line.hasPrefix("result ") {
@@ -89,22 +92,22 @@ struct GuestBenchmark {
                 rate * 1024 / 1e6)
         }
         guard !rates.isEmpty else {
-            throw BenchmarkError("the guest printed no result: \(text.suffix(2000))")
+            throw BenchmarkError("the guest has printed no results: \(text.suffix(2000))")
         }
         return patterns.map { pattern in
-            let of = rates[pattern.name] ?? [:]
-            var values = of.mapValues { median($0) }
+            let rates = rates[pattern.name] ?? [:]
+            var values = rates.mapValues { median($0) }
             for ratio in ratios {
-                let ours = of[ratio.ours] ?? []
-                let theirs = of[ratio.theirs] ?? []
-                guard !ours.isEmpty, !theirs.isEmpty else { continue }
-                values[ratio.name] = median(zip(ours, theirs).map { $0 / $1 })
+                let dividend = rates[ratio.dividend] ?? []
+                let divisor = rates[ratio.divisor] ?? []
+                guard !dividend.isEmpty, !divisor.isEmpty else { continue }
+                values[ratio.name] = median(zip(dividend, divisor).map { $0 / $1 })
             }
             return Report.Row(name: pattern.name, values: values)
         }
     }
 
-    /// The guest's script. It finds the disks by their product names.
+    /// The script that the guest runs. It finds the disks by their product names.
     private static var script: String {
         let jobs = patterns.enumerated().map { #"    measure "$disk" \#($0) \#($1.arguments)"# }
         return """
@@ -132,20 +135,5 @@ struct GuestBenchmark {
             \(jobs.joined(separator: "\n"))
             done; done
             """
-    }
-
-    /// Runs a command to its end, 5 minutes at most, and returns what it printed.
-    private static func output(of command: [String]) throws -> String {
-        let process = Process()
-        let pipe = Pipe()
-        process.executableURL = URL(filePath: "/usr/bin/env")
-        process.arguments =
-            ["setpriv", "--pdeathsig", "TERM", "--", "timeout", "--kill-after=5", "300"] + command
-        process.standardInput = FileHandle.nullDevice
-        process.standardOutput = pipe
-        try process.run()
-        let text = String(decoding: pipe.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
-        process.waitUntilExit()
-        return text
     }
 }

@@ -5,8 +5,8 @@ import Glibc
 import GuestKit
 import VMKit
 
-/// What a command costs in numbers that do not depend on the machine's mood: instructions, heap
-/// allocations and system calls of the program, as valgrind and strace count them.
+/// A benchmark that counts instructions, heap allocations and system calls of a storage command,
+/// with valgrind and strace: counts do not depend on the load of the machine.
 ///
 /// Each count is the difference of two runs, one with some commands and one with many more, so that
 /// start, enumeration and end cancel out.
@@ -31,16 +31,16 @@ struct InstructionBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "instructions: of the program, without the kernel's; allocations: calls of malloc and "
-                    + "its like; calls: system calls. All a command of three transfers, with an "
-                    + "image in memory."
+                "instructions: those of the program, without the kernel's; allocations: calls of "
+                    + "malloc and similar functions; calls: system calls. All per command of three "
+                    + "transfers, with an image in memory."
             ],
             columns: ["instructions", "allocations", "calls"])
         let image = folder.appending(path: "counted.img").path
         try makeSparseFile(URL(filePath: image), count: StickLoad.span)
         let tools = Tool.allCases.filter { tool in
             if Settings.has(tool.rawValue) { return true }
-            skipped.append("\(Self.title): there is no \(tool.rawValue)")
+            skipped.append("\(Self.title): \(tool.rawValue) is not installed")
             return false
         }
         var values = [[String: Double]](repeating: [:], count: Self.cases.count)
@@ -68,13 +68,13 @@ struct InstructionBenchmark {
         _ tool: Tool, _ image: String, _ direction: StickLoad.Direction, _ size: Int, full: Bool,
         _ commands: Int
     ) throws -> [String: Double] {
-        // Valgrind does not read the debug information of newer compilers, and needs only names.
+        // Valgrind cannot read the debug information of newer compilers. It needs only symbols.
         let binary = folder.appending(path: "usbvfiod")
         if !FileManager.default.fileExists(atPath: binary.path) {
             try CompletedProgram.firstLine(
                 of: "strip", "--strip-debug", "-o", binary.path, Server.binary)
         }
-        // The profile stays, for callgrind_annotate.
+        // The profile is kept for callgrind_annotate.
         let name = StorageBenchmark.name(direction, size, full: full)
         let output = Settings.output.appending(
             path: "\(tool.rawValue)-\(name.filter { $0.isLetter || $0.isNumber })-\(commands).out")
@@ -88,7 +88,7 @@ struct InstructionBenchmark {
                     "valgrind", "--tool=callgrind", "--compress-strings=no", "--compress-pos=no",
                     "--dump-instr=no", "--callgrind-out-file=\(output.path)",
                 ]
-            // The program stays the child, so that signals and the end are its own.
+            // With -D the program is the child process, which gets the signals and has the status.
             case .strace: ["strace", "-D", "-f", "-c", "-o", output.path]
             }
         let program = try RunningProgram(
@@ -110,7 +110,7 @@ struct InstructionBenchmark {
         "malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc", "memalign",
     ]
 
-    /// Sums up a profile: the total, and how often allocators were called.
+    /// Reads the number of instructions and the number of allocator calls from a profile.
     private static func callgrind(_ url: URL) throws -> [String: Double] {
         var result: [String: Double] = ["instructions": 0, "allocations": 0]
         var isAllocator = false
@@ -129,12 +129,12 @@ struct InstructionBenchmark {
         return result
     }
 
-    /// The fourth field of the last line: how many calls in all.
+    /// Reads the number of system calls, the fourth field of the last line.
     private static func strace(_ url: URL) throws -> [String: Double] {
         let text = try String(contentsOf: url, encoding: .utf8)
         let fields = text.split(separator: "\n").last?.split(separator: " ") ?? []
         guard fields.last == "total", fields.count > 4, let count = Double(fields[3]) else {
-            throw BenchmarkError("strace printed no total")
+            throw BenchmarkError("the output of strace has no total")
         }
         return ["calls": count]
     }

@@ -4,12 +4,11 @@ import Foundation
 import GuestKit
 import USB
 
-/// Interrupt endpoints of the test device, one transfer at a time as keyboards and hubs have them:
-/// how soon the guest has what the device had to say.
+/// A benchmark of the latency of interrupt transfers, one at a time as with keyboards and hubs.
 struct InterruptBenchmark {
     static let title = "Interrupt transfers"
     private static let sizes = [8, 64, 1024]
-    /// More than the time of a round allows would add nothing.
+    /// Transfers of a round.
     private static let transfers = 2000
 
     let folder: URL
@@ -18,10 +17,9 @@ struct InterruptBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "One at a time, to a device that has an answer at once. p50, p99, most: µs from before "
-                    + "the doorbell is written to the interrupt; register: the p50 of reading a "
-                    + "register, which is a message and its answer and nothing else; CPU: µs of the "
-                    + "program a transfer."
+                "One transfer at a time, which the device completes at once. p50, p99, most: µs from "
+                    + "the doorbell write to the interrupt; register: the p50 of a register read, "
+                    + "which is one request and its reply; CPU: µs of the program per transfer."
             ],
             columns: ["p50", "p99", "most", "register", "transfers/s", "CPU"])
         for direction in [Direction.in, .out] {
@@ -40,13 +38,10 @@ struct InterruptBenchmark {
             devices: ["loopback:speed=super,interrupt-interval=1,interrupt-packet=1024"],
             folder: folder)
         let driver = try program.boot()
-        let slot = try driver.addressNewDevice()
-        try slot.setConfiguration(3)
-        try slot.setAlternateSetting(1)
         var wanted = GuestEndpointConfiguration(
             EndpointAddress(2, direction), direction == .in ? .interruptIn : .interruptOut)
         wanted.maxPacketSize = 1024
-        let endpoint = try slot.configureOne(wanted)
+        let endpoint = try driver.configureLoopback(wanted)
         let load = try PipeLoad([endpoint], size: size, depth: 1)
         _ = try load.run(.commands(Self.transfers / 10)) { program.processorTime }
         var samples: [Sample] = []

@@ -3,13 +3,14 @@
 import Foundation
 import GuestKit
 
-/// What it costs that a guest uses several of the controller's interrupters, as drivers do that
-/// give each processor one: transfers of one endpoint tell each in turn of their ends.
+/// A benchmark of a driver that uses several interrupters, as drivers with one per processor do.
+///
+/// The transfers of one endpoint complete to the interrupters in turn.
 struct InterrupterBenchmark {
     static let title = "Number of interrupters"
     private static let counts = [1, 2, 4, 8]
     private static let size = 512
-    /// Transfers on the ring at a time; each interrupter has as many of them.
+    /// Transfers on the ring at a time, spread evenly over the interrupters.
     private static let depth = 32
 
     let folder: URL
@@ -18,10 +19,10 @@ struct InterrupterBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "IN transfers of \(Self.size) bytes of the test device, each of which posts its event to the next "
-                    + "interrupter of its end. memory: MB of its own after all of it. p50, p99: µs "
-                    + "from before the doorbell to the interrupt, CPU: µs of the program, one "
-                    + "transfer at a time. 'full': \(Self.depth) on the ring."
+                "IN transfers of \(Self.size) bytes of the test device, which complete to the "
+                    + "interrupters in turn. memory: MB of RssAnon at the end. p50, p99: µs from the "
+                    + "doorbell write to the interrupt, CPU: µs of the program, one transfer at a "
+                    + "time. 'full': \(Self.depth) transfers on the ring."
             ],
             columns: ["memory", "p50", "p99", "CPU", "transfers/s, full", "CPU, full"])
         progress("process: interrupters")
@@ -58,7 +59,7 @@ struct InterrupterBenchmark {
     }
 }
 
-/// A bulk endpoint of the test device whose transfers go to several interrupters in turns.
+/// A load of bulk transfers that complete to several interrupters in turn.
 private struct InterrupterLoad {
     let program: RunningProgram
     private let loop: InterruptLoop
@@ -84,7 +85,7 @@ private struct InterrupterLoad {
         }
     }
 
-    /// One transfer at a time.
+    /// Runs one transfer at a time.
     func runOne(_ amount: Amount) throws -> Sample {
         try measure { sample, start in
             while !amount.isReached(sample.commands, since: start) {
@@ -97,30 +98,30 @@ private struct InterrupterLoad {
         }
     }
 
-    /// The ring is kept full. Each interrupter's events are looked at when it has interrupted.
+    /// Runs transfers with a full ring, and reads each event ring after its interrupt.
     func runMany(_ amount: Amount) throws -> Sample {
         try measure { sample, start in
-            var given = 0
-            var waiting = [Int](repeating: 0, count: count)
-            func give() {
-                endpoint.ring.push(trbs[given % trbs.count])
-                waiting[given % count] += 1
-                given += 1
+            var enqueued = 0
+            var inFlight = [Int](repeating: 0, count: count)
+            func enqueue() {
+                endpoint.ring.push(trbs[enqueued % trbs.count])
+                inFlight[enqueued % count] += 1
+                enqueued += 1
             }
-            while given < trbs.count { give() }
+            while enqueued < trbs.count { enqueue() }
             try loop.ring(endpoint)
             var interrupter = 0
-            while sample.commands < given {
-                if waiting[interrupter] > 0 {
+            while sample.commands < enqueued {
+                if inFlight[interrupter] > 0 {
                     try loop.events(of: interrupter) { _ in
-                        waiting[interrupter] -= 1
+                        inFlight[interrupter] -= 1
                         sample.commands += 1
                     }
-                    let before = given
-                    while given - sample.commands < trbs.count,
-                        !amount.isReached(given, since: start)
-                    { give() }
-                    if given > before { try loop.ring(endpoint) }
+                    let before = enqueued
+                    while enqueued - sample.commands < trbs.count,
+                        !amount.isReached(enqueued, since: start)
+                    { enqueue() }
+                    if enqueued > before { try loop.ring(endpoint) }
                 }
                 interrupter = (interrupter + 1) % count
             }
@@ -130,13 +131,6 @@ private struct InterrupterLoad {
     private func measure(
         _ body: (inout Sample, ContinuousClock.Instant) throws -> Void
     ) throws -> Sample {
-        var sample = Sample()
-        let used = program.processorTime
-        let start = ContinuousClock.now
-        try body(&sample, start)
-        sample.time = ContinuousClock.now - start
-        sample.processorTime = program.processorTime - used
-        sample.bytes = sample.commands * size
-        return sample
+        try Sample.measure(size: size, processorTime: { program.processorTime }, body)
     }
 }

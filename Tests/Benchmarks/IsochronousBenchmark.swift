@@ -5,15 +5,15 @@ import Foundation
 import GuestKit
 import USB
 
-/// Isochronous transfers of the test device: whether each has its service interval, and how late
-/// the guest learns of it.
+/// A benchmark of isochronous transfers: whether each one is executed in its service interval, and
+/// the delay of its event.
 struct IsochronousBenchmark {
     static let title = "Isochronous transfers"
     /// Transfers on the ring at a time.
     private static let depth = 32
     private static let packet = 1024
 
-    /// Besides success: Missed Service Error, Ring Underrun, Ring Overrun.
+    /// Completion codes besides Success: Missed Service Error, Ring Underrun, Ring Overrun.
     private static let codes: Set<GuestEvent.Code> = [
         .missedService, GuestEvent.Code(rawValue: 14), GuestEvent.Code(rawValue: 15),
     ]
@@ -24,11 +24,10 @@ struct IsochronousBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "One packet of \(Self.packet) bytes an interval at high speed, \(Self.depth) on the "
-                    + "ring. on time: the part that was carried out in an interval of its own, "
-                    + "without a Missed Service Error; gaps: how often the guest was too late and the "
-                    + "ring empty; p50, p99, most: µs by which an event is "
-                    + "later than the earliest of the run would have it; CPU: µs a packet."
+                "One packet of \(Self.packet) bytes per interval at high speed, \(Self.depth) on the "
+                    + "ring. on time: the fraction without a Missed Service Error; gaps: the number "
+                    + "of ring underruns and overruns; p50, p99, most: the delay of events in µs, "
+                    + "relative to the earliest event of the run; CPU: µs per packet."
             ],
             columns: ["packets", "on time", "gaps", "p50", "p99", "most", "CPU"])
         for (name, interval) in [("125 µs", 1), ("1 ms", 4)] {
@@ -46,10 +45,7 @@ struct IsochronousBenchmark {
         let program = try RunningProgram(
             devices: ["loopback:speed=high,iso-interval=\(interval)"], folder: folder)
         let driver = try program.boot()
-        let slot = try driver.addressNewDevice()
-        try slot.setConfiguration(3)
-        try slot.setAlternateSetting(1)
-        let endpoint = try slot.configureOne(
+        let endpoint = try driver.configureLoopback(
             .isochronous(3, direction, interval: interval - 1, maxPacketSize: Self.packet))
         let buffer = driver.memory.allocate(Self.packet, alignment: 4096)
         let trb = GuestTRB.isochronous(buffer, Self.packet, .interruptOnCompletion)
@@ -57,19 +53,19 @@ struct IsochronousBenchmark {
         let step = 125.0 * Double(1 << (interval - 1))
         let wanted = Int(Double(Settings.rounds) * 200_000 / step)
 
-        var given = 0
+        var enqueued = 0
         var offsets: [Double] = []
         var missed = 0
         var gaps = 0
         endpoint.ring.push(Array(repeating: trb, count: Self.depth))
-        given = Self.depth
+        enqueued = Self.depth
         let used = program.processorTime
         let start = ContinuousClock.now
         try loop.ring(endpoint)
         while offsets.count < wanted {
-            let before = given
+            let before = enqueued
             try loop.events(accepting: Self.codes) { event in
-                // A Ring Underrun or Overrun event may come as well; the next doorbell ends that state.
+                // Ring Underrun and Ring Overrun are events of the ring, not of a transfer.
                 guard event.code == .success || event.code == .missedService else {
                     gaps += 1
                     return
@@ -78,9 +74,9 @@ struct IsochronousBenchmark {
                 let now = (ContinuousClock.now - start).inMicroseconds
                 offsets.append(now - Double(offsets.count) * step)
                 endpoint.ring.push(trb)
-                given += 1
+                enqueued += 1
             }
-            if given > before { try loop.ring(endpoint) }
+            if enqueued > before { try loop.ring(endpoint) }
         }
         let processor = (program.processorTime - used).inMicroseconds
         try program.terminate()

@@ -5,8 +5,8 @@ import Foundation
 import GuestKit
 import USB
 
-/// A test device that makes up what it sends and throws away what it gets: what the controller
-/// costs without a medium.
+/// A benchmark of bulk transfers with the loopback device, which generates the data that it sends
+/// and discards those that it receives: the cost of the controller without a medium.
 struct LoopbackBenchmark {
     static let title = "Bulk transfers to a test device"
     private static let sizes = [512, 4096, 65536, 1 << 20]
@@ -18,10 +18,11 @@ struct LoopbackBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "copy MB/s: a copy of as many bytes in memory by one thread, in turns with ours; p50, "
-                    + "p99: µs from before a doorbell is written to the interrupt, one transfer at "
-                    + "a time; CPU: µs of the program a transfer, \(Self.depth) on the ring.",
-                "loop: what goes OUT comes back IN; bytes are counted once.",
+                "copy MB/s: copies of the same size in memory by one thread, measured alternately; "
+                    + "p50, p99: µs from the doorbell write to the interrupt, one transfer at a "
+                    + "time; CPU: µs of the program per transfer, \(Self.depth) on the ring.",
+                "loop: data sent to the OUT endpoint are received from the IN endpoint; bytes are "
+                    + "counted once.",
             ],
             columns: ["MB/s", "copy MB/s", "ratio", "transfers/s", "p50", "p99", "CPU"])
         section.plots = [
@@ -52,19 +53,19 @@ struct LoopbackBenchmark {
         let load = try PipeLoad(endpoints, size: size, depth: Self.depth)
         let copy = MemoryCopy(size: size, buffers: Self.depth)
         _ = try load.run(.time(Settings.time / 4)) { program.processorTime }
-        var ours: [Sample] = []
+        var samples: [Sample] = []
         var copies: [Sample] = []
         for _ in 0..<Settings.rounds {
             copies.append(copy.run(.time(Settings.time / 4)))
-            ours.append(try load.run(.time(Settings.time)) { program.processorTime })
+            samples.append(try load.run(.time(Settings.time)) { program.processorTime })
         }
         var values = [
-            "MB/s": median(ours.map(\.megabytesPerSecond)),
+            "MB/s": median(samples.map(\.megabytesPerSecond)),
             "copy MB/s": median(copies.map(\.megabytesPerSecond)),
             "ratio": median(
-                zip(ours, copies).map { $0.megabytesPerSecond / $1.megabytesPerSecond }),
-            "transfers/s": median(ours.map(\.commandsPerSecond)),
-            "CPU": median(ours.map(\.microsecondsOfProcessor)),
+                zip(samples, copies).map { $0.megabytesPerSecond / $1.megabytesPerSecond }),
+            "transfers/s": median(samples.map(\.commandsPerSecond)),
+            "CPU": median(samples.map(\.microsecondsOfProcessor)),
         ]
         if endpoints.count == 1 {
             let single = try PipeLoad(endpoints, size: size, depth: 1)
@@ -79,7 +80,18 @@ struct LoopbackBenchmark {
     }
 }
 
-/// The bulk endpoints of a device, configured.
+extension GuestDriver {
+    /// Addresses the loopback device and configures one endpoint of configuration 3, alternate
+    /// setting 1.
+    func configureLoopback(_ endpoint: GuestEndpointConfiguration) throws -> GuestEndpoint {
+        let slot = try addressNewDevice()
+        try slot.setConfiguration(3)
+        try slot.setAlternateSetting(1)
+        return try slot.configureOne(endpoint)
+    }
+}
+
+/// The configured bulk endpoints of a device.
 struct GuestPipes {
     let input: GuestEndpoint
     let output: GuestEndpoint
@@ -98,7 +110,7 @@ struct GuestPipes {
     }
 }
 
-/// Keeps the rings of some endpoints filled with transfers of one size.
+/// A load of transfers of one size that keeps the rings of its endpoints filled.
 struct PipeLoad {
     private let loop: InterruptLoop
     private let endpoints: [GuestEndpoint]
@@ -119,55 +131,49 @@ struct PipeLoad {
         }
     }
 
-    /// Runs transfers; of several endpoints, those of the last count.
+    /// Runs transfers. With several endpoints, a transfer on each of them counts as one.
     func run(_ amount: Amount, processorTime: () -> Duration) throws -> Sample {
-        var sample = Sample()
-        let used = processorTime()
-        let start = ContinuousClock.now
-        if depth == 1, endpoints.count == 1 {
+        try Sample.measure(size: size, processorTime: processorTime) { sample, start in
+            guard depth == 1, endpoints.count == 1 else {
+                return try runMany(amount, start, &sample)
+            }
             while !amount.isReached(sample.commands, since: start) {
                 endpoints[0].ring.push(trbs[0][0])
                 try loop.finish(endpoints[0], latencies: &sample.latencies)
                 sample.commands += 1
             }
-        } else {
-            try runMany(amount, start, &sample)
         }
-        sample.time = ContinuousClock.now - start
-        sample.processorTime = processorTime() - used
-        sample.bytes = sample.commands * size
-        return sample
     }
 
     private func runMany(
         _ amount: Amount, _ start: ContinuousClock.Instant, _ sample: inout Sample
     ) throws {
-        var given = 0
-        var done = endpoints.map { _ in 0 }
-        func give() {
+        var enqueued = 0
+        var completed = endpoints.map { _ in 0 }
+        func enqueue() {
             for (endpoint, trbs) in zip(endpoints, trbs) {
-                endpoint.ring.push(trbs[given % depth])
+                endpoint.ring.push(trbs[enqueued % depth])
             }
-            given += 1
+            enqueued += 1
         }
-        func isOver() -> Bool { amount.isReached(given, since: start) }
-        while given < depth, !isOver() { give() }
+        func isReached() -> Bool { amount.isReached(enqueued, since: start) }
+        while enqueued < depth, !isReached() { enqueue() }
         for endpoint in endpoints { try loop.ring(endpoint) }
-        while done.contains(where: { $0 < given }) {
+        while completed.contains(where: { $0 < enqueued }) {
             try loop.events { event in
                 if let index = endpoints.firstIndex(where: { $0.contextIndex == event.endpoint }) {
-                    done[index] += 1
+                    completed[index] += 1
                 }
             }
-            let before = given
-            while let least = done.min(), given - least < depth, !isOver() { give() }
-            if given > before { for endpoint in endpoints { try loop.ring(endpoint) } }
+            let before = enqueued
+            while let least = completed.min(), enqueued - least < depth, !isReached() { enqueue() }
+            if enqueued > before { for endpoint in endpoints { try loop.ring(endpoint) } }
         }
-        sample.commands = given
+        sample.commands = enqueued
     }
 }
 
-/// Copies memory, as fast as one thread can.
+/// A load of memory copies by one thread.
 final class MemoryCopy {
     private let source: UnsafeMutableRawBufferPointer
     private let target: UnsafeMutableRawBufferPointer
@@ -189,18 +195,16 @@ final class MemoryCopy {
     }
 
     func run(_ amount: Amount) -> Sample {
-        var sample = Sample()
-        let start = ContinuousClock.now
-        while !amount.isReached(sample.commands, since: start) {
-            for _ in 0..<64 {
-                let offset = sample.commands % buffers * size
-                UnsafeMutableRawBufferPointer(rebasing: target[offset..<offset + size]).copyMemory(
-                    from: UnsafeRawBufferPointer(rebasing: source[offset..<offset + size]))
-                sample.commands += 1
+        Sample.measure(size: size, processorTime: { .zero }) { sample, start in
+            while !amount.isReached(sample.commands, since: start) {
+                for _ in 0..<64 {
+                    let offset = sample.commands % buffers * size
+                    UnsafeMutableRawBufferPointer(rebasing: target[offset..<offset + size])
+                        .copyMemory(
+                            from: UnsafeRawBufferPointer(rebasing: source[offset..<offset + size]))
+                    sample.commands += 1
+                }
             }
         }
-        sample.time = ContinuousClock.now - start
-        sample.bytes = sample.commands * size
-        return sample
     }
 }

@@ -3,7 +3,7 @@
 import Foundation
 import VMKit
 
-/// Measures the built program; see docs/benchmarks.md. `make bench` runs it.
+/// The benchmark program, which `make bench` runs; docs/benchmarks.md describes it.
 @main
 struct Benchmarks {
     static func main() throws {
@@ -14,34 +14,34 @@ struct Benchmarks {
         report.date = ISO8601DateFormatter().string(from: Date())
         report.machine = describeMachine()
 
-        for part in Part.allCases where Settings.wants(part.rawValue) {
+        for part in Part.allCases where Settings.includes(part.rawValue) {
             do {
                 try part.run(folder, &report)
             } catch {
                 progress("\(part.rawValue) FAILED: \(error)")
-                // The lines after the first are details of the cause.
+                // The report has the first line; the details are in the output above.
                 let reason = "\(error)".split(separator: "\n").first ?? ""
                 report.skipped.append("\(part.rawValue): \(reason)")
             }
         }
-        report.judge()
+        report.checkTargets()
         report.seconds = (ContinuousClock.now - start).inSeconds
         try report.write(to: Settings.output)
         print(report.text)
         progress("after \(report.seconds.short) s: \(Settings.output.path)/results.{txt,json}")
     }
 
-    /// Files that lie in memory, and sockets.
+    /// A folder for images and sockets, in memory if possible.
     private static func scratchFolder() throws -> URL {
-        let isThere = FileManager.default.isWritableFile(atPath: "/dev/shm")
+        let isAvailable = FileManager.default.isWritableFile(atPath: "/dev/shm")
         let name = "usbvfiod-bench-\(ProcessInfo.processInfo.processIdentifier)"
-        let folder = URL(filePath: isThere ? "/dev/shm" : "/tmp").appending(path: name)
+        let folder = URL(filePath: isAvailable ? "/dev/shm" : "/tmp").appending(path: name)
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         return folder
     }
 }
 
-/// What can be measured by itself.
+/// A part of the benchmarks that can be run on its own.
 enum Part: String, CaseIterable {
     case native
     case loopback
@@ -54,8 +54,9 @@ enum Part: String, CaseIterable {
         switch self {
         case .native: report.sections.append(try StorageBenchmark(folder: folder).run())
         case .loopback:
-            guard RunningProgram.offers("loopback") else {
-                report.skipped.append("\(LoopbackBenchmark.title): there is no loopback device")
+            guard RunningProgram.hasBackend("loopback") else {
+                report.skipped.append(
+                    "\(LoopbackBenchmark.title): the program has no loopback backend")
                 return
             }
             report.sections.append(try LoopbackBenchmark(folder: folder).run())
@@ -66,8 +67,9 @@ enum Part: String, CaseIterable {
                 try InstructionBenchmark(folder: folder).run(skipped: &report.skipped))
         case .process:
             report.sections.append(try ProcessBenchmark(folder: folder).run())
-            guard RunningProgram.offers("loopback") else {
-                report.skipped.append("\(InterrupterBenchmark.title): there is no loopback device")
+            guard RunningProgram.hasBackend("loopback") else {
+                report.skipped.append(
+                    "\(InterrupterBenchmark.title): the program has no loopback backend")
                 return
             }
             report.sections.append(try InterrupterBenchmark(folder: folder).run())
@@ -87,8 +89,8 @@ enum Part: String, CaseIterable {
             do {
                 report.sections.append(try PassthroughBenchmark().run())
             } catch let error as GuestNotResponding {
-                // A guest's guest under a software CPU does that now and then.
-                progress("*** passthrough, once more: \(error) ***")
+                // Inner guests on an emulated processor hang now and then.
+                progress("*** passthrough, run again: \(error) ***")
                 report.sections.append(try PassthroughBenchmark().run())
             }
         }

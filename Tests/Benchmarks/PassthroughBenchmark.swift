@@ -3,9 +3,11 @@
 import Foundation
 import VMKit
 
-/// A host's stick, used by the host itself and then through usbvfiod by a guest, which has another
-/// one through QEMU's own `usb-host`. The host is the outer of two guests of the test bed, and its
-/// sticks are on a bus that QEMU emulates.
+/// A benchmark of a host's stick, used by the host itself and then, through usbvfiod, by a guest
+/// that has a second stick through QEMU's own `usb-host`.
+///
+/// The host is the outer of two guests of the test bed, and its sticks are on a bus that QEMU
+/// emulates.
 struct PassthroughBenchmark {
     static let title = "A host's stick, passed through"
     private static let rounds = 3
@@ -18,14 +20,14 @@ struct PassthroughBenchmark {
         ("read 1 MiB", "--rw=read --bs=1M"),
     ]
 
-    /// The program that passes the stick to the guest that measures.
-    private enum Way: String, CaseIterable {
+    /// The software that provides the stick.
+    private enum Provider: String, CaseIterable {
         case host
         case usbvfiod
         case qemu = "usb-host"
     }
 
-    /// Why there is no such host here, if so.
+    /// The reason why no such host can run on this machine, or `nil`.
     static func absence() -> String? {
         if case .failure(let error) = Bed.current { return "\(title): \(error)" }
         return Bed.nestingProblem.map { "\(title): \($0)" }
@@ -36,33 +38,33 @@ struct PassthroughBenchmark {
             title: Self.title,
             notes: [
                 "MB/s of fio with direct access, one request at a time, medians of \(Self.rounds) "
-                    + "rounds. host: the host's own kernel; usbvfiod: a guest of that host; usb-host: "
-                    + "the same guest with a second stick, by QEMU's means. by …: usbvfiod's by "
-                    + "theirs. p50: µs a request.",
-                "The host is itself a guest, its sticks QEMU's, its bus qemu-xhci. "
+                    + "rounds. host: the host's own kernel; usbvfiod: a guest of that host; "
+                    + "usb-host: the same guest with a second stick, passed through by QEMU. by …: "
+                    + "usbvfiod's rate divided by that of the other. p50: µs per request.",
+                "The host is itself a guest, with QEMU's usb-storage on qemu-xhci. "
                     + (Bed.hasKVM
                         ? "Both are under KVM."
-                        : "Its processor is software (TCG), and so are the changes between it and its "
-                            + "guest, which is what limits the guest."),
+                        : "Its processor is emulated (TCG), including the switches between host and "
+                            + "guest, which limits the guest."),
             ],
-            columns: Way.allCases.map(\.rawValue) + ["by host", "by usb-host"]
-                + Way.allCases.map { "\($0.rawValue) p50" })
+            columns: Provider.allCases.map(\.rawValue) + ["by host", "by usb-host"]
+                + Provider.allCases.map { "\($0.rawValue) p50" })
         section.plots = [
             Plot(
                 file: "passthrough", title: "\(Self.title): MB/s",
-                columns: Way.allCases.map(\.rawValue))
+                columns: Provider.allCases.map(\.rawValue))
         ]
         let outcomes = try measure()
         section.rows = Self.patterns.indices.map { index in
             var values: [String: Double] = [:]
-            var rates: [Way: [Double]] = [:]
-            for way in Way.allCases {
-                let outcomes = (outcomes[way] ?? []).map { $0[index] }
-                rates[way] = outcomes.map(\.megabytesPerSecond)
-                values[way.rawValue] = median(outcomes.map(\.megabytesPerSecond))
-                values["\(way.rawValue) p50"] = median(outcomes.map(\.microseconds))
+            var rates: [Provider: [Double]] = [:]
+            for provider in Provider.allCases {
+                let outcomes = (outcomes[provider] ?? []).map { $0[index] }
+                rates[provider] = outcomes.map(\.megabytesPerSecond)
+                values[provider.rawValue] = median(outcomes.map(\.megabytesPerSecond))
+                values["\(provider.rawValue) p50"] = median(outcomes.map(\.microseconds))
             }
-            for other in [Way.host, .qemu] {
+            for other in [Provider.host, .qemu] {
                 values["by \(other.rawValue)"] = median(
                     zip(rates[.usbvfiod] ?? [], rates[other] ?? []).map { $0 / $1 })
             }
@@ -71,29 +73,29 @@ struct PassthroughBenchmark {
         return section
     }
 
-    // MARK: - The machines
+    // MARK: - Host and guest
 
-    private func measure() throws -> [Way: [[Outcome]]] {
+    private func measure() throws -> [Provider: [[Outcome]]] {
         progress("passthrough: booting a host")
         let lab = try Lab()
         var devices = [Machine.Device.controller]
-        for way in [Way.usbvfiod, .qemu] {
+        for provider in [Provider.usbvfiod, .qemu] {
             let image = try lab.image(mebibytes: 64)
             devices.append(
                 .qemu(
-                    "-drive", "if=none,id=\(way.rawValue),format=raw,file=\(image.path)",
+                    "-drive", "if=none,id=\(provider.rawValue),format=raw,file=\(image.path)",
                     "-device",
-                    "usb-storage,bus=usb.0,drive=\(way.rawValue),serial=\(way.rawValue)"))
+                    "usb-storage,bus=usb.0,drive=\(provider.rawValue),serial=\(provider.rawValue)"))
         }
         let host = try lab.bootHost(.stable, devices: devices)
-        var outcomes: [Way: [[Outcome]]] = [:]
-        let disk = try host.disk(serial: Way.usbvfiod.rawValue)
+        var outcomes: [Provider: [[Outcome]]] = [:]
+        let disk = try host.disk(serial: Provider.usbvfiod.rawValue)
         for round in 1...Self.rounds {
             progress("passthrough: the host uses its stick, round \(round)")
             outcomes[.host, default: []].append(try Self.run(host, disk))
         }
-        let port = try host.port(ofDisk: host.disk(serial: Way.qemu.rawValue))
-        try host.serve("host:port=\(host.port(ofDisk: disk).name)")
+        let port = try host.usbPort(ofDisk: host.disk(serial: Provider.qemu.rawValue))
+        try host.serve("host:port=\(host.usbPort(ofDisk: disk).name)")
         progress("passthrough: booting its guest")
         let guest = try host.bootInner(
             .stable,
@@ -103,16 +105,16 @@ struct PassthroughBenchmark {
                     "-device",
                     "usb-host,bus=usb.0,hostbus=\(port.bus),hostport=\(port.path)"),
             ])
-        let disks = try [Way.usbvfiod, .qemu].map { ($0, try guest.disk(serial: $0.rawValue)) }
+        let disks = try [Provider.usbvfiod, .qemu].map { ($0, try guest.disk(serial: $0.rawValue)) }
         for round in 1...Self.rounds {
             progress("passthrough: the guest uses both sticks, round \(round)")
-            for (way, disk) in disks {
-                outcomes[way, default: []].append(try Self.run(guest, disk))
+            for (provider, disk) in disks {
+                outcomes[provider, default: []].append(try Self.run(guest, disk))
             }
         }
         let complaints = try guest.complaints()
         guard complaints.isEmpty else {
-            throw BenchmarkError("the guest's kernel complains: \(complaints)")
+            throw BenchmarkError("the guest's kernel has logged errors: \(complaints)")
         }
         return outcomes
     }
@@ -122,11 +124,11 @@ struct PassthroughBenchmark {
     /// The result of one run of fio.
     private struct Outcome {
         let megabytesPerSecond: Double
-        /// The median of a request's.
+        /// The median latency of a request.
         let microseconds: Double
     }
 
-    /// All patterns, once.
+    /// Runs each pattern once.
     private static func run(_ shell: some Shell, _ disk: String) throws -> [Outcome] {
         try patterns.map { pattern in
             try outcome(
@@ -140,12 +142,12 @@ struct PassthroughBenchmark {
         }
     }
 
-    /// fio's terse format: rates in KiB/s, times in microseconds; of reads and of writes, one of
-    /// which is zero.
+    /// Parses fio's terse format: rates in KiB/s and times in microseconds of reads and of writes,
+    /// one of which is zero.
     private static func outcome(_ line: String) throws -> Outcome {
         let fields = line.split(separator: ";", omittingEmptySubsequences: false)
         guard fields.count > 47, let read = Double(fields[6]), let written = Double(fields[47])
-        else { throw BenchmarkError("fio says: \(line)") }
+        else { throw BenchmarkError("fio has printed no result: \(line)") }
         let medians = fields.filter { $0.hasPrefix("50.000000%=") }
             .compactMap { Double($0.dropFirst(11)) }
         return Outcome(
@@ -163,9 +165,11 @@ extension Shell {
         return "/dev/\(disk)"
     }
 
-    /// Where the stick of a disk is plugged in: the number of its bus, its ports, and both as the
-    /// kernel calls it.
-    fileprivate func port(ofDisk disk: String) throws -> (bus: String, path: String, name: String) {
+    /// The USB port of a disk: the number of the bus, the port path, and the kernel's name with
+    /// both.
+    fileprivate func usbPort(
+        ofDisk disk: String
+    ) throws -> (bus: String, path: String, name: String) {
         let name = try run(
             "cd -P /sys/block/\(disk.dropFirst(5))/device/../../../.. && basename $PWD"
         ).trimmingCharacters(in: .whitespacesAndNewlines)

@@ -4,7 +4,7 @@ import Foundation
 import Glibc
 import GuestKit
 
-/// What the program costs by being there.
+/// A benchmark of the start, the idle processor time and the memory of the program.
 struct ProcessBenchmark {
     static let title = "The whole program"
     private static let idleTime: Duration = .seconds(10)
@@ -15,12 +15,10 @@ struct ProcessBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "start: ms from its start until it listens; idle CPU: µs of processor time in "
-                    + "\(Self.idleTime.inSeconds.short) s, with a guest connected whose driver "
-                    + "runs.",
-                "memory: MB of its own (RssAnon) and of files (RssFile: the program and its "
-                    + "libraries); the guest's memory is not counted. 'load': after reading and "
-                    + "writing with full rings.",
+                "start: ms from the start of the process until it listens; idle CPU: µs of processor "
+                    + "time in \(Self.idleTime.inSeconds.short) s, with a guest whose driver runs.",
+                "memory: MB of RssAnon ('own') and RssFile ('file': the program and its libraries), "
+                    + "without the guest's memory. 'load': after reads and writes with full rings.",
             ],
             columns: [
                 "start", "idle CPU", "own memory", "file memory", "resident", "own, load",
@@ -49,26 +47,28 @@ struct ProcessBenchmark {
         for index in running.indices {
             let used = running[index].program.processorTime - before[index]
             running[index].values["idle CPU"] = used.inMicroseconds
-            note(&running[index].values, running[index].program, "")
+            recordMemory(&running[index].values, running[index].program, "")
         }
         for index in running.indices {
             if index > 0 { try load(GuestStick(drivers[index], ring: [1024])) }
-            note(&running[index].values, running[index].program, ", load")
+            recordMemory(&running[index].values, running[index].program, ", load")
             try running[index].program.terminate()
             section.rows.append(Report.Row(name: running[index].row, values: running[index].values))
         }
         return section
     }
 
-    private func note(_ values: inout [String: Double], _ program: RunningProgram, _ when: String) {
+    private func recordMemory(
+        _ values: inout [String: Double], _ program: RunningProgram, _ suffix: String
+    ) {
         let own = program.memory("RssAnon") / 1024
         let file = program.memory("RssFile") / 1024
-        values[when.isEmpty ? "own memory" : "own\(when)"] = own
+        values[suffix.isEmpty ? "own memory" : "own\(suffix)"] = own
         values["file memory"] = file
-        values["resident\(when)"] = own + file
+        values["resident\(suffix)"] = own + file
     }
 
-    /// Sticks; half of many are on USB 2 ports, since there are eight of each kind.
+    /// Returns the arguments for `count` sticks, 8 at USB 3 ports and the others at USB 2 ports.
     private func devices(_ count: Int) throws -> [String] {
         try (0..<count).map { number in
             let image = folder.appending(path: "stick-\(count)-\(number).img")

@@ -3,14 +3,13 @@
 import Glibc
 import Platform
 
-/// What a stick's file gives to one thread that reads or writes it and does nothing else: no server
-/// can be faster.
+/// A load of reads or writes of an image file by one thread: an upper limit for the server.
 ///
-/// It does what the server does: the same places of the same file, in the same order, with the
-/// guest's own buffers in turns. So processor caches and the sizes of pages favour neither side.
+/// It uses the same offsets of the same file in the same order, and the guest's own buffers, as the
+/// server does, so that processor caches and page sizes are the same for both.
 final class RawFile {
     private let file: OwnedDescriptor
-    /// Keeps the buffers' memory.
+    /// Owns the memory of the buffers.
     private let load: StickLoad
     private let buffers: [UnsafeMutableRawBufferPointer]
     private var size: Int { load.size }
@@ -25,27 +24,25 @@ final class RawFile {
     }
 
     func run(_ amount: Amount) throws -> Sample {
-        var sample = Sample()
-        let used = Self.processorTime()
-        let start = ContinuousClock.now
-        while !amount.isReached(sample.commands, since: start) {
-            // The clock is looked at now and then, not for each of the shortest calls.
-            for _ in 0..<8 {
-                var vector = iovec(
-                    iov_base: buffers[sample.commands % buffers.count].baseAddress, iov_len: size)
-                let moved =
-                    load.direction == .read
-                    ? preadv(file.rawValue, &vector, 1, offset)
-                    : pwritev(file.rawValue, &vector, 1, offset)
-                guard moved == size else { throw BenchmarkError("the file gave \(moved) bytes") }
-                offset = (offset + size) % StickLoad.span
-                sample.commands += 1
+        try Sample.measure(size: size, processorTime: Self.processorTime) { sample, start in
+            while !amount.isReached(sample.commands, since: start) {
+                // Reading the clock takes as long as the shortest of these calls.
+                for _ in 0..<8 {
+                    var vector = iovec(
+                        iov_base: buffers[sample.commands % buffers.count].baseAddress,
+                        iov_len: size)
+                    let moved =
+                        load.direction == .read
+                        ? preadv(file.rawValue, &vector, 1, offset)
+                        : pwritev(file.rawValue, &vector, 1, offset)
+                    guard moved == size else {
+                        throw BenchmarkError("an access to the file has transferred \(moved) bytes")
+                    }
+                    offset = (offset + size) % StickLoad.span
+                    sample.commands += 1
+                }
             }
         }
-        sample.time = ContinuousClock.now - start
-        sample.processorTime = Self.processorTime() - used
-        sample.bytes = sample.commands * size
-        return sample
     }
 
     private static func processorTime() -> Duration {

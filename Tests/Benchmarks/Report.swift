@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import Foundation
+import TestKit
 
-/// What was measured: rows of numbers under headings, and what could not be measured.
+/// The results: tables of measurements, the targets, and the parts that could not be measured.
 struct Report: Codable {
     /// A table of the report.
     struct Section: Codable {
         let title: String
-        /// What the columns mean, for a reader who was not there.
+        /// The meaning of the columns.
         var notes: [String] = []
         let columns: [String]
         var rows: [Row] = []
-        /// What to draw of it.
+        /// The charts of the table.
         var plots: [Plot] = []
     }
 
@@ -26,7 +27,7 @@ struct Report: Codable {
     var seconds = 0.0
     var sections: [Section] = []
     var skipped: [String] = []
-    /// What the numbers are held to, and whether they keep it.
+    /// The targets and whether they are met.
     var targets: [Target] = []
 
     struct Target: Codable {
@@ -36,14 +37,14 @@ struct Report: Codable {
         let isMet: Bool
     }
 
-    /// Where the values of a section are.
+    /// A value of a section.
     func value(_ column: String, of row: String, in title: String) -> Double? {
         sections.first { $0.title == title }?.rows.first { $0.name == row }?.values[column]
     }
 
-    /// Compares what was measured with what the program is held to.
-    mutating func judge() {
-        func hold(
+    /// Compares the measurements with the targets.
+    mutating func checkTargets() {
+        func check(
             _ name: String, _ limit: String, _ value: Double?, _ isMet: (Double) -> Bool
         ) {
             guard let value else { return }
@@ -52,26 +53,26 @@ struct Report: Codable {
         for direction in StickLoad.Direction.allCases {
             for size in [65536, 1 << 20] {
                 let name = StorageBenchmark.name(direction, size, full: true)
-                hold(
+                check(
                     "\(name): part of the file's rate", "at least 0.8",
                     value("ratio", of: name, in: StorageBenchmark.title)
                 ) { $0 >= 0.8 }
             }
             let name = StorageBenchmark.name(direction, 4096, full: true)
-            hold(
+            check(
                 "\(name): µs of processor a transfer beyond the file's", "at most 6",
                 value("added", of: name, in: StorageBenchmark.title)
             ) { $0 <= 6 }
-            hold(
+            check(
                 "\(name): heap allocations a command", "none",
                 value("allocations", of: name, in: InstructionBenchmark.title)
             ) { $0 < 0.05 }
         }
         let process = ProcessBenchmark.title
-        hold("idle, µs of processor", "0", value("idle CPU", of: "16 devices", in: process)) {
+        check("idle, µs of processor", "0", value("idle CPU", of: "16 devices", in: process)) {
             $0 == 0
         }
-        hold("resident, MB", "below 20", value("resident", of: "1 devices", in: process)) {
+        check("resident, MB", "below 20", value("resident", of: "1 devices", in: process)) {
             $0 < 20
         }
     }
@@ -108,9 +109,9 @@ struct Report: Codable {
             cells.map { $0[column].count }.max() ?? 0
         }
         return cells.map { row in
-            let padded = zip(row, widths).enumerated().map { column, cell in
+            let padded = zip(row, widths).enumerated().map { index, cell in
                 let space = String(repeating: " ", count: cell.1 - cell.0.count)
-                return column == 0 ? cell.0 + space : space + cell.0
+                return index == 0 ? cell.0 + space : space + cell.0
             }
             return "  " + padded.joined(separator: "  ")
         }
@@ -134,11 +135,9 @@ struct Report: Codable {
     }
 }
 
-/// What this machine is, in a few words.
+/// The processor, the kernel and the load of this machine.
 func describeMachine() -> [String: String] {
-    func file(_ path: String) -> String {
-        (try? String(contentsOfFile: path, encoding: .utf8)) ?? ""
-    }
+    func file(_ path: String) -> String { kernelFile(path) ?? "" }
     let model =
         file("/proc/cpuinfo").split(separator: "\n").first { $0.hasPrefix("model name") }
         .flatMap { $0.split(separator: ":").last }.map { $0.trimmingCharacters(in: .whitespaces) }

@@ -7,23 +7,23 @@ import RemoteGuest
 import VFIOClient
 import VMKit
 
-/// Why a benchmark could not be run.
+/// The reason why a benchmark could not be run.
 struct BenchmarkError: Error, CustomStringConvertible {
     let description: String
 
     init(_ description: String) { self.description = description }
 }
 
-/// The built program while it serves, alone or under a tool that watches it.
+/// A running `usbvfiod`, on its own or under a tool such as valgrind.
 final class RunningProgram {
     private let process: ChildProcess
     let socket: String
-    /// From its start until it says that it listens.
+    /// The time from the start of the process to the line that says that it listens.
     let startTime: Duration
 
     /// - Parameters:
-    ///   - devices: what it serves.
-    ///   - wrapper: a command that runs the program given to it.
+    ///   - devices: the arguments of `--device`.
+    ///   - wrapper: a command that runs the program named by its last arguments.
     init(
         devices: [String], wrapper: [String] = [], binary: String = Server.binary, folder: URL
     ) throws {
@@ -34,36 +34,38 @@ final class RunningProgram {
             wrapper + [binary, "--socket-path", socket] + devices.flatMap { ["--device", $0] },
             output: folder.appending(path: "\(name).log").path)
         try process.wait(for: "\(binary) to come up", within: .seconds(60)) {
-            guard process.isRunning else { throw BenchmarkError("it ended: \(process.output)") }
+            guard process.isRunning else {
+                throw BenchmarkError("usbvfiod has exited: \(process.output)")
+            }
             return process.output.contains("listening at") ? true : nil
         }
         startTime = ContinuousClock.now - start
         self.process = process
     }
 
-    /// Ends it as a service manager does, and waits until it is gone, with the tool that watched
-    /// it.
+    /// Sends SIGTERM, as a service manager does, and waits for the exit of the program and of the
+    /// tool.
     func terminate() throws {
         process.send(signal: SIGTERM)
         try process.waitForExit(within: .seconds(60))
         try process.waitForEndOfOutput(within: .seconds(60))
     }
 
-    /// Waits until it has done what its own start left to do.
+    /// Waits until all threads of the program sleep.
     func waitUntilAsleep() throws { try process.waitUntilAsleep() }
 
-    /// Lets time pass in which it has nothing to do.
+    /// Waits while the program is idle.
     func idle(for time: Duration) throws { try process.watch(for: time) }
 
-    /// The processor time that it has used, in all its threads.
+    /// The processor time that all threads of the program have used.
     var processorTime: Duration { process.processorTime }
 
     /// A field of `/proc/PID/status` in KiB.
     func memory(_ field: String) -> Double { Double(process.memory(field)) }
 
-    /// A guest whose driver has started the controller. It looks at events after an interrupt.
+    /// Starts the controller with a driver that reads events after an interrupt.
     ///
-    /// - Parameter interrupters: how many of the controller's it uses.
+    /// - Parameter interrupters: the number of interrupters that the driver uses.
     func boot(memory size: Int = 64 << 20, interrupters: Int = 1) throws -> GuestDriver {
         let memory = try GuestRAM(size: size)
         let machine = try Monitor.cloudHypervisor.start(
@@ -76,14 +78,14 @@ final class RunningProgram {
         return driver
     }
 
-    /// Whether it has a backend of this name.
-    static func offers(_ backend: String) -> Bool {
+    /// Whether the program has a backend of this name.
+    static func hasBackend(_ backend: String) -> Bool {
         let program = try? CompletedProgram([Server.binary, "backends", "--json"])
         return program?.output.contains("\"\(backend)\"") == true
     }
 }
 
-/// Makes a file of zeroes that takes no room.
+/// Creates a sparse file of zeroes.
 func makeSparseFile(_ url: URL, count: Int) throws {
     _ = FileManager.default.createFile(atPath: url.path, contents: nil)
     let file = try FileHandle(forWritingTo: url)

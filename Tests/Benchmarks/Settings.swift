@@ -3,35 +3,36 @@
 import Foundation
 import Glibc
 
-/// How the benchmarks are run.
+/// The settings of a run, from environment variables.
 enum Settings {
     private static let environment = ProcessInfo.processInfo.environment
 
-    /// Where results go.
+    /// The folder of the results.
     static let output = URL(filePath: environment["BENCH_OUTPUT"] ?? ".build/bench")
 
-    /// Only parts whose name contains it.
+    /// The name of the only part to run, or a fragment of it.
     static let filter = environment["FILTER"] ?? ""
 
-    /// Repetitions of each measurement; the median counts.
+    /// The repetitions of each measurement, of which the median is reported.
     static let rounds = max(1, environment["BENCH_ROUNDS"].flatMap { Int($0) } ?? 5)
 
-    /// How long each repetition takes.
+    /// The duration of each repetition.
     static let time: Duration = .milliseconds(
         max(10, environment["BENCH_MILLISECONDS"].flatMap { Int($0) } ?? 80))
 
-    static func wants(_ part: String) -> Bool {
+    /// Whether the part is to be run.
+    static func includes(_ part: String) -> Bool {
         filter.isEmpty || part.contains(filter) || filter.contains(part)
     }
 
-    /// Whether a program can be found.
+    /// Whether a program is installed.
     static func has(_ program: String) -> Bool {
         let path = (environment["PATH"] ?? "") + ":/usr/sbin:/sbin"
         return path.split(separator: ":").contains { access("\($0)/\(program)", X_OK) == 0 }
     }
 }
 
-/// Prints the progress.
+/// Prints the current step to standard error.
 func progress(_ text: String) {
     FileHandle.standardError.write(Data("bench: \(text)\n".utf8))
 }

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The middle of some numbers; of an even count the upper of the two. Zero if there are none.
+/// The median of the values, the upper of the two for an even count, or zero without values.
 func median(_ values: [Double]) -> Double { percentile(values, 0.5) }
 
-/// The value below which the given part of the numbers lies.
-func percentile(_ values: [Double], _ part: Double) -> Double {
+/// The value below which a fraction of the values lies.
+func percentile(_ values: [Double], _ fraction: Double) -> Double {
     guard !values.isEmpty else { return 0 }
-    let index = Int(Double(values.count) * part)
+    let index = Int(Double(values.count) * fraction)
     return values.sorted()[min(index, values.count - 1)]
 }
 
-/// A size as people say it.
+/// A size in B, KiB or MiB.
 func sizeName(_ bytes: Int) -> String {
     switch bytes {
     case (1 << 20)...: "\(bytes >> 20) MiB"
@@ -20,7 +20,7 @@ func sizeName(_ bytes: Int) -> String {
 }
 
 extension Double {
-    /// Three figures that count, and no more digits than these take.
+    /// The number with three significant digits, at most two of them after the decimal point.
     var short: String {
         if !isFinite { return "-" }
         let size = magnitude

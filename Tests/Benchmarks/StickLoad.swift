@@ -3,16 +3,17 @@
 import DMA
 import GuestKit
 
-/// Reads or writes a stick with one size of command: as Linux's usb-storage does, which waits for
-/// each of a command's three transfers, or with the next commands on the rings already, as deep as
-/// Bulk-Only Transport can be fed.
+/// A load of reads or writes of one size on a Bulk-Only stick.
+///
+/// With a depth of 1 it waits for each of a command's three transfers, as Linux's usb-storage does;
+/// otherwise the rings hold the transfers of several commands.
 final class StickLoad {
     enum Direction: String, CaseIterable {
         case read
         case write
     }
 
-    /// Bytes of a stick that are gone through from the beginning again and again.
+    /// The number of bytes that are accessed in order, again and again.
     static let span = 32 << 20
 
     private let stick: GuestStick
@@ -23,7 +24,7 @@ final class StickLoad {
     private var offset = 0
     private var tag: UInt32 = 0
 
-    /// Memory of one command.
+    /// The guest memory of one command.
     private struct Slot {
         let command: GuestAddress
         let data: GuestAddress
@@ -46,27 +47,22 @@ final class StickLoad {
 
     private var memory: GuestRAM { stick.driver.memory }
 
-    /// The guest's memory that data goes through, a buffer a command.
+    /// The data buffers, one per slot, in the guest's memory.
     var buffers: [UnsafeMutableRawBufferPointer] {
         slots.map { memory.window(at: $0.data, count: size) }
     }
 
     private var dataEndpoint: GuestEndpoint { direction == .read ? stick.input : stick.output }
 
-    /// Runs commands. The latencies of single transfers are only known at a depth of 1.
+    /// Runs commands. The sample has latencies only with a depth of 1.
     func run(_ amount: Amount, processorTime: () -> Duration) throws -> Sample {
-        var sample = Sample()
-        let used = processorTime()
-        let start = ContinuousClock.now
-        if slots.count == 1 {
-            try runOne(amount, start, &sample)
-        } else {
-            try runMany(amount, start, &sample)
+        try Sample.measure(size: size, processorTime: processorTime) { sample, start in
+            if slots.count == 1 {
+                try runOne(amount, start, &sample)
+            } else {
+                try runMany(amount, start, &sample)
+            }
         }
-        sample.time = ContinuousClock.now - start
-        sample.processorTime = processorTime() - used
-        sample.bytes = sample.commands * size
-        return sample
     }
 
     private func runOne(
@@ -90,36 +86,36 @@ final class StickLoad {
         _ amount: Amount, _ start: ContinuousClock.Instant, _ sample: inout Sample
     ) throws {
         let firstTag = tag + 1
-        var given = 0
-        func give() {
-            let slot = slots[given % slots.count]
+        var enqueued = 0
+        func enqueue() {
+            let slot = slots[enqueued % slots.count]
             writeCommand(slot)
-            // Only the status transfer has an interrupt; it reports all transfers before it.
+            // Only the status transfer has an event, which implies the two before it.
             stick.output.ring.push(.normal(slot.command, 31))
-            dataEndpoint.ring.push(quiet(dataEndpoint.trbs(slot.data, size)))
+            dataEndpoint.ring.push(withoutEvent(dataEndpoint.trbs(slot.data, size)))
             stick.input.ring.push(.normal(slot.status, 13, .interruptOnCompletion))
-            given += 1
+            enqueued += 1
         }
-        func isOver() -> Bool { amount.isReached(given, since: start) }
-        while given < slots.count, !isOver() { give() }
+        func isReached() -> Bool { amount.isReached(enqueued, since: start) }
+        while enqueued < slots.count, !isReached() { enqueue() }
         try loop.ring(stick.output)
         try loop.ring(stick.input)
-        while sample.commands < given {
-            let before = given
+        while sample.commands < enqueued {
+            let before = enqueued
             try loop.events { _ in
                 try checkStatus(
                     slots[sample.commands % slots.count], tag: firstTag + UInt32(sample.commands))
                 sample.commands += 1
-                if !isOver() { give() }
+                if !isReached() { enqueue() }
             }
-            if given > before {
+            if enqueued > before {
                 try loop.ring(stick.output)
                 try loop.ring(stick.input)
             }
         }
     }
 
-    private func quiet(_ trbs: [GuestTRB]) -> [GuestTRB] {
+    private func withoutEvent(_ trbs: [GuestTRB]) -> [GuestTRB] {
         trbs.map { trb in
             var trb = trb
             trb.control &= ~GuestTRB.Flags.interruptOnCompletion.rawValue
@@ -147,6 +143,6 @@ final class StickLoad {
     private func checkStatus(_ slot: Slot, tag: UInt32) throws {
         guard memory.load(UInt32.self, at: slot.status + 4) == tag,
             memory.load(UInt8.self, at: slot.status + 12) == 0
-        else { throw BenchmarkError("command \(tag) did not pass") }
+        else { throw BenchmarkError("command \(tag) has failed") }
     }
 }

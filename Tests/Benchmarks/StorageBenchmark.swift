@@ -3,13 +3,14 @@
 import Foundation
 import GuestKit
 
-/// A guest's driver uses an image in memory through the real program and its real socket; no
-/// virtual machine is in the way. Beside each case, in turns with it, one thread does the same to
-/// the file.
+/// A benchmark of a stick whose image is in memory, through the socket of the real program and
+/// without a virtual machine.
+///
+/// Each case alternates with one thread that reads or writes the file directly.
 struct StorageBenchmark {
     static let title = "Storage without a virtual machine"
     private static let sizes = [512, 4096, 65536, 1 << 20]
-    /// Commands on the rings at a time: as much data as the guest's memory has room for.
+    /// The number of commands in flight, limited by the guest's memory.
     static func fullDepth(_ size: Int) -> Int { min(32, max(8, (8 << 20) / size)) }
 
     static func name(_ direction: StickLoad.Direction, _ size: Int, full: Bool) -> String {
@@ -24,14 +25,14 @@ struct StorageBenchmark {
             notes: [
                 "A command is three transfers: command, data, status. 'full': the rings hold "
                     + "\(Self.fullDepth(512)) commands (of 1 MiB "
-                    + "\(Self.fullDepth(1 << 20))); otherwise each transfer is waited for.",
-                "'on disk': the image is in the page cache of a disk's file system, not in one that "
-                    + "is memory.",
-                "file MB/s: preadv or pwritev of that size by one thread on the same file, in turns "
-                    + "with ours; ratio: the median of ours by that.",
-                "p50, p99: µs from before a doorbell is written to the interrupt, one transfer.",
-                "CPU: µs of the program's processor time a command; file CPU: the same of the one "
-                    + "thread; added: µs a transfer beyond that.",
+                    + "\(Self.fullDepth(1 << 20))); otherwise one transfer is in flight.",
+                "'on disk': the image is a file of a disk's file system, in the page cache; the others "
+                    + "are in tmpfs.",
+                "file MB/s: preadv or pwritev of that size by one thread on the same file, measured "
+                    + "alternately; ratio: the median of MB/s divided by file MB/s.",
+                "p50, p99: µs from the doorbell write to the interrupt, of one transfer.",
+                "CPU: µs of the program's processor time per command; file CPU: the same of the one "
+                    + "thread; added: the difference per transfer.",
             ],
             columns: [
                 "MB/s", "file MB/s", "ratio", "IOPS", "p50", "p99", "CPU", "file CPU", "added",
@@ -51,7 +52,7 @@ struct StorageBenchmark {
                 }
             }
         }
-        // The same where the page cache lies on a disk, as far as its file system lets.
+        // The same with an image on a disk's file system.
         try FileManager.default.createDirectory(
             at: Settings.output, withIntermediateDirectories: true)
         let diskImage = Settings.output.appending(path: "stick.img").path
@@ -87,21 +88,21 @@ struct StorageBenchmark {
         let file = try RawFile(path: image, like: load)
         _ = try load.run(.time(Settings.time / 4)) { program.processorTime }
         _ = try file.run(.time(Settings.time / 8))
-        var ours: [Sample] = []
+        var samples: [Sample] = []
         var raw: [Sample] = []
         for _ in 0..<Settings.rounds {
             raw.append(try file.run(.time(Settings.time / 2)))
-            ours.append(try load.run(.time(Settings.time)) { program.processorTime })
+            samples.append(try load.run(.time(Settings.time)) { program.processorTime })
         }
         try program.terminate()
-        let latencies = ours.flatMap(\.latencies)
-        let cpu = median(ours.map(\.microsecondsOfProcessor))
+        let latencies = samples.flatMap(\.latencies)
+        let cpu = median(samples.map(\.microsecondsOfProcessor))
         let fileCPU = median(raw.map(\.microsecondsOfProcessor))
         var values = [
-            "MB/s": median(ours.map(\.megabytesPerSecond)),
+            "MB/s": median(samples.map(\.megabytesPerSecond)),
             "file MB/s": median(raw.map(\.megabytesPerSecond)),
-            "ratio": median(zip(ours, raw).map { $0.megabytesPerSecond / $1.megabytesPerSecond }),
-            "IOPS": median(ours.map(\.commandsPerSecond)),
+            "ratio": median(zip(samples, raw).map { $0.megabytesPerSecond / $1.megabytesPerSecond }),
+            "IOPS": median(samples.map(\.commandsPerSecond)),
             "CPU": cpu, "file CPU": fileCPU, "added": (cpu - fileCPU) / 3,
         ]
         if !full {

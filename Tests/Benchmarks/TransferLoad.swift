@@ -5,14 +5,14 @@ import GuestKit
 import RemoteGuest
 import VFIOClient
 
-/// What a run of transfers took.
+/// The measurements of a run of commands or transfers.
 struct Sample {
     var commands = 0
     var bytes = 0
     var time = Duration.zero
-    /// Of the program, all threads together.
+    /// The processor time of all threads of the program.
     var processorTime = Duration.zero
-    /// From before a doorbell is written to the interrupt, in microseconds.
+    /// The times from the doorbell write to the interrupt, in microseconds.
     var latencies: [Double] = []
 
     var megabytesPerSecond: Double { Double(bytes) / 1e6 / time.inSeconds }
@@ -20,9 +20,29 @@ struct Sample {
     var microsecondsOfProcessor: Double {
         commands == 0 ? 0 : processorTime.inMicroseconds / Double(commands)
     }
+
+    /// Measures a run.
+    ///
+    /// - Parameters:
+    ///   - size: bytes of a command.
+    ///   - processorTime: returns the processor time that has been used until now.
+    ///   - body: runs commands and counts them; its second argument is the time of the start.
+    static func measure(
+        size: Int, processorTime: () -> Duration,
+        _ body: (inout Sample, ContinuousClock.Instant) throws -> Void
+    ) rethrows -> Sample {
+        var sample = Sample()
+        let used = processorTime()
+        let start = ContinuousClock.now
+        try body(&sample, start)
+        sample.time = ContinuousClock.now - start
+        sample.processorTime = processorTime() - used
+        sample.bytes = sample.commands * size
+        return sample
+    }
 }
 
-/// When a run is over.
+/// The length of a run.
 enum Amount {
     case time(Duration)
     case commands(Int)
@@ -35,8 +55,8 @@ enum Amount {
     }
 }
 
-/// The part of a driver that runs while transfers do, with no more accesses than a driver needs: a
-/// doorbell for what is given, and for each interrupt one acknowledgement of all its events.
+/// The part of a driver that runs transfers with the fewest register accesses: a doorbell write for
+/// the enqueued transfers, and one acknowledgement of all events of an interrupt.
 struct InterruptLoop {
     let driver: GuestDriver
     private let client: VMMClient
@@ -44,10 +64,10 @@ struct InterruptLoop {
     init(_ driver: GuestDriver) throws {
         self.driver = driver
         guard let machine = driver.machine as? RemoteMachine else {
-            throw BenchmarkError("the guest's controller is not on a socket")
+            throw BenchmarkError("the controller is not behind a socket")
         }
         client = machine.client
-        // Interrupts of the time before.
+        // Discards the events and interrupts of the setup.
         driver.takeAll(after: .milliseconds(2))
     }
 
@@ -57,17 +77,17 @@ struct InterruptLoop {
             UInt32(endpoint.contextIndex))
     }
 
-    /// Waits for an interrupt, and calls `body` with each event on the ring.
+    /// Waits for an interrupt, and calls `body` with each event on its event ring.
     ///
     /// - Parameters:
-    ///   - interrupter: which one is waited for.
-    ///   - codes: what events may say besides success.
+    ///   - interrupter: the index of the interrupter.
+    ///   - codes: completion codes besides Success that are no error.
     func events(
         of interrupter: Int = 0, accepting codes: Set<GuestEvent.Code> = [],
         _ body: (GuestEvent) throws -> Void
     ) throws {
         guard try client.waitForInterrupt(interrupter) else {
-            throw BenchmarkError("no interrupt came")
+            throw BenchmarkError("there was no interrupt in time")
         }
         let ring = driver.eventRings[interrupter]
         while let trb = ring.next() {
@@ -81,7 +101,7 @@ struct InterruptLoop {
             UInt64(driver.registers.interrupter(interrupter) + 0x18), ring.dequeueRegister | 8)
     }
 
-    /// Waits for the event of one transfer at an interrupter.
+    /// Rings the doorbell and waits for the completion of one transfer.
     func finish(
         _ endpoint: GuestEndpoint, interrupter: Int = 0, latencies: inout [Double]
     ) throws {
