@@ -101,7 +101,8 @@ struct StorageBenchmark {
         var values = [
             "MB/s": median(samples.map(\.megabytesPerSecond)),
             "file MB/s": median(raw.map(\.megabytesPerSecond)),
-            "ratio": median(zip(samples, raw).map { $0.megabytesPerSecond / $1.megabytesPerSecond }),
+            "ratio": median(
+                zip(samples, raw).map { $0.megabytesPerSecond / $1.megabytesPerSecond }),
             "IOPS": median(samples.map(\.commandsPerSecond)),
             "CPU": cpu, "file CPU": fileCPU, "added": (cpu - fileCPU) / 3,
         ]
