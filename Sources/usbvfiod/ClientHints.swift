@@ -2,12 +2,12 @@
 
 internal import SystemPackage
 
-/// The arguments with which a virtual machine monitor connects to a socket, to copy and paste.
+/// The arguments with which a VMM connects to a socket, to copy and paste.
 struct ClientHints {
     let socketPath: String
 
-    /// The command lines. Guest memory is shared in them, because a server that cannot map it has to
-    /// ask the monitor for every access.
+    /// The command lines. They share guest memory, because a server that cannot map it has to send
+    /// the VMM a message for every access.
     var text: String {
         get throws {
             let cloudHypervisor = shellWord("socket=\(socketPath)")

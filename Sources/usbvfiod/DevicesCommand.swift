@@ -47,7 +47,7 @@ struct DevicesCommand: ParsableCommand {
 
     private static func row(of device: HostDeviceEntry) -> [String] {
         [
-            device.specifications.first.map(shellWord) ?? "(not to be passed)",
+            device.specifications.first.map(shellWord) ?? "(cannot be passed)",
             "\(device.bus):\(device.address)", "\(device.vendor):\(device.product)",
             device.speed ?? "", device.classes.joined(separator: ", "),
             [device.manufacturerName, device.productName].compactMap(\.self)

@@ -5,7 +5,7 @@ internal import Glibc
 internal import Platform
 internal import SystemPackage
 
-/// The socket of the virtual machine monitor: a path, an inherited descriptor, or one from systemd.
+/// The socket of the VMM: a path, an inherited descriptor, or one from systemd.
 enum ListenAddress {
     case path(String)
     case descriptor(CInt)
@@ -35,7 +35,7 @@ enum ListenAddress {
         case (nil, nil):
             guard let count = Self.activatedSockets() else {
                 throw ValidationError(
-                    "where shall clients connect? Give --socket-path PATH, "
+                    "no socket for clients: give --socket-path PATH, "
                         + "for example: usbvfiod --socket-path /tmp/usbvfiod-socket")
             }
             guard count == 1 else {

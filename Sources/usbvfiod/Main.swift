@@ -11,7 +11,7 @@ internal import Service
 internal import SystemPackage
 
 extension BackendCatalog {
-    /// The devices that this program offers to guests. A new backend is one more name here.
+    /// The backends of this program. A new backend is one more name here.
     static let all = BackendCatalog(
         StorageBackend.self, HostBackend.self, LoopbackBackend.self)
 }
@@ -74,7 +74,7 @@ struct Usbvfiod: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Where to listen. A file that a dead server left there is replaced.",
+            "The socket to listen on. A socket file that an ended server has left is replaced.",
             valueName: "path"))
     var socketPath: String?
 
@@ -103,7 +103,7 @@ struct Usbvfiod: ParsableCommand {
         help: "Log more: -v what the guest does, -vv each message.")
     var verbosity: Int
 
-    @Flag(help: "Print what this program is, as JSON for management tools, and exit.")
+    @Flag(help: "Print the type and features of this program as JSON, and exit.")
     var printCapabilities = false
 
     func run() throws {
@@ -142,7 +142,8 @@ struct Usbvfiod: ParsableCommand {
             server.stop()
         }
         let table = DeviceTable(catalog: .all, server: server, loop: loop, logger: logger)
-        // The devices are opened before a client can connect, so that an error ends the program early.
+        // The devices are opened before a client can connect, so that an error ends the program
+        // early.
         for device in devices { try table.open(device) }
         let socket = try address.open()
         let controlSocket = try control.controlPath.map { path in
@@ -167,7 +168,7 @@ struct Usbvfiod: ParsableCommand {
         if let path = controlSocket?.path { logger.notice("control requests at \(path)") }
         try withExtendedLifetime((signals, controlServer)) { try server.run() }
         guard table.stop() else {
-            throw Failure(description: "ended; not all that guests have written could be kept")
+            throw Failure(description: "ended; some data that guests have written is lost")
         }
         logger.notice("ended")
     }

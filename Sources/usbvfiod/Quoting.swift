@@ -12,8 +12,8 @@ func shellWord(_ word: String) -> String {
     return "'" + word.replacing("'", with: #"'\''"#) + "'"
 }
 
-/// Returns a text without the characters that control a terminal: a name may come from a device or
-/// from another client.
+/// Returns a text without terminal control characters: a name may come from a device or from
+/// another client.
 func printable(_ text: String) -> String {
     String(
         String.UnicodeScalarView(

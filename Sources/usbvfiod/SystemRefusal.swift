@@ -2,7 +2,7 @@
 
 internal import SystemPackage
 
-/// The remedy for an error of a system call that no option of the command line is the reason for.
+/// The remedy for an error of a system call that no option of the command line causes.
 func remedy(_ error: Errno) -> String {
     switch error {
     case .tooManyOpenFiles: ": allow it more of them, for example with `ulimit -n 1024`"

@@ -48,7 +48,7 @@ struct BackendCatalogTests {
         #expect(error?.reason.contains("disk:file=disk.img") == true)
     }
 
-    @Test func `a bare name stands for the specification of the backend that recognises it`() throws
+    @Test func `a bare name stands for the specification of the backend that recognizes it`() throws
     {
         let (type, specification) = try catalog.resolve("usb@1/4")
         #expect(type.scheme == "host")

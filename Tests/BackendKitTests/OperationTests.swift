@@ -78,7 +78,7 @@ struct OperationTests {
         #expect(reason(fields) == error)
     }
 
-    @Test func `a required argument must be there`() {
+    @Test func `a required argument must be present`() {
         #expect(reason([:]) == "the request lacks 'channel'")
     }
 
@@ -92,7 +92,7 @@ struct OperationTests {
     }
 
     @Test(
-        "words that are no number of the range are refused",
+        "words that are not a number in the range are refused",
         arguments: ["", "0x", "7 ", "1.0", "99999999999999999999"])
     func wrongWords(word: String) {
         let error = #expect(throws: BackendError.self) {

@@ -8,7 +8,7 @@ import USB
 struct InterruptBenchmark {
     static let title = "Interrupt transfers"
     private static let sizes = [8, 64, 1024]
-    /// Transfers of a round.
+    /// Transfers in a round.
     private static let transfers = 2000
 
     let folder: URL

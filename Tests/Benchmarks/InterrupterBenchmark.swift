@@ -5,7 +5,7 @@ import GuestKit
 
 /// A benchmark of a driver that uses several interrupters, as drivers with one per processor do.
 ///
-/// The transfers of one endpoint complete to the interrupters in turn.
+/// The transfers of one endpoint target the interrupters in turn.
 struct InterrupterBenchmark {
     static let title = "Number of interrupters"
     private static let counts = [1, 2, 4, 8]
@@ -19,7 +19,7 @@ struct InterrupterBenchmark {
         var section = Report.Section(
             title: Self.title,
             notes: [
-                "IN transfers of \(Self.size) bytes of the test device, which complete to the "
+                "IN transfers of \(Self.size) bytes of the test device, which target the "
                     + "interrupters in turn. memory: MB of RssAnon at the end. p50, p99: µs from the "
                     + "doorbell write to the interrupt, CPU: µs of the program, one transfer at a "
                     + "time. 'full': \(Self.depth) transfers on the ring."
@@ -59,7 +59,7 @@ struct InterrupterBenchmark {
     }
 }
 
-/// A load of bulk transfers that complete to several interrupters in turn.
+/// A load of bulk transfers that target several interrupters in turn.
 private struct InterrupterLoad {
     let program: RunningProgram
     private let loop: InterruptLoop

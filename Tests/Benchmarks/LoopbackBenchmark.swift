@@ -5,8 +5,8 @@ import Foundation
 import GuestKit
 import USB
 
-/// A benchmark of bulk transfers with the loopback device, which generates the data that it sends
-/// and discards those that it receives: the cost of the controller without a medium.
+/// A benchmark of bulk transfers with the loopback device, which generates the data of IN transfers
+/// and discards that of OUT transfers: the cost of the controller without a medium.
 struct LoopbackBenchmark {
     static let title = "Bulk transfers to a test device"
     private static let sizes = [512, 4096, 65536, 1 << 20]
@@ -21,7 +21,7 @@ struct LoopbackBenchmark {
                 "copy MB/s: copies of the same size in memory by one thread, measured alternately; "
                     + "p50, p99: µs from the doorbell write to the interrupt, one transfer at a "
                     + "time; CPU: µs of the program per transfer, \(Self.depth) on the ring.",
-                "loop: data sent to the OUT endpoint are received from the IN endpoint; bytes are "
+                "loop: data sent to the OUT endpoint is received from the IN endpoint; bytes are "
                     + "counted once.",
             ],
             columns: ["MB/s", "copy MB/s", "ratio", "transfers/s", "p50", "p99", "CPU"])

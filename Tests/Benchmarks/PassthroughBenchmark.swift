@@ -165,8 +165,7 @@ extension Shell {
         return "/dev/\(disk)"
     }
 
-    /// The USB port of a disk: the number of the bus, the port path, and the kernel's name with
-    /// both.
+    /// The USB port of a disk: bus number, port path, and the kernel's name, which joins both.
     fileprivate func usbPort(
         ofDisk disk: String
     ) throws -> (bus: String, path: String, name: String) {

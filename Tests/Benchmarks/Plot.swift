@@ -6,7 +6,7 @@ struct Plot: Codable {
     let title: String
     let columns: [String]
 
-    private static let colours = ["#4269d0", "#b8bcc8", "#efb118", "#3ca951"]
+    private static let colors = ["#4269d0", "#b8bcc8", "#efb118", "#3ca951"]
     private static let barHeight = 14
     private static let nameWidth = 190
     private static let barWidth = 520
@@ -26,7 +26,7 @@ struct Plot: Codable {
         for (index, column) in columns.enumerated() {
             let x = Self.nameWidth + index * 150
             lines.append(
-                #"<rect x="\#(x)" y="30" width="10" height="10" fill="\#(Self.colour(index))"/>"#
+                #"<rect x="\#(x)" y="30" width="10" height="10" fill="\#(Self.color(index))"/>"#
                     + #"<text x="\#(x + 14)" y="39">\#(Self.escape(column))</text>"#)
         }
         for (number, row) in section.rows.enumerated() {
@@ -40,7 +40,7 @@ struct Plot: Codable {
                 let y = top + index * Self.barHeight
                 lines.append(
                     #"<rect x="\#(Self.nameWidth)" y="\#(y)" width="\#(length)" "#
-                        + #"height="\#(Self.barHeight - 2)" fill="\#(Self.colour(index))"/>"#
+                        + #"height="\#(Self.barHeight - 2)" fill="\#(Self.color(index))"/>"#
                         + #"<text x="\#(Self.nameWidth + length + 4)" y="\#(y + 10)" "#
                         + #"font-size="10">\#(value.short)</text>"#)
             }
@@ -48,7 +48,7 @@ struct Plot: Codable {
         return lines.joined(separator: "\n") + "\n</svg>\n"
     }
 
-    private static func colour(_ index: Int) -> String { colours[index % colours.count] }
+    private static func color(_ index: Int) -> String { colors[index % colors.count] }
 
     private static func escape(_ text: String) -> String {
         var result = ""

@@ -18,7 +18,7 @@ struct BenchmarkError: Error, CustomStringConvertible {
 final class RunningProgram {
     private let process: ChildProcess
     let socket: String
-    /// The time from the start of the process to the line that says that it listens.
+    /// The time from the start of the process to its log line "listening at".
     let startTime: Duration
 
     /// - Parameters:
@@ -51,10 +51,10 @@ final class RunningProgram {
         try process.waitForEndOfOutput(within: .seconds(60))
     }
 
-    /// Waits until all threads of the program sleep.
+    /// Waits until the main thread sleeps and the program has used no processor time for 30 ms.
     func waitUntilAsleep() throws { try process.waitUntilAsleep() }
 
-    /// Waits while the program is idle.
+    /// Waits for `time`, and fails if the program exits.
     func idle(for time: Duration) throws { try process.watch(for: time) }
 
     /// The processor time that all threads of the program have used.
@@ -63,12 +63,12 @@ final class RunningProgram {
     /// A field of `/proc/PID/status` in KiB.
     func memory(_ field: String) -> Double { Double(process.memory(field)) }
 
-    /// Starts the controller with a driver that reads events after an interrupt.
+    /// Connects a guest and starts the controller. The driver reads events after interrupts.
     ///
     /// - Parameter interrupters: the number of interrupters that the driver uses.
     func boot(memory size: Int = 64 << 20, interrupters: Int = 1) throws -> GuestDriver {
         let memory = try GuestRAM(size: size)
-        let machine = try Monitor.cloudHypervisor.start(
+        let machine = try VMMKind.cloudHypervisor.start(
             memory: memory, wire: WireClient(path: socket))
         var options = GuestDriver.Options()
         options.waitsForInterrupts = true

@@ -10,7 +10,7 @@ enum Settings {
     /// The folder of the results.
     static let output = URL(filePath: environment["BENCH_OUTPUT"] ?? ".build/bench")
 
-    /// The name of the only part to run, or a fragment of it.
+    /// The names of the parts to run, or a fragment of a name; empty for all parts.
     static let filter = environment["FILTER"] ?? ""
 
     /// The repetitions of each measurement, of which the median is reported.
@@ -20,7 +20,7 @@ enum Settings {
     static let time: Duration = .milliseconds(
         max(10, environment["BENCH_MILLISECONDS"].flatMap { Int($0) } ?? 80))
 
-    /// Whether the part is to be run.
+    /// Whether ``filter`` selects the part.
     static func includes(_ part: String) -> Bool {
         filter.isEmpty || part.contains(filter) || filter.contains(part)
     }

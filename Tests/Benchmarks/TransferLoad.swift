@@ -24,9 +24,9 @@ struct Sample {
     /// Measures a run.
     ///
     /// - Parameters:
-    ///   - size: bytes of a command.
-    ///   - processorTime: returns the processor time that has been used until now.
-    ///   - body: runs commands and counts them; its second argument is the time of the start.
+    ///   - size: the number of bytes of a command.
+    ///   - processorTime: returns the processor time used so far.
+    ///   - body: runs commands and counts them; its second argument is the start time.
     static func measure(
         size: Int, processorTime: () -> Duration,
         _ body: (inout Sample, ContinuousClock.Instant) throws -> Void
@@ -81,7 +81,7 @@ struct InterruptLoop {
     ///
     /// - Parameters:
     ///   - interrupter: the index of the interrupter.
-    ///   - codes: completion codes besides Success that are no error.
+    ///   - codes: completion codes besides Success that are accepted.
     func events(
         of interrupter: Int = 0, accepting codes: Set<GuestEvent.Code> = [],
         _ body: (GuestEvent) throws -> Void

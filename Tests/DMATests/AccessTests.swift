@@ -31,7 +31,7 @@ struct AccessTests {
         #expect(try memory.load(UInt16.self, at: GuestAddress(0x1013)) == 0x0405)
     }
 
-    /// Sixteen bytes with three parts.
+    /// Sixteen bytes in three fields.
     private struct Record: BitwiseCopyable {
         var first: UInt64
         var second: UInt32
@@ -39,7 +39,7 @@ struct AccessTests {
     }
 
     @Test(
-        "the parts of a value in one mapped region are loaded and stored with and without ordering")
+        "the fields of a value in one mapped region are accessed with and without ordering")
     func mappedValue() throws {
         let record = try #require(
             memory.mappedValue(Record.self, at: GuestAddress(0x1020), writing: true))
@@ -55,7 +55,7 @@ struct AccessTests {
         #expect(record.load(UInt32.self, at: 8) == 0x090a_0b0c)
     }
 
-    @Test("a value that is not in one mapped region, or not aligned here, has no direct access")
+    @Test("a value that spans regions, or is not aligned in this process, has no direct access")
     func noMappedValue() throws {
         func isMapped(_ address: UInt64, writing: Bool = false) -> Bool {
             memory.mappedValue(Record.self, at: GuestAddress(address), writing: writing) != nil

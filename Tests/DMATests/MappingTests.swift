@@ -95,7 +95,7 @@ struct MappingTests {
     }
 
     @Test("an unmapped region cannot be accessed, although it was the last one used")
-    func gone() throws {
+    func accessAfterUnmap() throws {
         try map(0x2000, 0x1000)
         _ = try memory.load(UInt32.self, at: GuestAddress(0x2000))
         _ = try memory.unmap(GuestAddress(0x2000), count: 0x1000)

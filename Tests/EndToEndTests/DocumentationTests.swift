@@ -71,7 +71,7 @@ struct DocumentationTests {
         }
     }
 
-    @Test func `each source file has its licence`() throws {
+    @Test func `each source file names its license`() throws {
         let sources =
             files(under: "Sources", suffix: ".swift") + files(under: "Tests", suffix: ".swift")
         for file in sources {

@@ -30,7 +30,7 @@ final class RunningServer {
     var log: String { process.output }
 
     func waitForLog(_ text: String) throws {
-        try process.wait(for: "'\(text)' in the log; it says:\n\(log)", within: .seconds(60)) {
+        try process.wait(for: "'\(text)' in the log, which is:\n\(log)", within: .seconds(60)) {
             if log.contains(text) { return true }
             if !process.isRunning { throw VMError("the server ended", detail: log) }
             return nil

@@ -2,7 +2,7 @@
 
 import USB
 
-/// Memory in place of the guest's.
+/// Memory that stands for guest memory.
 final class Bytes {
     let raw: UnsafeMutableRawBufferPointer
 
@@ -17,7 +17,7 @@ final class Bytes {
 
     var content: [UInt8] { Array(raw[..<count]) }
 
-    /// The memory, without what was allocated beyond it.
+    /// The bytes, without the minimum allocation.
     var all: UnsafeMutableRawBufferPointer { .init(rebasing: raw[..<count]) }
 
     /// The bytes in one segment.
@@ -30,7 +30,7 @@ final class Bytes {
         return lease
     }
 
-    /// The bytes of `parts`, a segment each.
+    /// A buffer with each of `parts` as a segment.
     static func buffer(_ parts: [Bytes]) -> TransferBuffer {
         let lease = MemoryLease()
         for part in parts { lease.append(part.all, keeping: part) }

@@ -47,7 +47,7 @@ struct HostUSBServicesTests {
         #expect(context == nil)
     }
 
-    /// A context would not know the devices that were connected since it was made.
+    /// Without hotplug, a context knows only the devices that were connected when it was made.
     @Test func `without hotplug each backend has a context of its own`() throws {
         let services = try HostUSBServices(loop: ManualLoop())
         let first = try services.context(hasHotplug: false)

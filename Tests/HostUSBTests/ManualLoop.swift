@@ -3,7 +3,7 @@
 import Platform
 import SystemPackage
 
-/// A loop whose clock stands still until the test advances it, which runs the timers that are due.
+/// An event loop on a simulated clock. Advancing the clock runs the due timers.
 final class ManualLoop: EventLoop {
     /// The number of watched descriptors, and its limit.
     private(set) var watched = 0

@@ -4,7 +4,8 @@ import USB
 
 @testable import HostUSB
 
-/// A handle with the test as the kernel: it decides which transfers start and when they end.
+/// A handle of a test that acts as the kernel: the test decides which transfers start and when they
+/// end.
 final class ScriptedHandle: HostHandle {
     weak var observer: (any HostHandleObserver)?
 
@@ -13,10 +14,10 @@ final class ScriptedHandle: HostHandle {
     private(set) var cancelled: [UInt64] = []
     private(set) var operations: [DeviceOperation] = []
     private var completions: [(DeviceOperation.Outcome) -> Void] = []
-    /// The results of the next submissions; later ones start.
+    /// The results of the next submissions. Later transfers start.
     var results: [SubmissionResult] = []
 
-    /// Transfers of more bytes find no memory.
+    /// The largest transfer for which the kernel has memory, in bytes.
     var memory = Int.max
 
     func submit(_ transfer: Transfer) -> SubmissionResult {

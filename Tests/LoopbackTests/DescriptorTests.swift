@@ -8,7 +8,7 @@ import USB
 
 /// The descriptors of the test device, and the settings that it accepts.
 @Suite struct DescriptorTests {
-    @Test func `at high speed it has the descriptors of gadget zero`() throws {
+    @Test func `a high-speed device has the descriptors of gadget zero`() throws {
         let host = try LoopbackHost()
         #expect(host.device.speed == .high)
         #expect(
@@ -39,7 +39,7 @@ import USB
         #expect(host.descriptor(0x0f00).isEmpty)
     }
 
-    @Test func `at full speed it has no device qualifier and no BOS`() throws {
+    @Test func `a full-speed device has no device qualifier and no BOS`() throws {
         let host = try LoopbackHost("loopback:speed=full")
         #expect(host.device.speed == .full)
         #expect(host.descriptor(0x0200)[22...23] == [64, 0])
@@ -47,7 +47,7 @@ import USB
         #expect(host.descriptor(0x0f00).isEmpty)
     }
 
-    @Test func `at super speed it has a BOS and companions`() throws {
+    @Test func `a SuperSpeed device has a BOS and companions`() throws {
         let host = try LoopbackHost(
             "loopback:speed=super,bulk-burst=4,iso-burst=3,iso-mult=2,interrupt-packet=100")
         #expect(host.device.speed == .superSpeed)

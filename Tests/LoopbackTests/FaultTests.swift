@@ -175,7 +175,7 @@ import USB
         #expect(host.descriptor(0x0100).count == 18)
     }
 
-    @Test func `the rest of looped data that was cut short is not lost`() throws {
+    @Test func `a short IN transfer does not lose looped data`() throws {
         let host = try LoopbackHost(faults: "bulk-in short bytes=5", configuration: 2)
         host.send([1, 2, 3, 4, 5, 6, 7])
         #expect(host.end(host.receive(64))?.bytes == [1, 2, 3, 4, 5])
@@ -225,9 +225,7 @@ import USB
         #expect(host.isHalted(.bulkOut))
     }
 
-    @Test func `looped data can be corrupted in both directions, the guest's OUT data stays`()
-        throws
-    {
+    @Test func `looped data is corrupted in both directions, the guest's OUT data is not`() throws {
         let host = try LoopbackHost(
             faults: "bulk-out corrupt byte=1; bulk-in corrupt byte=2 after=1", configuration: 2)
         let id = host.send([1, 2, 3, 4])
@@ -317,7 +315,7 @@ import USB
         let host = try LoopbackHost(faults: "bulk-in nak; bulk-out slow ms=60000")
         let ids = [host.receive(8), host.receive(8), host.send(zeroes(8)), host.send(zeroes(8))]
         #expect(ids.allSatisfy { host.status($0) == nil })
-        // The old rules were evaluated for the first transfer, the new ones are for the second.
+        // The old rules apply to the first transfer, the new rules to the second.
         host.device.setFaults(try FaultScript.parse("bulk-in error"))
         host.pass(1)
         #expect(ids.map { host.status($0) } == [.completed, .failed, .completed, .completed])

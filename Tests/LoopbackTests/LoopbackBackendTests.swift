@@ -11,7 +11,7 @@ import USB
 
 @testable import Loopback
 
-/// The backend at the real controller: its specification, transfers, faults, and start and stop.
+/// The backend with the real controller: specification, transfers, faults, start and stop.
 @Suite struct LoopbackBackendTests {
     let guest: Guest
 

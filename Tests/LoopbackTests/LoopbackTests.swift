@@ -5,7 +5,7 @@ import USB
 
 @testable import Loopback
 
-/// Configuration 2: data that goes OUT comes back IN.
+/// Configuration 2: the IN endpoint returns the data of the OUT endpoint.
 @Suite struct LoopbackTests {
     let host: LoopbackHost
 
@@ -50,7 +50,7 @@ import USB
         #expect(host.status(host.receive(512)) == nil)
     }
 
-    @Test func `an OUT transfer waits for room in the queue`() {
+    @Test func `an OUT transfer waits for space in the queue`() {
         let first = host.send(ramp(LoopbackLimits.loopedBytes))
         let second = host.send(ramp(1000, from: 5))
         let third = host.send([9])

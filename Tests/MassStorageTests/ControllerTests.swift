@@ -68,7 +68,7 @@ import USB
 
     /// INQUIRY with a larger data stage than the device has: a short packet, a halt instead of the
     /// CSW, and Linux's recovery.
-    @Test func `a guest recovers from the halt behind short data`() throws {
+    @Test func `a guest recovers from the halt after short data`() throws {
         let guest = try Guest()
         let slot = try guest.plug(stick(FakeImage(byteCount: 1 << 20), on: guest))
         var input = GuestEndpointConfiguration.bulkIn(1)
@@ -149,7 +149,7 @@ import USB
                     requestType: type, request: request, value: value, index: 0, length: 0))
         }
         let buffer = guest.memory.allocate(0x10000, alignment: 65536)
-        func give(_ tag: Int, _ block: [UInt8], _ count: Int) throws {
+        func submit(_ tag: Int, _ block: [UInt8], _ count: Int) throws {
             let flags: GuestTRB.Flags = [.interruptOnCompletion, .interruptOnShortPacket]
             status.submit(tag, [.normal(buffer + 0x8000 + tag * 256, 112, flags)])
             stream.submit(tag, [.normal(buffer + tag * 4096, count, flags)])
@@ -157,8 +157,8 @@ import USB
         }
 
         image.shutGate()
-        try give(1, [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], 4096)
-        try give(2, [0x4d, 0, 0, 0, 0, 0, 0, 0, 64, 0], 64)
+        try submit(1, [0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0], 4096)
+        try submit(2, [0x4d, 0, 0, 0, 0, 0, 0, 0, 64, 0], 64)
         image.openGate()
         // The data transfer of the failed command completes without bytes before its status.
         #expect(try stream.event().length == 0)

@@ -133,7 +133,7 @@ import USB
         let status = host.submitIn(13)
         #expect(host.wait(status)?.status == .completed)
         #expect(host.bytes(status)[12] == 1)
-        #expect(second.bytes(at: 0, count: 1) == [2], "nothing of it reached the new medium")
+        #expect(second.bytes(at: 0, count: 1) == [2], "no part of the write reached the new medium")
         _ = sense()
         _ = testUnitReady
         #expect(read().data.first == 2)
@@ -216,7 +216,7 @@ import USB
         return backend
     }
 
-    /// The error that an operation is refused with; empty if it succeeds.
+    /// The error of an operation; empty if it succeeds.
     private func answer(
         _ backend: StorageBackend, _ name: String, _ arguments: [String: ArgumentValue] = [:]
     ) throws -> String {
@@ -263,7 +263,7 @@ import USB
 
     @Test func `a received descriptor replaces the file, with its access mode`() throws {
         func attach(_ flags: CInt, _ more: String = "") throws -> String {
-            // A process that another test has just forked holds the lock of the attempt before.
+            // A process that another test has forked may hold the lock of the previous attempt.
             try eventually {
                 let answer = try attachOnce(flags, more)
                 try #require(!answer.contains("in use"))

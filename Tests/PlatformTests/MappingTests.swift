@@ -133,7 +133,7 @@ struct MappingTests {
 
     @Test("a SIGBUS outside of a guarded mapping ends the process")
     func otherBusErrors() async {
-        // By the signal, or by a sanitizer that catches it.
+        // The signal ends the process, or a sanitizer that catches it does.
         await #expect(processExitsWith: .failure) {
             let number = clinux_memfd_create("test", CLINUX_MFD_CLOEXEC)
             let file = OwnedDescriptor(owning: number)

@@ -23,8 +23,8 @@ final class Bench {
         try server.listen(on: ListeningSocket(bindingTo: folder.file("socket")))
     }
 
-    /// The monitors whose answers a server in the same thread never waits for.
-    static let monitors: [Monitor] = [.cloudHypervisor, .qemu]
+    /// The VMMs that share guest memory, so that the server never waits for their replies.
+    static let vmms: [VMMKind] = [.cloudHypervisor, .qemu]
 
     /// A connection whose client runs the server's loop while it waits.
     func connect() throws -> WireClient {
@@ -50,11 +50,11 @@ final class Bench {
         return true
     }
 
-    /// A machine with a monitor of this kind.
+    /// A machine with this kind of VMM.
     func machine(
-        _ monitor: Monitor = .cloudHypervisor, memory: GuestRAM? = nil
+        _ vmm: VMMKind = .cloudHypervisor, memory: GuestRAM? = nil
     ) throws -> RemoteMachine {
-        try monitor.start(memory: memory ?? GuestRAM(), wire: connect())
+        try vmm.start(memory: memory ?? GuestRAM(), wire: connect())
     }
 
     /// A client that has negotiated the version and sent nothing else.

@@ -32,12 +32,12 @@ struct ClientLifeTests {
         #expect(try driver.addressNewDevice().slotContext.state == .addressed)
     }
 
-    @Test("a device can be used by one client after the other", arguments: Bench.monitors)
-    func reboot(monitor: Monitor) throws {
+    @Test("a device can be used by one client after the other", arguments: Bench.vmms)
+    func reboot(vmm: VMMKind) throws {
         try bench.server.bus.attach(TestDevice())
         let memory = try GuestRAM()
         for _ in 0..<3 {
-            let machine = try bench.machine(monitor, memory: memory)
+            let machine = try bench.machine(vmm, memory: memory)
             let driver = GuestDriver(machine)
             try driver.start()
             let slot = try driver.addressNewDevice()
@@ -57,7 +57,7 @@ struct ClientLifeTests {
         #expect(try first.readConfiguration(0, as: UInt32.self) == 0x000d_1b36)
 
         first.kill()
-        // The request that the second client sent before is answered now.
+        // The server replies now to the request that the second client has sent before.
         second.wire.timeout = .seconds(30)
         #expect(try second.wire.receiveMessage().command == WireMessage.Command.version)
     }
@@ -103,6 +103,6 @@ struct ClientLifeTests {
         let before = memory.bytes(at: memory.base, count: 65536)
         let second = try bench.machine(memory: GuestRAM())
         try GuestDriver(second).start()
-        #expect(memory.bytes(at: memory.base, count: 65536) == before, "old memory is not touched")
+        #expect(memory.bytes(at: memory.base, count: 65536) == before, "old memory is not written")
     }
 }

@@ -46,7 +46,7 @@ struct AnomalySweepTests {
     }
 
     @Test(arguments: [false, true])
-    func `any failing access is survived`(failsForEver: Bool) throws {
+    func `the controller works after any failing access`(failsForEver: Bool) throws {
         var access = 1
         var isUndisturbed = false
         while !isUndisturbed, access < 5000 {

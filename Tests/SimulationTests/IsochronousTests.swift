@@ -130,7 +130,7 @@ private final class IsochronousSimulation {
             stream.served.removeFirst(min(stream.succeeded.count, stream.served.count))
             stream.succeeded = []
         }
-        if guest.machine.isSpinning { violations.append("the controller does not come to rest") }
+        if guest.machine.isSpinning { violations.append("the controller never becomes idle") }
         if guest.hasFailed { violations.append("the controller failed") }
     }
 

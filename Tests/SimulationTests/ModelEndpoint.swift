@@ -39,8 +39,8 @@ final class ModelEndpoint {
 
     /// Takes the positions from the device. Nothing may be in flight.
     func resynchronize() {
-        position = device.givenCount(address.number, stream: stream)
-        taken = device.taken(address.number, stream: stream).count
+        position = device.sentCount(address.number, stream: stream)
+        taken = device.received(address.number, stream: stream).count
     }
 
     func fail(_ message: String, _ event: GuestEvent? = nil) {
@@ -99,7 +99,7 @@ final class ModelEndpoint {
             if !event.isEventData, event.length != 0 {
                 return fail("Success with a residue", event)
             }
-            if index == head.trbs.count - 1, head.rest.isEmpty {
+            if index == head.trbs.count - 1, head.pendingParts.isEmpty {
                 end(head, head.shortDataStage ?? head.requested)
             }
         case .shortPacket:
@@ -163,7 +163,7 @@ final class ModelEndpoint {
             }
             position += UInt64(moved)
         } else {
-            let all = device.taken(address.number, stream: stream)
+            let all = device.received(address.number, stream: stream)
             guard taken + moved <= all.count else {
                 return fail("the device received fewer than \(moved) bytes")
             }

@@ -13,7 +13,7 @@ final class ModelTransfer {
     private(set) var buffers: [GuestAddress?]
     /// TRBs that are enqueued when those on the ring have ended: further TDs of a Data Stage that
     /// is split into several, then the Status Stage.
-    var rest: [Part] = []
+    var pendingParts: [Part] = []
     /// The data of an OUT transfer.
     let bytes: [UInt8]
     let isIn: Bool
@@ -50,8 +50,8 @@ final class ModelTransfer {
         self.isControl = isControl
     }
 
-    /// Whether all TRBs on the ring have ended and more are to be enqueued.
-    var wantsMore: Bool { !rest.isEmpty && lastIndex == trbs.count - 1 }
+    /// Whether all TRBs on the ring have ended and ``pendingParts`` is not empty.
+    var wantsMore: Bool { !pendingParts.isEmpty && lastIndex == trbs.count - 1 }
 
     /// Appends parts that have been enqueued at some addresses.
     func append(_ parts: [Part], at newAddresses: [GuestAddress]) {
@@ -111,8 +111,8 @@ final class ModelTransfer {
             let skipped = min(skip, length)
             skip -= skipped
             guard let buffer, skipped < length else { continue }
-            let rest = memory.bytes(at: buffer + skipped, count: length - skipped)
-            if rest.contains(where: { $0 != Self.filler }) { return false }
+            let tail = memory.bytes(at: buffer + skipped, count: length - skipped)
+            if tail.contains(where: { $0 != Self.filler }) { return false }
         }
         return true
     }

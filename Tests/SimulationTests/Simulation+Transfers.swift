@@ -72,7 +72,7 @@ extension Simulation {
             trbs: [], addresses: [], lengths: [], buffers: [], bytes: bytes, isIn: isIn,
             isControl: true)
         transfer.append(first, at: endpoint.endpoint.ring.push(first.map(\.trb)))
-        transfer.rest = Array(parts.dropFirst(2))
+        transfer.pendingParts = Array(parts.dropFirst(2))
         return transfer
     }
 
@@ -90,12 +90,12 @@ extension Simulation {
                 endpoint.end(head, moved)
                 return true
             }
-            head.rest = Array(head.rest.suffix(1))
+            head.pendingParts = Array(head.pendingParts.suffix(1))
         }
         // The last TD may be enqueued together with the Status Stage.
-        let count = head.rest.count == 2 && random.oneIn(2) ? 2 : 1
-        let parts = Array(head.rest.prefix(count))
-        head.rest.removeFirst(count)
+        let count = head.pendingParts.count == 2 && random.oneIn(2) ? 2 : 1
+        let parts = Array(head.pendingParts.prefix(count))
+        head.pendingParts.removeFirst(count)
         head.append(parts, at: endpoint.endpoint.ring.push(parts.map(\.trb)))
         endpoint.endpoint.ringDoorbell()
         return true

@@ -233,7 +233,7 @@ final class Simulation {
         if !machine.memory.damagedCanaries().isEmpty {
             violations.append("memory outside of allocations was written")
         }
-        if machine.isSpinning { violations.append("the controller does not come to rest") }
+        if machine.isSpinning { violations.append("the controller never becomes idle") }
         if driver.machine.read32(driver.registers.status) & 0x1004 != 0 {
             violations.append("the controller failed: HSE or HCE")
         }

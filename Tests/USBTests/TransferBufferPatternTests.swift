@@ -88,7 +88,7 @@ import USB
         #expect(difference(TransferBuffer(), from: block) == nil)
     }
 
-    @Test func `bytes are copied to a range, as far as both have bytes`() {
+    @Test func `bytes are copied to a range, up to the shorter of both`() {
         let memory = Memory([3, 5])
         memory.buffer.copy(from: [1, 2, 3, 4, 5, 6, 7, 8])
         var target = [UInt8](repeating: 0, count: 10)

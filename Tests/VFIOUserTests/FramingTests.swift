@@ -108,9 +108,9 @@ struct FramingTests {
     }
 
     @Test(
-        "a client that leaves between, within or behind messages is seen to leave",
+        "a client that disconnects between, within or after messages is detected",
         arguments: [0, 5, 20, 32])
-    func leaves(cut: Int) throws {
+    func disconnects(cut: Int) throws {
         try harness.client.send(Array(read.prefix(cut)))
         harness.client.close()
         #expect(try harness.end() == .clientDisconnected)
@@ -268,7 +268,7 @@ struct FramingTests {
     }
 
     @Test("a message received in parts has at most sixteen descriptors")
-    func countInPieces() throws {
+    func countInParts() throws {
         let detectors = try (0..<18).map { _ in try TestPipe() }
         for (byte, detector) in zip(map(0x1000).bytes, detectors) {
             try harness.client.send([byte], descriptors: [detector.writeNumber])

@@ -104,7 +104,7 @@ struct JSONReaderTests {
         #expect(!isValid(String(repeating: "[", count: 1_000_000)))
     }
 
-    @Test("each member of an object is read, a name that occurs twice twice")
+    @Test("each member of an object is read, one whose name is repeated too")
     func members() throws {
         var reader = reader(Array(#"{"a": 1, "b": {"a": 2}, "a": 3, "": 4}"#.utf8))
         var seen: [String] = []
@@ -120,7 +120,7 @@ struct JSONReaderTests {
         #expect(seen == ["a=1", "b", "a=3", "=4"])
     }
 
-    @Test("another value than an object is refused", arguments: ["[]", "1", "\"\"", "null", ""])
+    @Test("a value other than an object is refused", arguments: ["[]", "1", "\"\"", "null", ""])
     func notObject(text: String) {
         var reader = reader(Array(text.utf8))
         #expect(throws: JSONReader.Failure.self) { try reader.readObject { _, _ in } }

@@ -95,8 +95,8 @@ struct RegionTests {
         Outside(region: 0, offset: 1 << 63, count: 8),
     ]
 
-    // The client of rust-vmm reads 32 bytes and the data even of an error. A header alone, which the
-    // protocol document specifies, would block a processor of the guest forever.
+    // The client of rust-vmm reads 32 bytes and the data even of an error. A header alone, which
+    // the protocol document specifies, would block a processor of the guest forever.
     @Test(
         "a read outside of the regions returns all-ones with the error flag", arguments: outside
     )
@@ -144,7 +144,8 @@ struct RegionTests {
     func longestRead() throws {
         let most = UInt32(VFIOUserLimits.dataTransfer)
         let longest = try harness.client.request(9, WireMessage.region(0, offset: 0, count: most))
-        // The read fails, because region 0 is shorter, but the size of the reply is that of the read.
+        // The read fails, because region 0 is shorter, but the size of the reply is that of the
+        // read.
         #expect(longest.size == 32 + VFIOUserLimits.dataTransfer)
         let more = try harness.client.request(9, WireMessage.region(0, offset: 0, count: most + 1))
         #expect(more.isError && more.size == 16)

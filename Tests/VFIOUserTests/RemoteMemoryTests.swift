@@ -30,8 +30,8 @@ struct RemoteMemoryTests {
 
     init() throws { loop = try EpollLoop() }
 
-    /// Connects a QEMU client whose memory has no descriptor and holds the pattern. The client serves
-    /// its memory on a thread until `body` returns.
+    /// Connects a QEMU client whose memory has no descriptor and holds the pattern. The client
+    /// serves its memory on a thread until `body` returns.
     private func withQEMU(
         dataOffset: Int = 28,
         whileRunning: @escaping @Sendable (QEMUClient) throws -> Void = { _ in },
@@ -234,7 +234,7 @@ struct RemoteMemoryTests {
     }
 
     @Test("an access fails when the client disconnects")
-    func leavesMeanwhile() throws {
+    func disconnectsMeanwhile() throws {
         try withClient { wire, _ in
             let client = QEMUClient(wire: wire, memory: [])
             try client.start()

@@ -104,7 +104,7 @@ extension NestedVMTests {
             #expect(tests.output.contains("Suite ServedStickTests passed"))
             #expect(try host.run("sha256sum <\(socket).read") == sum)
 
-            // After the detachment the host's kernel has its driver bound again.
+            // After the detach the kernel driver of the host is bound again.
             let detached = try host.program("detach stick --control-path \(control)")
             #expect(detached.status == 0, "\(detached.output)")
             try host.wait(until: "[[ -e /sys/block/sda ]]")

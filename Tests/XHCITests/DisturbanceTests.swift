@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// The same scenario with something happening at its first moment, at its second, … until it ends
-/// undisturbed: unplugging, resets, memory taken away.
+/// Repeats a scenario with a disturbance (an unplug, a reset, a halt, an unmapping) at its first
+/// moment, then at its second, and so on, until the scenario ends undisturbed.
 struct DisturbanceTests {
     private enum Disturbance: CaseIterable {
         case detach, disconnect, deviceReset, controllerReset, portReset, halt, unmap, fail
@@ -29,7 +29,7 @@ struct DisturbanceTests {
             driver = GuestDriver(machine)
         }
 
-        /// Enumeration, a few transfers, a stop, an end.
+        /// Enumerates the device, moves data, stops an endpoint and disables the slot.
         func run() throws {
             try driver.start()
             try machine.attach(device)
@@ -44,7 +44,7 @@ struct DisturbanceTests {
             try slot.disable()
         }
 
-        /// What must be possible afterwards, whatever happened.
+        /// Expects that a driver can start again and use a new device.
         func recover() throws {
             machine.onTurn = nil
             machine.remote.onAccess = nil
@@ -100,7 +100,7 @@ struct DisturbanceTests {
                 isUndisturbed = false
                 #expect(throws: Never.self) { try scenario.disturb(disturbance) }
             }
-            // How the scenario ends does not matter, as long as it ends.
+            // The scenario may fail, but it must end.
             try? scenario.run()
             try scenario.recover()
             moment += 1
@@ -108,7 +108,7 @@ struct DisturbanceTests {
         #expect(isUndisturbed)
     }
 
-    /// The client's other messages are served while the controller waits for a piece of memory.
+    /// The client's other messages are served while the controller waits for guest memory.
     @Test(arguments: [
         Disturbance.deviceReset, .controllerReset, .portReset, .halt, .unmap,
     ])
@@ -139,7 +139,7 @@ struct DisturbanceTests {
         let machine = scenario.machine
         let registers = scenario.driver.registers
         machine.remote.onAccess = { _ in
-            // Each write is work for the controller, so there must be an end to it.
+            // Each write is work for the controller, so the number of writes is limited.
             guard machine.remote.accessCount < 600 else { return }
             _ = machine.readRegister(at: 0, count: Controller.registerSpaceSize)
             machine.write32(0, at: registers.status)

@@ -6,8 +6,8 @@ import Testing
 import USB
 import XHCI
 
-/// A controller that has set HCHalted no longer accesses guest memory: firmware and kernels that hand over
-/// to another driver wait only for that bit (xHCI 5.4.1.1, 5.4.2).
+/// A controller that has set HCHalted no longer accesses guest memory: firmware and kernels that
+/// hand over to another driver wait only for that bit (xHCI 5.4.1.1, 5.4.2).
 struct HaltTests {
     let guest: Guest
     let device = TestDevice(.superSpeed)
@@ -55,7 +55,7 @@ struct HaltTests {
 
     // MARK: - When HCHalted is shown
 
-    @Test func `HCHalted is set when devices have completed what the halt cancels`() throws {
+    @Test func `HCHalted is set when devices have completed the cancelled transfers`() throws {
         device.cancelsAtOnce = false
         try slot.configureOne(.bulkIn(1)).submit(chain)
         clearRun()
@@ -66,7 +66,7 @@ struct HaltTests {
     }
 
     @Test
-    func `HCHalted is set after a timeout if a device does not complete what the halt cancels`()
+    func `HCHalted is set after a timeout if a device does not complete the cancelled transfers`()
         throws
     {
         device.cancelsAtOnce = false
@@ -78,7 +78,7 @@ struct HaltTests {
         #expect(guest.answersCommands)
     }
 
-    @Test func `a halt after a Host System Error waits for devices likewise`() throws {
+    @Test func `a halt after a Host System Error waits for devices, too`() throws {
         device.cancelsAtOnce = false
         try slot.configureOne(.bulkIn(1)).submit(chain)
         guest.machine.pass(.milliseconds(1))
@@ -157,7 +157,7 @@ struct HaltTests {
                 == Array(repeating: 1, count: 64) + Array(repeating: 2, count: 128))
     }
 
-    @Test func `streams go on without a doorbell`() throws {
+    @Test func `streams continue without a doorbell`() throws {
         let streams = try GuestStreams(slot, EndpointAddress(2, .in), maxPrimaryStreams: 2)
         let pointers = [1, 3].flatMap {
             streams.submit($0, [.normal(buffer, 64, .interruptOnCompletion)])
@@ -169,7 +169,7 @@ struct HaltTests {
         #expect(Set(events().map(\.pointer)) == Set(pointers))
     }
 
-    @Test func `isochronous endpoints go on without a doorbell`() throws {
+    @Test func `isochronous endpoints continue without a doorbell`() throws {
         device.onTransfer = { $0.endpoint == .control ? nil : .accept }
         let output = try slot.configureOne(.isochronous(1, .out, interval: 3))
         output.submit((0..<10).map { _ in .isochronous(buffer, 8, .interruptOnCompletion) })

@@ -3,8 +3,10 @@
 public import BackendKit
 
 extension HostBackend {
-    /// Opens the node of the device that a rule matches; `nil` if there is none and the rule waits
-    /// for one, which the server then has to open itself.
+    /// Opens the node of the device that a rule matches.
+    ///
+    /// - Returns: `nil` if no device matches and the rule waits for one; the server then opens that
+    ///   one.
     public static func open(
         _ specification: DeviceSpecification
     ) throws(BackendError) -> OpenedDevice? {

@@ -8,9 +8,9 @@ public import USB
 /// The backend `host`: a USB device of this host, passed through to the guest by libusb-1.0.
 ///
 /// Its specification is a rule (``DeviceRule``), which selects one device at a time. The device is
-/// detached from the host's drivers, and released to them at the end. When it is disconnected the
-/// guest sees it unplugged. A rule that is not about an address then waits for a device that it
-/// matches, and attaches that as a new one.
+/// detached from the host's drivers, and released to them at the end. When it is disconnected from
+/// the host, it is disconnected from the guest. A rule by port or ids then waits for a matching
+/// device, and attaches that as a new one.
 public final class HostBackend: DeviceBackend {
     public static let scheme = "host"
     public static let summary = "a USB device of this host, passed through to the guest"
@@ -41,9 +41,9 @@ public final class HostBackend: DeviceBackend {
         }
     ]
 
-    // The members that are not private belong to the extension that probes for devices as well.
+    // Members without `private` are also used by the extension that probes for devices.
 
-    /// Attempts to open a new device while permission is missing, which udev may set after a while.
+    /// Attempts to open a new device without permission; udev may grant the permission later.
     static let accessAttempts = 10
     static let accessRetryDelay = Duration.milliseconds(200)
 
@@ -57,22 +57,23 @@ public final class HostBackend: DeviceBackend {
     var bus: (any USBBus)?
     /// The device that the rule has selected.
     var current: HostDeviceSession?
-    /// Whether ``current`` is attached to the bus, and not only about to be.
+    /// Whether ``current`` is attached to the bus.
     var isAttached = false
     /// Former devices, until they are closed and disconnected.
     var closing: [HostDeviceSession] = []
-    /// Runs until a device that was reported as disconnected, but is not, may be selected again.
+    /// The timer after which a device may be selected again that was closed while still connected.
     var returnTimer: Watch?
 
-    /// A job of the prober runs.
+    /// Whether a job of the prober runs.
     var isProbing = false
+    /// Whether to probe again when that job has ended.
     var needsReprobe = false
     var openingAttempts = 0
     var probeTimer: Watch?
 
-    /// The loop serves a client, so the backend blocks it neither here nor later.
+    /// Whether the loop is running, so that the backend must not block it.
     private let isServing: Bool
-    /// The device as the client of the control socket has opened it, until the start.
+    /// The device node that a control client has opened, until the backend starts.
     private var received: ReceivedDescriptor?
     var startCompletion: ((BackendError?) -> Void)?
 
@@ -130,7 +131,7 @@ public final class HostBackend: DeviceBackend {
             jobs: services.threads.makeQueue(), loop: loop, logger: logger)
     }
 
-    /// Takes over a device that another process has opened, if the rule matches it.
+    /// Adopts a device that another process has opened, if the rule matches it.
     private func adopt(_ descriptor: consuming OwnedDescriptor) throws(BackendError)
         -> HostDeviceSession
     {
@@ -211,15 +212,15 @@ public final class HostBackend: DeviceBackend {
     }
 
     private func logWaiting() {
-        logger.notice("\(rule) is not here yet: waiting for it to be plugged in")
+        logger.notice("\(rule) matches no device yet: waiting for one to be plugged in")
     }
 
     func completeStart() { startCompletion.take()?(nil) }
 
-    /// Fails the start, or logs an error of later.
+    /// Completes the start with an error, or logs the error if the start has completed.
     ///
-    /// - Parameter session: an opened device, which is closed before the start completes: the client
-    ///   may try again at once.
+    /// - Parameter session: an opened device, which is closed before the start completes, because
+    ///   the client may try again at once.
     func fail(_ error: BackendError, closing session: HostDeviceSession? = nil) {
         let completion = startCompletion.take()
         if completion == nil {
@@ -235,7 +236,8 @@ public final class HostBackend: DeviceBackend {
         session.shutDown { _ in completion?(error) }
     }
 
-    /// The rule matches no device at the start: that fails for an address, otherwise it completes.
+    /// Completes the start when the rule matches no device, with an error if the rule is an
+    /// address.
     func completeStartWithoutDevice() {
         guard startCompletion != nil else { return }
         if case .address(let bus, let address) = rule {
@@ -252,7 +254,7 @@ public final class HostBackend: DeviceBackend {
 
     // MARK: - Stop
 
-    /// Unplugs the device and selects no other.
+    /// Detaches the device from the bus, and selects no other.
     private func detach() {
         probeTimer = nil
         returnTimer = nil
@@ -273,8 +275,8 @@ public final class HostBackend: DeviceBackend {
         closing = []
     }
 
-    /// Waits for the prober's job, which may open a device of libusb's context. If the job takes too
-    /// long, all that it uses stays allocated.
+    /// Waits for the prober's job, which may open a device of libusb's context. If the job times
+    /// out, the context and the threads stay allocated.
     private func waitForProber() {
         guard isProbing else { return }
         isProbing = false
@@ -288,7 +290,7 @@ public final class HostBackend: DeviceBackend {
             guard loop.now < deadline else {
                 _ = unsafe Unmanaged.passRetained(services)
                 _ = unsafe Unmanaged.passRetained(context)
-                logger.warning("\(rule): a device does not answer, and stays as it is")
+                logger.warning("\(rule): a device does not answer; opening it was abandoned")
                 return
             }
             context.handleEvents(waiting: .milliseconds(10))

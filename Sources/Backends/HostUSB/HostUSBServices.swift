@@ -5,8 +5,8 @@ internal import Platform
 
 /// The libusb context and the threads that all `host:` backends of one program share.
 ///
-/// The backends own it together: it is made for the first and ends with the last
-/// (``BackendKit/SharedResources``).
+/// The backends share ownership: the first one makes this object, which lives as long as the last
+/// one (``BackendKit/SharedResources``).
 final class HostUSBServices {
     /// Runs the blocking calls of all devices.
     let threads: ThreadPool
@@ -22,10 +22,10 @@ final class HostUSBServices {
         }
     }
 
-    /// The context for a further backend.
+    /// Returns the context for a further backend.
     ///
     /// - Parameter hasHotplug: whether libusb notices new devices. If not, a context knows only the
-    ///   devices that were connected when it was made, so each backend gets one of its own.
+    ///   devices that were connected when it was made, so each backend gets its own context.
     func context(hasHotplug: Bool = SystemFiles.hasUdev) throws(LibUSBError) -> LibUSBContext {
         if hasHotplug, let sharedContext { return sharedContext }
         let context = try LibUSBContext(loop: loop)

@@ -72,7 +72,7 @@ public final class LoopbackBackend: DeviceBackend {
     /// Replaces all fault rules while the device is in use. NAK faults of the old rules end.
     ///
     /// - Parameter text: a fault script; an empty one removes all rules.
-    /// - Throws: an error that names the line and the reason. The old rules then stay.
+    /// - Throws: an error that names the line and the reason. The old rules then remain.
     public func replaceFaults(_ text: String) throws(BackendError) {
         device.setFaults(try Self.rules(text, from: "faults"))
     }

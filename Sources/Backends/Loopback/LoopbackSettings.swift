@@ -27,7 +27,7 @@ struct LoopbackSettings {
     var serial = "usbvfiod-loopback"
     // Packet sizes are in bytes, intervals are `bInterval`, bursts are in packets.
     var bulkPacket: Int
-    /// 1 below SuperSpeed.
+    /// At most 16 at SuperSpeed, otherwise 1.
     var bulkBurst: Int
     var interruptPacket: Int
     var interruptInterval: Int
@@ -35,7 +35,7 @@ struct LoopbackSettings {
     var isoInterval: Int
     /// Packets in a service interval; at SuperSpeed bursts in a service interval.
     var isoMult = 1
-    /// 1 below SuperSpeed.
+    /// At most 16 at SuperSpeed, otherwise 1.
     var isoBurst = 1
 
     /// The default settings of a speed.
@@ -95,7 +95,7 @@ struct LoopbackSettings {
         try checkIsochronous()
     }
 
-    /// Checks that an isochronous endpoint with several packets in an interval needs them.
+    /// Checks that the isochronous packets are large enough for several of them in an interval.
     private func checkIsochronous() throws(BackendError) {
         switch speed {
         case .full: return

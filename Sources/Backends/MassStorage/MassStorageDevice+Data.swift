@@ -8,8 +8,8 @@ internal import USB
 /// The data stage: moves data between the buffers of transfers and the image.
 ///
 /// The event loop moves data straight between image and buffer if that does not wait for a disk.
-/// Otherwise the worker moves them, chunk by chunk through the ``StagingBuffer``. The worker never
-/// accesses a transfer's buffer, so a transfer can be cancelled during a job.
+/// Otherwise the worker moves the data, chunk by chunk through the ``StagingBuffer``. The worker
+/// never accesses a transfer's buffer, so a transfer can be cancelled during a job.
 extension MassStorageDevice {
     /// The data transfer of the worker's job.
     struct PendingTransfer {
@@ -22,9 +22,9 @@ extension MassStorageDevice {
 
     /// Cancels the pending transfer, if it has this identifier.
     ///
-    /// The job runs to its end. Its IN data are dropped, and read again for the next transfer. Its
-    /// OUT data have been copied from the buffer, so they count as transferred; the status waits
-    /// for the job.
+    /// The job runs to its end. Its IN data is dropped, and read again for the next transfer. Its
+    /// OUT data has been copied from the buffer, so it counts as transferred; the status waits for
+    /// the job.
     ///
     /// - Returns: whether the pending transfer has this identifier.
     func cancelPending(_ id: Transfer.ID) -> Bool {
@@ -58,7 +58,7 @@ extension MassStorageDevice {
             complete(transfer.id, .completed, count)
             if pipes.advance(by: count) { finish(nil) }
         case .read(let extent): read(transfer, extent, count: count)
-        default: preconditionFailure("data for the host without a command that has them")
+        default: preconditionFailure("an IN data stage without a command that sends data")
         }
     }
 
@@ -79,7 +79,7 @@ extension MassStorageDevice {
             }
         }
         if result.count == count || result.error != nil {
-            return sent(transfer, extent, result, of: count)
+            return completeIn(transfer, extent, result, of: count)
         }
         pending = PendingTransfer(transfer: transfer, count: count, moved: result.count)
         readChunk(of: extent)
@@ -101,7 +101,7 @@ extension MassStorageDevice {
                 return readChunk(of: extent)
             }
             self.pending = nil
-            sent(
+            completeIn(
                 pending.transfer, extent, IOResult(count: pending.moved, error: result.error),
                 of: pending.count)
         }
@@ -110,7 +110,7 @@ extension MassStorageDevice {
     /// Completes an IN transfer.
     ///
     /// - Parameter result: an error, or fewer bytes than `count` if the medium has been removed.
-    private func sent(
+    private func completeIn(
         _ transfer: Transfer, _ extent: Extent, _ result: IOResult, of count: Int
     ) {
         if result.error == nil, result.count == count {
@@ -139,7 +139,7 @@ extension MassStorageDevice {
         case .parameters(let block, let list):
             let list = list + transfer.buffer.bytes(count: count)
             command = .parameters(block, list)
-            received(transfer, processed: count, of: count, nil) { [self] in
+            completeOut(transfer, processed: count, of: count, nil) { [self] in
                 let action = unit.execute(block, parameters: list)
                 switch action {
                 case .operation(let operation): run(operation)
@@ -152,7 +152,7 @@ extension MassStorageDevice {
         case .compare(let extent):
             pending = PendingTransfer(transfer: transfer, count: count, moved: 0)
             compareChunk(with: extent)
-        default: preconditionFailure("data of the host without a command that takes them")
+        default: preconditionFailure("an OUT data stage without a command that receives data")
         }
     }
 
@@ -175,7 +175,7 @@ extension MassStorageDevice {
         }
         if result.count == count || result.error != nil {
             let (processed, sense) = evaluateWrite(from: 0, extent, result)
-            return received(transfer, processed: processed, of: count, sense)
+            return completeOut(transfer, processed: processed, of: count, sense)
         }
         pending = PendingTransfer(transfer: transfer, count: count, moved: result.count)
         writeChunk(to: extent, durably: durably)
@@ -188,7 +188,7 @@ extension MassStorageDevice {
         } completion: { [self] chunk, result in
             let (processed, sense) = evaluateWrite(
                 from: chunk.lowerBound, extent, result)
-            received(chunk, processed: processed, sense) {
+            continueOut(after: chunk, processed: processed, sense) {
                 writeChunk(to: extent, durably: durably)
             }
         }
@@ -215,7 +215,9 @@ extension MassStorageDevice {
         runOnWorkerWithChunk(of: extent) { [image] data, offset in
             image.compare(data, at: offset)
         } completion: { [self] chunk, sense in
-            received(chunk, processed: sense == nil ? chunk.upperBound : 0, sense) {
+            continueOut(
+                after: chunk, processed: sense == nil ? chunk.upperBound : 0, sense
+            ) {
                 compareChunk(with: extent)
             }
         }
@@ -237,7 +239,7 @@ extension MassStorageDevice {
         let count = min(pending.count - start, staging.capacity)
         guard staging.fill(from: pending.transfer.buffer, at: start, count: count) == count else {
             self.pending = nil
-            return received(
+            return completeOut(
                 pending.transfer, processed: start, of: pending.count, .dataPhaseError)
         }
         self.pending?.moved += count
@@ -249,32 +251,32 @@ extension MassStorageDevice {
         }
     }
 
-    /// Continues after a chunk of OUT data with the next chunk, or completes the transfer.
+    /// Continues with the next chunk of OUT data, or completes the transfer.
     ///
     /// - Parameter processed: the bytes of the transfer that the device has processed.
-    private func received(
-        _ chunk: Range<Int>, processed: Int, _ error: SenseData?, next: () -> Void
+    private func continueOut(
+        after chunk: Range<Int>, processed: Int, _ error: SenseData?, next: () -> Void
     ) {
         guard let pending else {
             // The transfer was cancelled; its bytes up to the end of the chunk count as
             // transferred.
-            return received(nil, processed: processed, of: chunk.upperBound, error)
+            return completeOut(nil, processed: processed, of: chunk.upperBound, error)
         }
         let hasMore = chunk.upperBound < pending.count
         if hasMore, error == nil, !isChangingMedium { return next() }
         self.pending = nil
-        received(
+        completeOut(
             pending.transfer, processed: processed, of: pending.count,
             error ?? (hasMore ? .mediumNotPresent : nil))
     }
 
-    /// Completes an OUT transfer, and ends the command if there was an error or the data stage is
+    /// Completes an OUT transfer. Ends the command after an error, or if the data stage is
     /// complete.
     ///
     /// - Parameters:
     ///   - transfer: `nil` if it was cancelled.
-    ///   - end: replaces the end of the command after a complete data stage.
-    private func received(
+    ///   - end: called instead of ``finish(_:)`` after a complete data stage.
+    private func completeOut(
         _ transfer: Transfer?, processed: Int, of count: Int, _ error: SenseData?,
         end: (() -> Void)? = nil
     ) {
@@ -292,7 +294,7 @@ extension MassStorageDevice {
 }
 
 extension TransferBuffer {
-    /// The first `count` bytes, valid for the duration of the call from which it is used.
+    /// The first `count` bytes, valid until the caller returns to the event loop.
     fileprivate func vectors(count: Int) -> IOVectors {
         var vectors = IOVectors()
         unsafe forEachSegment { unsafe vectors.append($0) }

@@ -11,9 +11,9 @@ extension MassStorageDevice {
 
     /// Removes the medium and inserts another one, or none.
     ///
-    /// The guest sees a card that is pulled out: a command in its data stage fails, and later
-    /// commands find no medium. The old image is flushed first. If that fails, the old image stays,
-    /// unless `force` is set.
+    /// To the guest, the medium is pulled out: a command in its data stage fails, and later
+    /// commands report MEDIUM NOT PRESENT. The old image is flushed first. If the flush fails, the
+    /// old image is inserted again, unless `force` is set.
     ///
     /// - Parameter completion: runs on the event loop, with the error of the flush.
     func changeMedium(
@@ -24,9 +24,9 @@ extension MassStorageDevice {
         unit.removeMedium()
         pipes.mediumChanged()
         cancellation?.cancel()
-        // If the worker has a job, its completion abandons the command.
+        // If the worker has a job, the job's completion fails the command.
         if !isBusy {
-            abandonCommand()
+            failMediumCommand()
             advance()
         }
         flush { [self] error in
@@ -73,7 +73,7 @@ extension MassStorageDevice {
     }
 
     /// Fails a command that accesses the medium and waits for the guest's next transfer.
-    func abandonCommand() {
+    func failMediumCommand() {
         switch command {
         case .read, .write, .compare, .parameters: finish(.mediumNotPresent)
         case .reply, nil: break

@@ -9,9 +9,11 @@ internal import USB
 ///
 /// Transfers wait in ``MassStoragePipes``, and ``advance()`` processes those that can be processed
 /// now. The event loop moves data straight between the image and a transfer's buffer if that does
-/// not wait for a disk; otherwise the worker moves them through the ``StagingBuffer``. The worker
-/// has at most one job of a command, and the bulk pipes wait until it has ended, so commands take
-/// effect in the guest's order. Control requests are answered meanwhile. A cancelled transfer
+/// not wait for a disk; otherwise the worker moves the data through the ``StagingBuffer``.
+///
+/// The worker has at most one job of a command. Until it has ended, no other command starts and no
+/// other data transfer is processed, so commands take effect in the guest's order. Control
+/// requests, and requests and replies of UAS, are processed meanwhile. A cancelled transfer
 /// completes at once; only its successors wait for the job.
 final class MassStorageDevice: USBDevice {
     let speed: USBSpeed
@@ -36,9 +38,9 @@ final class MassStorageDevice: USBDevice {
     var cancellation: Cancellation?
     /// The operator is changing the medium; see ``changeMedium(to:force:completion:)``.
     var isChangingMedium = false
-    /// The worker runs a flush whose command has its status already.
+    /// The worker runs a flush whose command has already ended with GOOD status.
     private var isFlushingInBackground = false
-    /// The lost writes of the present image.
+    /// The lost writes of the current image.
     var lostWrites = LostWrites()
     /// The tag of the UAS command whose status reports lost writes.
     private var lostWritesTag: UInt16?
@@ -58,7 +60,7 @@ final class MassStorageDevice: USBDevice {
         case read(Extent)
         case write(Extent, durably: Bool)
         case compare(Extent)
-        /// A parameter list, as far as it has been received.
+        /// The part of a parameter list that has been received.
         case parameters(CommandDescriptorBlock, [UInt8])
     }
 
@@ -209,7 +211,7 @@ final class MassStorageDevice: USBDevice {
     // MARK: - Commands
 
     private func receiveCommand(_ transfer: Transfer) {
-        // A CBW has 31 bytes; of a longer transfer one more shows that it is not a CBW.
+        // A CBW has 31 bytes. A 32nd byte shows that the transfer is no CBW.
         let (bytes, count) = transfer.buffer.beginning
         guard let wrapper = pipes.receiveCommand(bytes.span.extracting(first: count)) else {
             logger.debug("\(summary): the guest sent an invalid command block wrapper")
@@ -231,7 +233,7 @@ final class MassStorageDevice: USBDevice {
             abortCommand()
             unit.resetUnit()
         case .refuse:
-            logger.debug("\(summary): the guest sent a request with a tag that is not a stream")
+            logger.debug("\(summary): the guest sent a UAS request without a valid tag")
             return complete(transfer.id, .stalled, 0)
         }
         complete(transfer.id, .completed, transfer.buffer.count)
@@ -290,7 +292,7 @@ final class MassStorageDevice: USBDevice {
 
     /// Runs a medium operation on the worker.
     func run(_ operation: MediumOperation) {
-        // Background flushes do not accumulate: while one runs, the status of the next waits.
+        // At most one background flush runs: a second command gets its status after its flush.
         if operation == .flushInBackground && !isFlushingInBackground {
             return flushInBackground()
         }
@@ -312,7 +314,7 @@ final class MassStorageDevice: USBDevice {
         }
     }
 
-    /// Flushes the image after the status of the command.
+    /// Ends the command with GOOD status and flushes the image on the worker.
     private func flushInBackground() {
         isFlushingInBackground = true
         worker.run { [image, lostWrites] in
@@ -327,8 +329,8 @@ final class MassStorageDevice: USBDevice {
         finish(nil)
     }
 
-    /// The host has fetched a status that reports lost writes. In Bulk-Only Transport it always
-    /// does; in UAS it may have aborted the command before.
+    /// Clears the lost writes, if the host has fetched a UAS status that reports them. A host may
+    /// abort the command before; in Bulk-Only Transport the error counts as reported at once.
     private func lostWritesReported(_ reply: UASReply) {
         lostWritesTag = nil
         if case .checkCondition = reply.content { lostWrites.clear() }
@@ -341,7 +343,8 @@ final class MassStorageDevice: USBDevice {
 
     // MARK: - Worker
 
-    /// Runs a job of the current command on the worker; the bulk pipes wait until it has ended.
+    /// Runs a job of the current command on the worker. No other command or data transfer is
+    /// processed until it has ended.
     ///
     /// If the transport has been reset or the command aborted meanwhile, the result is dropped.
     /// Jobs run in the order of submission, so the jobs of later commands see the effects of this
@@ -358,7 +361,7 @@ final class MassStorageDevice: USBDevice {
             if generation == self.generation {
                 completion(result)
                 // A command that continues with another job checks for a medium change itself.
-                if isChangingMedium, !isBusy { abandonCommand() }
+                if isChangingMedium, !isBusy { failMediumCommand() }
             }
             advance()
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Serial numbers of sticks for which the operator has given none.
+/// Default serial numbers of sticks.
 enum SerialNumber {
     /// The FNV-1a hash of a path in 16 hexadecimal digits; Bulk-Only Transport 4.1.1 requires at
     /// least 12. It is the same for the same path, so a guest recognizes its stick.

@@ -16,7 +16,9 @@ public final class StorageBackend: DeviceBackend {
             "file", value: "PATH", isRequired: true,
             summary: "the image; its size is a multiple of 512 bytes"),
         Parameter("readonly", value: nil, summary: "the guest cannot write; the file is shared"),
-        Parameter("serial", value: "TEXT", summary: "serial number; by default made of the path"),
+        Parameter(
+            "serial", value: "TEXT",
+            summary: "serial number; by default derived from the path"),
         Parameter("vendor", value: "TEXT", summary: "vendor, at most 8 characters"),
         Parameter("product", value: "TEXT", summary: "product, at most 16 characters"),
         Parameter("speed", value: "high|super", summary: "USB 2 or USB 3; default super"),
@@ -68,7 +70,7 @@ public final class StorageBackend: DeviceBackend {
             worker = try Worker(name: "storage", loop: context.loop)
         } catch {
             throw BackendError(
-                "cannot start a thread for '\(path)': \(error): look at the limits of threads and "
+                "cannot start a thread for '\(path)': \(error): check the limits of threads and "
                     + "open files (`ulimit -u`, `ulimit -n`)")
         }
         let unit = LogicalUnit(
@@ -171,15 +173,15 @@ extension StorageBackend: OperableBackend {
     private static let force = BackendOperation.Argument(
         "force", .flag,
         summary:
-            "Although the guest has locked the medium, or the old one cannot be written: as if it "
-            + "were pulled out.")
+            "Change the medium even if the guest has locked it, or its cached data cannot be "
+            + "written.")
 
     public static let operations = [
         BackendOperation(
             "insert", summary: "Put another image into a stick of a running server.",
             discussion:
-                "The guest sees a medium that has changed. What it wrote to the old one is on "
-                + "the disk when this returns.",
+                "The guest sees a medium change. Its writes to the old medium are on the disk when "
+                + "this returns.",
             device: "stick",
             arguments: [
                 BackendOperation.Argument(
@@ -190,8 +192,8 @@ extension StorageBackend: OperableBackend {
             example: "file=other.img", confirmation: "{spec} is in", absence: "has no medium"),
         BackendOperation(
             "eject", summary: "Take the image out of a stick of a running server.",
-            discussion: "The stick stays plugged in. When this returns, the image can be used by "
-                + "others.",
+            discussion: "The stick stays plugged in. When this returns, other programs can use "
+                + "the image.",
             device: "stick", arguments: [force], confirmation: "ejected",
             absence: "has no medium"),
     ]
@@ -244,7 +246,7 @@ extension StorageBackend: OperableBackend {
             completion(
                 error.map {
                     BackendError(
-                        "the medium has been changed, but data are lost: \($0)", tookEffect: true)
+                        "the medium has been changed, but data is lost: \($0)", tookEffect: true)
                 })
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A value of an argument, as it came from a request or from the command line.
+/// The value of an argument, from a request or from the command line.
 public enum ArgumentValue: Equatable, Sendable, Codable {
     /// A string.
     case text(String)
@@ -11,7 +11,7 @@ public enum ArgumentValue: Equatable, Sendable, Codable {
     /// A JSON value of another type, which no argument takes.
     case other
 
-    /// Decodes a single value; one of another type becomes ``other``.
+    /// Decodes a single value. A value of another type becomes ``other``.
     public init(from decoder: any Decoder) throws {
         let container = try decoder.singleValueContainer()
         if let text = try? container.decode(String.self) {
@@ -25,7 +25,7 @@ public enum ArgumentValue: Equatable, Sendable, Codable {
         }
     }
 
-    /// Encodes the value alone; ``other`` becomes `null`.
+    /// Encodes a single value. ``other`` becomes `null`.
     public func encode(to encoder: any Encoder) throws {
         var container = encoder.singleValueContainer()
         switch self {

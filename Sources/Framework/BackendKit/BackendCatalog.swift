@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The backends that a program was built with: a value, made in one line of its `main`.
+/// The backends that a program was built with.
 public struct BackendCatalog: Sendable {
     /// The backends, in the order of help texts.
     public let backends: [any DeviceBackend.Type]
-    /// The operations of all backends, in their order, each name once.
+    /// The operations of all backends, in the order of ``backends``, each name once.
     public let operations: [BackendOperation]
 
-    /// Joins backends to a catalog.
+    /// Creates a catalog of backends.
     ///
-    /// Schemes must differ, and operations of one name must have the same arguments, because the
-    /// program could not distinguish them: it traps otherwise.
+    /// Traps if two backends have the same scheme, or if operations of the same name have different
+    /// arguments: the program could not distinguish them.
     public init(_ backends: any DeviceBackend.Type...) {
         self.backends = backends
         var operations: [BackendOperation] = []
@@ -47,7 +47,7 @@ public struct BackendCatalog: Sendable {
 
     /// Parses a device specification, or translates the bare name that stands for one.
     ///
-    /// - Throws: if it has no form; see ``DeviceSpecification/init(parsing:)``.
+    /// - Throws: if the text is malformed; see ``DeviceSpecification/init(parsing:)``.
     public func specification(_ text: String) throws(BackendError) -> DeviceSpecification {
         for name in bareNames {
             if let specification = name.specification(for: text) {
@@ -59,7 +59,7 @@ public struct BackendCatalog: Sendable {
 
     /// Finds the backend that a specification or bare name means.
     ///
-    /// It checks the names of the parameters, and opens nothing.
+    /// Checks the names of the parameters, and opens nothing.
     ///
     /// - Throws: if no backend has the scheme, or a parameter is unknown or missing.
     public func resolve(
@@ -86,8 +86,9 @@ public struct BackendCatalog: Sendable {
 }
 
 extension BackendOperation {
-    /// Names that the control socket and the command line have for themselves.
+    /// Names of requests and subcommands that the control socket and the command line define.
     private static let reservedNames = ["attach", "backends", "detach", "devices", "help", "list"]
+    /// Names of fields and options that the control socket and the command line define.
     private static let reservedArguments = [
         "control-path", "help", "id", "json", "request", "timeout", "version",
     ]

@@ -3,9 +3,9 @@
 /// An operation on an attached device that a backend offers besides attach and detach, such as
 /// `insert`.
 ///
-/// The declaration is all that the program knows of an operation. It becomes a request of the control
-/// socket (docs/control-protocol.md) and a subcommand of `usbvfiod`, each with its help and its
-/// errors:
+/// The declaration is all that the program knows of an operation. It becomes a request of the
+/// control socket (docs/control-protocol.md) and a subcommand of `usbvfiod`, each with its help and
+/// its errors:
 ///
 ///     {"request":"load","id":"dice-1","number":6}
 ///     usbvfiod load dice-1 6 --control-path PATH
@@ -22,8 +22,8 @@ public struct BackendOperation: Sendable {
     public let device: String
     /// The arguments besides the device's id, in the order in which they are read.
     public let arguments: [Argument]
-    /// The arguments of a call that works, such as `file=other.img`, as they are typed after the
-    /// device's id; may be empty.
+    /// The arguments of a valid call, such as `file=other.img`, as the operator types them after
+    /// the device's id; may be empty.
     public let example: String
     /// The text that the subcommand prints after success, such as `ejected`.
     ///
@@ -40,8 +40,9 @@ public struct BackendOperation: Sendable {
     ///   - summary: one sentence that says what the operation does.
     ///   - discussion: further sentences for the help page.
     ///   - device: the noun by which help texts call the device.
-    ///   - arguments: the arguments besides the device's id; at most one of them takes a descriptor.
-    ///   - example: the arguments of a call that works.
+    ///   - arguments: the arguments besides the device's id; at most one of them takes a
+    ///     descriptor.
+    ///   - example: the arguments of a valid call.
     ///   - confirmation: the text that the subcommand prints after success.
     ///   - absence: the rest of the error for devices without the operation.
     public init(
@@ -75,12 +76,12 @@ public protocol OperableBackend: DeviceBackend {
 
     /// Executes an operation on the backend's device, without blocking the loop.
     ///
-    /// The arguments have been checked against the declaration. No other call but
-    /// ``DeviceBackend/stop()`` is made until `completion` has been called.
+    /// The arguments have been checked against the declaration. Until the backend calls
+    /// `completion`, it gets no other call than ``DeviceBackend/stop()``.
     ///
     /// - Parameters:
     ///   - call: the operation, one of ``operations``, and its arguments.
-    ///   - completion: called once, on the loop, before this returns or later, with `nil` or with why
-    ///     the operation has been refused.
+    ///   - completion: called once, on the loop, before this returns or later, with `nil` or with
+    ///     the reason why the operation failed.
     func execute(_ call: OperationCall, completion: @escaping (BackendError?) -> Void)
 }

@@ -3,8 +3,8 @@
 /// A form of device name that stands for a specification without naming a backend, such as
 /// `/dev/bus/usb/BUS/ADDRESS`.
 ///
-/// A backend lists its forms in ``DeviceBackend/bareNames``. The catalog offers each name without a
-/// match to the forms of all backends, in order; the first that recognises it decides.
+/// A backend lists its forms in ``DeviceBackend/bareNames``. The catalog tries the forms of all
+/// backends in order, and uses the first that recognises the name.
 public struct BareName: Sendable {
     /// The form with its variable parts in capitals, for help texts.
     public let form: String

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The values of a specification's parameters, as a backend's initializer reads them. Each error says
-/// which values there are.
+/// The values of a specification's parameters, for a backend's initializer. Each error says which
+/// values are allowed.
 extension DeviceSpecification {
     /// The value of a parameter; `nil` if the parameter is absent.
     ///
@@ -14,7 +14,7 @@ extension DeviceSpecification {
         return value
     }
 
-    /// Whether a flag is set, by `NAME`, `NAME=on` or `NAME=off`; `nil` if it is absent.
+    /// The value of a flag (`NAME`, `NAME=on` or `NAME=off`); `nil` if the flag is absent.
     ///
     /// - Throws: if the value is another word.
     public func flag(_ name: String) throws(BackendError) -> Bool? {
@@ -44,7 +44,7 @@ extension DeviceSpecification {
         return number
     }
 
-    /// One of the words that are the raw values of a type; `nil` if the parameter is absent.
+    /// A value of a type with raw values in words; `nil` if the parameter is absent.
     ///
     /// - Throws: if the value is another word.
     public func choice<Choice: RawRepresentable & CaseIterable>(
@@ -78,7 +78,7 @@ extension DeviceSpecification {
     }
 }
 
-/// The identifier of a device, which every specification may have and no backend reads.
+/// The identifier of a device. Every specification may have one, and no backend reads it.
 extension DeviceSpecification {
     private static let identifierName = "id"
 
@@ -89,7 +89,7 @@ extension DeviceSpecification {
     public static let common = [
         Parameter(
             identifierName, value: "NAME",
-            summary: "what requests call it; by default the kind and a number")
+            summary: "the device's name in requests; by default the kind and a number")
     ]
 
     /// The identifier that the operator chose with `id=NAME`; `nil` if there is none.

@@ -2,20 +2,20 @@
 
 /// A device specification: `SCHEME:KEY=VALUE,FLAG,…`, as it follows `--device`.
 ///
-/// A comma inside a value is doubled, as in QEMU's options (`file=a,,b.img`). A specification without
-/// parameters may leave out the colon.
+/// A comma inside a value is doubled, as in QEMU's options (`file=a,,b.img`). A specification
+/// without parameters may leave out the colon.
 public struct DeviceSpecification: Equatable, Sendable {
     /// The specification as the operator wrote it.
     public let text: String
     /// The word before the colon, which names a backend.
     public let scheme: String
-    /// The parameters in the order of writing; a flag without an equals sign has the value `nil`.
+    /// The parameters, in the order of the text; a flag without an equals sign has the value `nil`.
     public let parameters: [(name: String, value: String?)]
 
     /// Parses a specification.
     ///
-    /// - Throws: if the scheme is no name, a parameter has no name or is there twice, or the text
-    ///   contains a zero byte.
+    /// - Throws: if the scheme is not a valid name, a parameter has no name or appears twice, or
+    ///   the text contains a zero byte.
     public init(parsing text: String) throws(BackendError) {
         self.text = text
         // System calls end a path at a zero byte, so the rest of a value would be ignored.
@@ -52,7 +52,7 @@ public struct DeviceSpecification: Equatable, Sendable {
         self.parameters = parameters
     }
 
-    /// Returns the specification with another value of a parameter that it has.
+    /// Returns the specification with another value for one of its parameters.
     public func replacing(_ name: String, with value: String) throws(BackendError) -> Self {
         let words = parameters.map { parameter in
             guard let old = parameter.value else { return parameter.name }
@@ -62,15 +62,16 @@ public struct DeviceSpecification: Equatable, Sendable {
         return try DeviceSpecification(parsing: "\(scheme):\(words.joined(separator: ","))")
     }
 
-    /// Compares the specifications as they were written.
+    /// Compares the texts of the specifications.
     public static func == (left: Self, right: Self) -> Bool { left.text == right.text }
 
-    /// Returns the text of a specification whose scheme may have been left out.
+    /// Returns the text of a specification with its scheme, which `text` may leave out.
     public static func text(_ text: String, withScheme scheme: String) -> String {
         text.hasPrefix("\(scheme):") ? text : "\(scheme):\(text)"
     }
 
-    /// Whether a word can be a scheme or the name of an operation: lowercase letters, digits and `-`.
+    /// Whether a word can be a scheme or the name of an operation: lowercase letters, digits and
+    /// `-`.
     static func isName(_ text: some StringProtocol) -> Bool {
         !text.isEmpty
             && text.utf8.allSatisfy { byte in

@@ -6,10 +6,10 @@ public import Platform
 public struct OpenedDevice: ~Copyable {
     /// The open file or device node.
     public let descriptor: OwnedDescriptor
-    /// The device as a process with another working directory must name it.
+    /// The specification of the device, valid in any working directory.
     public let specification: DeviceSpecification
 
-    /// Joins a descriptor with the specification that names it everywhere.
+    /// Takes ownership of a descriptor.
     public init(_ descriptor: consuming OwnedDescriptor, as specification: DeviceSpecification) {
         self.descriptor = descriptor
         self.specification = specification

@@ -13,7 +13,7 @@ extension BackendOperation.Argument.Kind {
         }
     }
 
-    /// Whether a value has the right type and is within the bounds.
+    /// Whether a value has the kind's type and is within its bounds.
     func accepts(_ value: ArgumentValue) -> Bool {
         switch (self, value) {
         case (.text(let limit), .text(let text)): text.utf8.count <= limit
@@ -49,7 +49,7 @@ extension BackendOperation.Argument {
         }
     }
 
-    /// The value that a word of the command line stands for.
+    /// Parses a word of the command line.
     ///
     /// Numbers are decimal, or hexadecimal after `0x`.
     ///
@@ -72,7 +72,7 @@ extension [BackendOperation.Argument] {
     /// - Parameters:
     ///   - fields: the fields, without those that are not arguments.
     ///   - name: the request's name, for errors.
-    /// - Returns: the fields, all of them declared, and of the declared types.
+    /// - Returns: `fields`, all of which are declared and have the declared types.
     /// - Throws: an error that names the first field that is missing, wrong or not declared.
     public func checked(
         _ fields: [String: ArgumentValue], of name: String

@@ -4,20 +4,20 @@
 public struct OperationCall {
     /// The name of the operation.
     public let name: String
-    /// The open file or device node that came with the request; `nil` if the backend is to open it.
+    /// The open file or device node that came with the request; `nil` if the backend must open it.
     public let descriptor: ReceivedDescriptor?
 
     private let values: [String: ArgumentValue]
     private var specifications: [String: DeviceSpecification] = [:]
 
-    /// Joins an operation with its arguments.
+    /// Creates a call and checks its arguments.
     ///
     /// - Parameters:
     ///   - operation: the operation's declaration.
     ///   - values: the arguments; see ``BackendOperation/Argument``.
-    ///   - backend: the kind of device, whose scheme a specification may leave out.
+    ///   - backend: the device's backend, whose scheme a specification may leave out.
     ///   - descriptor: the open file or device node that came with the request.
-    /// - Throws: if an argument is missing, wrong or not declared, or a specification has no form.
+    /// - Throws: if an argument is missing, wrong or not declared, or a specification is malformed.
     public init(
         _ operation: BackendOperation, _ values: [String: ArgumentValue] = [:],
         for backend: any DeviceBackend.Type, descriptor: ReceivedDescriptor? = nil
@@ -32,13 +32,13 @@ public struct OperationCall {
         }
     }
 
-    /// The text of an argument, or its path or word; `nil` if the call does not have it.
+    /// The value of a text, path or choice argument; `nil` if the call does not have it.
     public func text(_ name: String) -> String? {
         guard case .text(let text)? = values[name] else { return nil }
         return text
     }
 
-    /// The number of an argument; `nil` if the call does not have it.
+    /// The value of an integer argument; `nil` if the call does not have it.
     public func integer(_ name: String) -> Int? {
         guard case .integer(let number)? = values[name] else { return nil }
         return number
@@ -47,6 +47,6 @@ public struct OperationCall {
     /// Whether a flag is set.
     public func flag(_ name: String) -> Bool { values[name] == .flag(true) }
 
-    /// The specification of an argument; `nil` if the call does not have it.
+    /// The value of a specification argument; `nil` if the call does not have it.
     public func specification(_ name: String) -> DeviceSpecification? { specifications[name] }
 }

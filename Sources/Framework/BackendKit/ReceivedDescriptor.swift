@@ -2,15 +2,15 @@
 
 public import Platform
 
-/// A descriptor that came with a control request and waits for its one user.
+/// A descriptor that came with a control request, until its user takes ownership.
 ///
-/// It is closed with this object unless it has been taken.
+/// The descriptor is closed with this object unless ``take()`` has returned it.
 public final class ReceivedDescriptor {
     private var descriptor: OwnedDescriptor?
 
     /// Takes ownership of a descriptor.
     public init(_ descriptor: consuming OwnedDescriptor) { self.descriptor = consume descriptor }
 
-    /// Transfers ownership to the caller; returns `nil` if that has been done before.
+    /// Transfers ownership to the caller; returns `nil` if an earlier call has done so.
     public func take() -> OwnedDescriptor? { descriptor.take() }
 }

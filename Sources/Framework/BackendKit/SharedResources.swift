@@ -2,8 +2,8 @@
 
 /// Resources that the backends of one program share, such as the context of a library.
 ///
-/// The first backend that asks for a type of resource makes it; it lives as long as a backend keeps
-/// it. Used on the event loop only.
+/// The first backend that asks for a type of resource makes the resource, which lives as long as a
+/// backend retains it. Used on the event loop only.
 public final class SharedResources {
     private struct WeakReference {
         weak var resource: AnyObject?
@@ -16,9 +16,9 @@ public final class SharedResources {
 
     /// Returns the resource of a type.
     ///
-    /// - Parameter make: makes the resource, if no backend keeps one.
-    /// - Returns: the resource that a backend keeps, or the new one.
-    /// - Throws: what `make` throws.
+    /// - Parameter make: makes the resource, if no backend retains one.
+    /// - Returns: the resource that a backend retains, or the new one.
+    /// - Throws: the error of `make`.
     public func resource<Resource: AnyObject, Failure: Error>(
         _ make: () throws(Failure) -> Resource
     ) throws(Failure) -> Resource {

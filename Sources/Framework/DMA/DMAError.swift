@@ -10,7 +10,7 @@ public struct DMAError: Error, Equatable {
         case readOnly
         /// The client refused the access or did not reply, or its file lost the pages.
         case lost
-        /// The server has no buffer for the data.
+        /// No staging memory is left for the data.
         case noBuffer
     }
 
@@ -35,7 +35,7 @@ extension DMAError: CustomStringConvertible {
             case .unmapped: "no guest memory"
             case .readOnly: "read-only guest memory"
             case .lost: "guest memory that the client no longer provides"
-            case .noBuffer: "no buffer left for guest memory"
+            case .noBuffer: "no staging memory left for guest memory"
             }
         return "\(cause) at \(address) (\(count) bytes)"
     }

@@ -10,8 +10,8 @@ public struct GuestAddress: RawRepresentable, Hashable, Comparable, Sendable {
 
     public static func < (left: Self, right: Self) -> Bool { left.rawValue < right.rawValue }
 
-    /// The address `offset` bytes further on, modulo 2^64: an offset past the end of the address space
-    /// leads to unmapped memory and does not trap.
+    /// The address `offset` bytes further on, modulo 2^64: an offset past the end of the address
+    /// space leads to unmapped memory and does not trap.
     public static func + (address: Self, offset: Int) -> Self {
         Self(rawValue: address.rawValue &+ UInt64(bitPattern: Int64(offset)))
     }

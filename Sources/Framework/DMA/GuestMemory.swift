@@ -3,10 +3,11 @@
 public import Platform
 public import SystemPackage
 
-/// The guest's physical memory, as far as the client has shared it.
+/// The part of the guest's physical memory that the client has mapped.
 ///
-/// A region with a file descriptor is mapped and accessed directly. A region without one is accessed
-/// through ``remote``, one message an access. Only this class knows the difference. An access to any
+/// A region with a file descriptor is mapped and accessed directly. A region without one is
+/// accessed through ``remote``, with one message for each access. ``load(_:at:)``,
+/// ``store(_:at:)``, ``read(into:at:)`` and ``write(_:at:)`` hide the difference. An access to any
 /// other address fails, as on a bus without a target.
 ///
 /// The guest runs at the same time, so every function reads or writes each byte exactly once.
@@ -263,8 +264,8 @@ public final class GuestMemory {
         @usableFromInline let bytes: UnsafeMutableRawPointer
         @usableFromInline let integrity: Mapping.Integrity
 
-        /// Throws if the file has lost pages. Call it after the access, which may itself be the first
-        /// to touch a lost page.
+        /// Throws if the file has lost pages. Call it after the access, which may itself be the
+        /// first to touch a lost page.
         func checkIntact(_ address: GuestAddress, count: Int) throws(DMAError) {
             if !integrity.isIntact { throw DMAError(.lost, at: address, count: count) }
         }
@@ -307,9 +308,9 @@ public final class GuestMemory {
 
     /// Calls `body` with each region of a range, and the address and length of its part.
     ///
-    /// All regions are looked up before the first call, so that a range with a hole is refused as a whole.
-    /// `body` may wait for the client, which may unmap a region meanwhile: that one is not accessed any
-    /// more.
+    /// All regions are looked up before the first call, so a range with a hole is refused as a
+    /// whole. `body` may wait for the client, which may unmap a region meanwhile; the access then
+    /// fails.
     private func forEachRegion(
         at address: GuestAddress, count: Int, writing: Bool,
         _ body: (MemoryRegion, UInt64, Int) throws(DMAError) -> Void

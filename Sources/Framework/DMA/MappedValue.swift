@@ -62,7 +62,7 @@ public struct MappedValue<Value: BitwiseCopyable> {
     @inlinable
     func word(at offset: Int) -> UnsafePointer<Atomic<UInt32>> {
         Self.checkBounds(offset, 4)
-        precondition(offset & 3 == 0, "offset \(offset) is not that of a word")
+        precondition(offset & 3 == 0, "offset \(offset) is not a multiple of 4")
         return unsafe UnsafePointer(
             (mapped.bytes + offset).assumingMemoryBound(to: Atomic<UInt32>.self))
     }
@@ -78,8 +78,8 @@ public struct MappedValue<Value: BitwiseCopyable> {
 extension GuestMemory {
     /// A value in guest memory, if one mapped region holds all its bytes.
     ///
-    /// A region that begins at an odd address puts the guest's words at odd addresses here. No
-    /// client is known to map memory so; it loses the ordering.
+    /// The guest's words are aligned in this process only if their region is. No client is known to
+    /// map an unaligned region; accesses to one have no ordering.
     ///
     /// - Returns: `nil` if the bytes must be accessed with `load` and `store`, which also find the
     ///   errors.

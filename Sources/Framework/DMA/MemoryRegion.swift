@@ -4,8 +4,8 @@ internal import Platform
 
 /// A contiguous range of guest memory that the client has mapped.
 ///
-/// The region retains its mapping: the memory is unmapped from this process when the last reference to
-/// the region ends.
+/// The region retains its mapping: the memory is unmapped from this process when the last reference
+/// to the region ends.
 @safe
 public final class MemoryRegion {
     /// The guest address of the first byte.
@@ -15,7 +15,7 @@ public final class MemoryRegion {
     package let isWritable: Bool
     /// `nil` for a region without a descriptor, which is accessed through ``RemoteMemory``.
     let mapping: Mapping?
-    /// Whether the client has not unmapped the region. An access that began before is not continued.
+    /// `false` once the client has unmapped the region. An access checks it before each region.
     private(set) var isMapped = true
 
     init(start: UInt64, count: UInt64, isWritable: Bool, mapping: Mapping?) {
@@ -39,7 +39,8 @@ public final class MemoryRegion {
 
     func contains(_ address: UInt64) -> Bool { address >= start && address - start < count }
 
-    /// The memory from `address`, which must lie in the region, to its end; `nil` without a mapping.
+    /// The memory from `address`, which must lie in the region, to its end; `nil` without a
+    /// mapping.
     func bytes(from address: UInt64) -> UnsafeMutableRawBufferPointer? {
         guard let mapping else { return nil }
         return unsafe UnsafeMutableRawBufferPointer(

@@ -2,8 +2,8 @@
 
 /// Access to guest memory without a descriptor: one request to the client for each access.
 ///
-/// A call blocks until the client has replied. Meanwhile the client's own requests may be served, so
-/// a caller must not hold exclusive access to any state that they use.
+/// A call blocks until the client has replied. Meanwhile the client's own requests may be served,
+/// so a caller must not hold exclusive access to any state that they use.
 public protocol RemoteMemory: AnyObject {
     /// Fills `bytes` from guest memory.
     ///

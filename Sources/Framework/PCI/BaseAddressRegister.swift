@@ -31,8 +31,8 @@ public struct BaseAddressRegister: Sendable {
 extension ConfigurationSpace {
     /// Defines a Base Address register.
     ///
-    /// Address bits below the size are read-only zeroes, so software that writes all ones reads back
-    /// the size.
+    /// Address bits below the size are read-only zeroes, so software that writes all ones reads
+    /// back the size.
     mutating func define(_ register: BaseAddressRegister) {
         let offset = HeaderOffset.baseAddressRegisters + register.index * 4
         let addressBits = UInt64.max << register.size.trailingZeroBitCount
@@ -40,8 +40,8 @@ extension ConfigurationSpace {
         case .bits32:
             define(UInt32(0), at: offset, writable: UInt32(truncatingIfNeeded: addressBits))
         case .bits64:
-            // Bits 2:1, type: 64 bits wide. Bit 3, prefetchable, stays clear: the memory is registers
-            // with side effects.
+            // Bits 2:1, type: 64 bits wide. Bit 3, prefetchable, stays clear: the memory is
+            // registers with side effects.
             define(UInt64(0b100), at: offset, writable: addressBits)
         }
     }

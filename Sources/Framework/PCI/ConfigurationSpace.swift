@@ -2,10 +2,11 @@
 
 /// The configuration space of a PCI function (PCI Local Bus 3.0, chapter 6; PCI Express 4.0, 7.2).
 ///
-/// Each bit is read-only, read-write, or write-one-to-clear, as ``define(_:at:writable:clearable:)``
-/// has set it. Reads and writes have any width and alignment and do not know the fields.
+/// Each bit is read-only, read-write, or write-one-to-clear, as
+/// ``define(_:at:writable:clearable:)`` has set it. Reads and writes may have any width and
+/// alignment.
 public struct ConfigurationSpace: Sendable {
-    /// Bytes of the extended configuration space of PCI Express.
+    /// The size of the extended configuration space of PCI Express in bytes.
     public static let size = 4096
 
     private var bytes = [UInt8](repeating: 0, count: size)
@@ -47,7 +48,7 @@ public struct ConfigurationSpace: Sendable {
     ///
     /// - Parameters:
     ///   - identifier: the Capability ID.
-    ///   - size: the bytes of the capability, with ID and pointer.
+    ///   - size: the size of the capability in bytes, with ID and Next Pointer.
     /// - Returns: the offset of the capability.
     /// - Precondition: the capability ends within the first 256 bytes.
     public mutating func addCapability(_ identifier: UInt8, size: Int) -> Int {
@@ -85,7 +86,7 @@ public struct ConfigurationSpace: Sendable {
         }
     }
 
-    /// The present value of a field, for the function itself.
+    /// The current value of a field, for the function itself.
     ///
     /// - Precondition: the field is inside the space.
     public func value<Value: FixedWidthInteger & UnsignedInteger>(

@@ -7,13 +7,13 @@ public struct MSIXLayout: Sendable {
     /// The BAR Indicator register (BIR): the index of the Base Address register that maps both
     /// structures.
     public let baseAddressRegister: Int
-    /// The offset of the MSI-X Table behind that register.
+    /// The offset of the MSI-X Table in the memory of that register.
     public let tableOffset: Int
-    /// The offset of the PBA behind that register.
+    /// The offset of the PBA in the memory of that register.
     public let pendingBitsOffset: Int
 
-    /// - Precondition: both offsets are multiples of 4096. VMMs trap the table by pages, so nothing
-    ///   else may be on them.
+    /// - Precondition: both offsets are multiples of 4096. VMMs trap whole pages, so the pages
+    ///   of the table contain nothing else.
     public init(
         vectorCount: Int, baseAddressRegister: Int, tableOffset: Int, pendingBitsOffset: Int
     ) {

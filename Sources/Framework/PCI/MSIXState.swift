@@ -3,10 +3,10 @@
 /// The MSI-X Table and Pending Bit Array of a function, and the vectors that can send messages
 /// (PCI Local Bus 3.0, 6.8.2.6 to 6.8.2.10).
 ///
-/// The VMM emulates MSI-X for the guest: it interprets the table that the guest writes and gives the
-/// function an eventfd for each vector that is enabled. So the table here is plain memory, and a vector
-/// can send if it has an eventfd and is not masked. A vector that cannot send has its Pending bit set,
-/// and sends one message as soon as it can.
+/// The VMM emulates MSI-X for the guest: it interprets the table that the guest writes and gives
+/// the function an eventfd for each vector that is enabled. So the table here is plain memory, and
+/// a vector can send if it has an eventfd and is not masked. A vector that cannot send has its
+/// Pending bit set, and sends one message as soon as it can.
 public struct MSIXState: Sendable {
     public let layout: MSIXLayout
     private var table: [UInt8]

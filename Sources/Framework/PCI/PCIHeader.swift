@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Offsets of the registers in a Type 00h configuration space header (PCI Local Bus 3.0, figure 6-1).
+/// Offsets of the registers in a Type 00h configuration space header (PCI Local Bus 3.0, figure
+/// 6-1).
 enum HeaderOffset {
     static let vendorID = 0x00
     static let deviceID = 0x02
@@ -22,8 +23,8 @@ enum HeaderOffset {
 /// A Type 00h configuration space header: the identity of a function and the memory that it decodes
 /// (PCI Local Bus 3.0, 6.1).
 ///
-/// The function has no interrupt pin (Interrupt Pin reads zero), no I/O space and no expansion ROM. The
-/// Expansion ROM Base Address register is a read-only zero, which is how software detects that.
+/// The function has no interrupt pin (Interrupt Pin reads zero), no I/O space and no expansion ROM.
+/// The Expansion ROM Base Address register is a read-only zero, which is how software detects that.
 public struct PCIHeader: Sendable {
     /// Class Code: base class, sub-class and programming interface, as in `0x0c0330`.
     public var classCode: UInt32
@@ -48,8 +49,8 @@ public struct PCIHeader: Sendable {
         self.baseAddressRegisters = baseAddressRegisters
     }
 
-    /// Read-write bits of the Command register: Memory Space (1), Bus Master (2), Parity Error Response
-    /// (6), SERR# Enable (8), Interrupt Disable (10).
+    /// Read-write bits of the Command register: Memory Space (1), Bus Master (2), Parity Error
+    /// Response (6), SERR# Enable (8), Interrupt Disable (10).
     static let writableCommand: UInt16 = 1 << 1 | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 10
     /// Write-one-to-clear bits of the Status register, which report errors: 8 and 15:11.
     static let clearableStatus: UInt16 = 1 << 8 | 0xf800

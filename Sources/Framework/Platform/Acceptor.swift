@@ -5,7 +5,7 @@ public import SystemPackage
 /// Accepts the clients of a ``ListeningSocket`` on the event loop, until it is dropped.
 ///
 /// When `accept(2)` fails, mostly because the process has no descriptors left, the connection stays
-/// pending and the socket stays readable. The acceptor then leaves the socket alone for
+/// pending and the socket stays readable. The acceptor then does not watch the socket for
 /// ``retryDelay``, so that the loop does not spin.
 ///
 /// All closures run on the loop's thread, and so must all calls.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Integers in messages. vfio-user and USB are little-endian, SCSI is big-endian; the byte order of the
-// machine never matters. Offsets count bytes. An integer that is not wholly within the bytes traps:
-// callers check the length of a message first.
+// Integers in messages. vfio-user and USB are little-endian, SCSI is big-endian; the byte order of
+// the machine never matters. Offsets count bytes. An integer that is not wholly within the bytes
+// traps: callers check the length of a message first.
 
 extension Span<UInt8> {
     /// The little-endian integer at an offset.
@@ -57,8 +57,8 @@ extension [UInt8] {
         span.bigEndian(type, at: offset)
     }
 
-    /// The big-endian integer in a range of at most eight bytes, for fields of other sizes than Swift's
-    /// integers have.
+    /// The big-endian integer in a range of at most eight bytes, for fields whose size is
+    /// not that of a Swift integer.
     @inlinable
     public func bigEndian(_ range: Range<Int>) -> UInt64 {
         self[range].reduce(0) { $0 << 8 | UInt64($1) }

@@ -6,8 +6,8 @@ public import SystemPackage
 
 /// The event loop of the program, based on epoll(7).
 ///
-/// The user data of each epoll registration holds a slot number and that slot's generation. An event
-/// that was fetched before its watch was cancelled has an old generation and is dropped.
+/// The user data of each epoll registration holds a slot number and that slot's generation. An
+/// event that was fetched before its watch was cancelled has an old generation and is dropped.
 @safe
 public final class EpollLoop: EventLoop {
     private struct Registration {
@@ -31,7 +31,7 @@ public final class EpollLoop: EventLoop {
     private var freeSlots: [Int] = []
     /// Sorted by deadline, and timers of equal deadline by the order in which they were scheduled.
     ///
-    /// A few dozen at most, so an array is enough.
+    /// There are a few dozen at most, so an array is enough.
     private var timers: [Timer] = []
     private var nextTimer: UInt64 = 0
     /// The `CLOCK_MONOTONIC` time at which the loop's clock started.
@@ -52,7 +52,8 @@ public final class EpollLoop: EventLoop {
     /// The time since the loop was created (`CLOCK_MONOTONIC`).
     public var now: Duration { Self.monotonicTime() - origin }
 
-    /// Calls `body` as long as the descriptor is ready; see ``EventLoop/watch(_:for:_:)``.
+    /// Calls `body` in each turn in which the descriptor is ready; see
+    /// ``EventLoop/watch(_:for:_:)``.
     public func watch(
         _ descriptor: borrowing OwnedDescriptor, for events: Readiness,
         _ body: @escaping (Readiness) -> Void
@@ -89,11 +90,11 @@ public final class EpollLoop: EventLoop {
         return Watch { [weak self] in self?.timers.removeAll { $0.id == id } }
     }
 
-    /// Runs one turn of the loop: waits until a descriptor is ready or a timer is due, runs the bodies
-    /// concerned, and returns.
+    /// Runs one turn of the loop: waits until a descriptor is ready or a timer is due, runs their
+    /// bodies, and returns.
     ///
-    /// - Parameter limit: the time, on the loop's clock, at which to return even if nothing is ready;
-    ///   a time in the past does not wait. `nil` waits without limit.
+    /// - Parameter limit: the time, on the loop's clock, at which to return even if nothing is
+    ///   ready; with a time in the past the turn does not wait, with `nil` it waits without limit.
     /// - Throws: the errno of epoll_pwait2(2).
     public func turn(until limit: Duration? = nil) throws(Errno) {
         var wakeUp = limit
@@ -144,8 +145,8 @@ public final class EpollLoop: EventLoop {
 }
 
 extension Duration {
-    /// The duration in whole nanoseconds, rounded towards zero; the nearest `Int64` if it exceeds the
-    /// range of about 292 years.
+    /// The duration in whole nanoseconds, rounded towards zero; the nearest `Int64` if it exceeds
+    /// the range of about 292 years.
     public var nanoseconds: Int64 {
         let (seconds, attoseconds) = components
         let (scaled, overflow) = seconds.multipliedReportingOverflow(by: 1_000_000_000)

@@ -8,8 +8,8 @@ public import SystemPackage
 public final class EventDescriptor {
     private let descriptor: OwnedDescriptor
 
-    /// Takes over an eventfd and makes it non-blocking, so that a peer that fills its counter cannot
-    /// block this process.
+    /// Takes over an eventfd and makes it non-blocking, so that a peer that fills its counter
+    /// cannot block this process.
     ///
     /// - Throws: the errno of fcntl(2).
     public init(_ descriptor: consuming OwnedDescriptor) throws(Errno) {
@@ -21,7 +21,8 @@ public final class EventDescriptor {
     ///
     /// Any thread may call it.
     ///
-    /// Errors are ignored: `EAGAIN` means that the counter is full, so the process is awake already.
+    /// Errors are ignored: `EAGAIN` means that the counter is full, so the process is awake
+    /// already.
     public func signal() {
         var one: UInt64 = 1
         _ = try? systemCall { unsafe write(descriptor.rawValue, &one, MemoryLayout<UInt64>.size) }

@@ -4,7 +4,8 @@ public import SystemPackage
 
 /// A clock that never goes backwards.
 ///
-/// Times are `Duration`s since the clock started, so a layer that only handles times imports nothing.
+/// Times are `Duration`s since the clock started, so a layer that only handles times imports
+/// nothing.
 public protocol MonotonicClock: AnyObject {
     /// The time since the clock started.
     var now: Duration { get }
@@ -24,14 +25,14 @@ public struct Readiness: OptionSet, Sendable {
     public static let writable = Readiness(rawValue: 2)
     /// The peer hung up or the descriptor failed (`EPOLLHUP`, `EPOLLERR`).
     ///
-    /// It is always reported, whatever a descriptor is watched for.
+    /// It is always reported, even if the descriptor is not watched for it.
     public static let closed = Readiness(rawValue: 4)
 }
 
 /// A registration with an event loop: of a descriptor, or of a timer.
 ///
-/// It must be stored: the registration ends when the watch is dropped. It is used on the loop's thread
-/// only.
+/// It must be stored: the registration ends when the watch is dropped. It is used on the loop's
+/// thread only.
 public final class Watch {
     private var cancellation: (() -> Void)?
 
@@ -52,12 +53,14 @@ public final class Watch {
     deinit { cancel() }
 }
 
-/// The thread that runs all code of the server except blocking calls, which run on a ``Worker``.
+/// The event loop: its thread runs all code of the server except blocking calls, which run on a
+/// ``Worker``.
 ///
 /// Bodies run one after the other, never nested. All functions are called on the loop's thread. The
 /// program uses ``EpollLoop``; tests have a loop with a simulated clock.
 public protocol EventLoop: MonotonicClock {
-    /// Calls `body` as long as the descriptor is ready (level-triggered), until the watch is dropped.
+    /// Calls `body` in each turn in which the descriptor is ready (level-triggered), until the
+    /// watch is dropped.
     ///
     /// - Parameters:
     ///   - descriptor: must stay open while the watch exists. It can have one watch at a time.
@@ -75,7 +78,7 @@ public protocol EventLoop: MonotonicClock {
     ///
     /// - Parameters:
     ///   - deadline: a time of ``MonotonicClock/now``. A deadline in the past is reached in the
-    ///     loop's next turn.
+    ///     loop's current or next turn.
     ///   - body: called from the loop, never from within this function.
     /// - Returns: the registration.
     func schedule(at deadline: Duration, _ body: @escaping () -> Void) -> Watch

@@ -4,8 +4,8 @@ internal import Glibc
 
 /// A list of memory segments for scatter-gather I/O; see readv(2).
 ///
-/// It does not own the memory. The caller keeps every segment allocated and mapped while the list is
-/// in use, on whichever thread that is.
+/// It does not own the memory. The caller keeps every segment allocated and mapped while the list
+/// is in use, on any thread.
 @safe
 public struct IOVectors: @unchecked Sendable {
     /// Stored apart from the others: most lists have one segment and need no allocation.
@@ -75,7 +75,7 @@ public struct IOVectors: @unchecked Sendable {
         return aligned
     }
 
-    /// Calls `body` with the segments, but no more of them than one system call takes.
+    /// Calls `body` with as many of the segments as one system call takes.
     ///
     /// - Returns: the result of `body`; 0 if the list is empty.
     func withVectors(

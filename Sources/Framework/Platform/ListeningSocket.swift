@@ -7,8 +7,8 @@ public import SystemPackage
 /// A listening UNIX stream socket; see unix(7).
 ///
 /// A socket that this process has bound to a path removes the socket file when it is deallocated,
-/// unless the path leads to another file by then. The file of an adopted socket belongs to the process
-/// that bound it.
+/// unless the path leads to another file by then. The file of an adopted socket belongs to the
+/// process that bound it.
 public final class ListeningSocket {
     /// An error of ``init(bindingTo:permissions:)``.
     public enum BindError: Error, Equatable {
@@ -32,8 +32,8 @@ public final class ListeningSocket {
     ///
     /// - Parameters:
     ///   - path: at most 107 bytes.
-    ///   - permissions: the mode of the socket file, from which the umask is subtracted. A client needs
-    ///     write permission to connect. `nil` permits all users.
+    ///   - permissions: the mode of the socket file, from which the umask is subtracted. A client
+    ///     needs write permission to connect. `nil` stands for 0777.
     /// - Throws: a ``BindError``.
     public init(
         bindingTo path: String, permissions: FilePermissions? = nil
@@ -110,7 +110,7 @@ public final class ListeningSocket {
         }
     }
 
-    /// Calls `body` as long as a connection is pending, until the watch is dropped.
+    /// Calls `body` in each turn in which a connection is pending, until the watch is dropped.
     ///
     /// - Throws: `EEXIST` if the socket is watched already, otherwise the errno of epoll_ctl(2).
     public func watch(

@@ -4,7 +4,8 @@ internal import CLinux
 internal import Glibc
 public import SystemPackage
 
-/// A queue of messages from other threads to the event loop, signalled by an eventfd; see eventfd(2).
+/// A queue of messages from other threads to the event loop, signalled by an eventfd; see
+/// eventfd(2).
 ///
 /// It is unbounded: its users bound the number of messages.
 public final class Mailbox<Message: Sendable>: Sendable {
@@ -30,10 +31,11 @@ public final class Mailbox<Message: Sendable>: Sendable {
         _ = try? systemCall { eventfd_write(event.rawValue, 1) }
     }
 
-    /// Calls `body` on the loop with each message, in the order they were posted, until the watch is
-    /// dropped.
+    /// Calls `body` on the loop with each message, in the order they were posted, until the watch
+    /// is dropped.
     ///
-    /// The mailbox must outlive the watch. Messages that are posted before the call are delivered too.
+    /// The mailbox must outlive the watch. Messages that are posted before the call are delivered
+    /// too.
     ///
     /// - Throws: `EEXIST` if the mailbox is watched already, otherwise the errno of epoll_ctl(2).
     public func deliver(

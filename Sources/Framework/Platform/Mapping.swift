@@ -4,10 +4,11 @@ internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
-/// A range of a file that is mapped into this process and shared with others (`MAP_SHARED`, mmap(2)).
+/// A range of a file that is mapped into this process and shared with others (`MAP_SHARED`,
+/// mmap(2)).
 ///
-/// Another process owns the file and can truncate it at any time. An access to a truncated page would
-/// raise SIGBUS, so the mapping is guarded: from that page on the range reads as zeroes, and
+/// Another process owns the file and can truncate it at any time. An access to a truncated page
+/// would raise SIGBUS, so the mapping is guarded: from that page on the range reads as zeroes, and
 /// ``isIntact`` becomes `false`. The mapping ends when the object is deallocated.
 @safe
 public final class Mapping {
@@ -15,11 +16,11 @@ public final class Mapping {
     ///
     /// Other processes write it at the same time: read each byte once and interpret the copy.
     public let bytes: UnsafeMutableRawBufferPointer
-    /// Answers the question of ``isIntact`` without a reference to the mapping.
+    /// Checks ``isIntact`` without a reference to the mapping.
     public let integrity: Integrity
 
-    /// Whether the file still has all pages of a mapping: a number, so that it can be copied and
-    /// asked at each access.
+    /// Checks whether the file still has all pages of a mapping. It is a number, so that it can be
+    /// copied and checked at each access.
     ///
     /// It is valid while the mapping exists.
     public struct Integrity: Sendable {
@@ -27,7 +28,7 @@ public final class Mapping {
 
         /// Whether no access has reached a page that the file has lost.
         ///
-        /// Any thread may ask.
+        /// Any thread may call it.
         public var isIntact: Bool { !clinux_guard_was_hit(slot) }
     }
 
@@ -38,8 +39,9 @@ public final class Mapping {
     ///   - offset: in bytes, a multiple of the file's page size (hugetlbfs has larger pages).
     ///   - count: in bytes, at least 1.
     ///   - writable: whether the memory can be written too.
-    /// - Throws: a ``MappingError``. The errno is that of mmap(2) if the kernel refuses the mapping, such
-    ///   as `EACCES` if the file was not opened for this access and `ENODEV` if it cannot be mapped.
+    /// - Throws: a ``MappingError``. The errno is that of mmap(2) if the kernel refuses the
+    ///   mapping, such as `EACCES` if the file was not opened for this access and `ENODEV` if it
+    ///   cannot be mapped.
     public init(
         _ file: borrowing OwnedDescriptor, offset: UInt64, count: UInt64, writable: Bool
     ) throws(MappingError) {
@@ -87,7 +89,7 @@ public final class Mapping {
 
     /// Whether no access has reached a page that the file has lost.
     ///
-    /// Any thread may ask.
+    /// Any thread may call it.
     public var isIntact: Bool { integrity.isIntact }
 
     deinit {

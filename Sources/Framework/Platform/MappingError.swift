@@ -10,7 +10,7 @@ public enum MappingError: Error, Equatable, CustomStringConvertible {
     case pastEndOfFile(fileSize: UInt64)
     /// The offset is not a multiple of the file's page size in bytes.
     case misalignedOffset(pageSize: UInt64)
-    /// As many mappings exist as can be guarded.
+    /// The maximum number of mappings exists.
     case tooManyMappings
     /// A system call failed.
     case failed(Errno)

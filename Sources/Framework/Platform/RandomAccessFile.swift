@@ -6,8 +6,8 @@ public import SystemPackage
 
 /// A regular file or a block device that is read and written at offsets.
 ///
-/// Any thread may call its functions. Offsets and lengths are in bytes. A read or write may transfer
-/// fewer bytes than requested.
+/// Any thread may call its functions. Offsets and lengths are in bytes. A read or write may
+/// transfer fewer bytes than requested.
 public struct RandomAccessFile: ~Copyable, Sendable {
     /// The type of a file (inode(7)).
     public enum Kind: Sendable {
@@ -52,8 +52,8 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     ///
     /// It does not block, and does not make a terminal the controlling one.
     ///
-    /// - Throws: `EISDIR` for a directory, `ENODEV` for any other file that is neither a regular file
-    ///   nor a block device, otherwise the errno of open(2).
+    /// - Throws: `EISDIR` for a directory, `ENODEV` for any other file that is neither a regular
+    ///   file nor a block device, otherwise the errno of open(2).
     public init(opening path: String, _ options: OpenOptions) throws(Errno) {
         var flags = O_CLOEXEC | O_NOCTTY | O_NONBLOCK
         flags |= options.contains(.writable) ? O_RDWR : O_RDONLY
@@ -101,8 +101,8 @@ public struct RandomAccessFile: ~Copyable, Sendable {
 
     /// Two paths of the file; see proc_pid_fd(5).
     ///
-    /// - Returns: `openable` leads this process to the file, even if the file was renamed or deleted.
-    ///   `canonical` is the kernel's path of the file, without symbolic links.
+    /// - Returns: `openable` opens the file in this process, even if the file was renamed or
+    ///   deleted. `canonical` is the kernel's path of the file, without symbolic links.
     /// - Throws: the errno of readlink(2).
     public func paths() throws(Errno) -> (openable: String, canonical: String) {
         let openable = "/proc/self/fd/\(descriptor.rawValue)"
@@ -145,12 +145,13 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     ///
     /// - Parameters:
     ///   - segments: the memory to fill.
-    ///   - offset: the position of the first byte in the file.
+    ///   - offset: the offset of the first byte in the file.
     ///   - waiting: whether to block until the disk has the data. If `false`, only data in the page
     ///     cache is read (`RWF_NOWAIT`).
     /// - Returns: the number of bytes read; 0 at the end of the file.
-    /// - Throws: if `waiting` is `false`, `EAGAIN` if the call would block and `EOPNOTSUPP` if the file
-    ///   system does not support the question; otherwise the errno of preadv2(2), such as `EIO`.
+    /// - Throws: if `waiting` is `false`, `EAGAIN` if the call would block and `EOPNOTSUPP` if the
+    ///   file system does not support `RWF_NOWAIT`; otherwise the errno of preadv2(2), such as
+    ///   `EIO`.
     public func read(
         into segments: IOVectors, at offset: UInt64, waiting: Bool
     ) throws(Errno) -> Int {
@@ -167,12 +168,12 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     ///
     /// - Parameters:
     ///   - segments: the data.
-    ///   - offset: the position of the first byte in the file.
+    ///   - offset: the offset of the first byte in the file.
     ///   - durably: whether to return only when the data is on stable storage (`RWF_DSYNC`).
     ///   - waiting: whether to block, as in ``read(into:at:waiting:)``.
     /// - Returns: the number of bytes written.
-    /// - Throws: `EAGAIN` and `EOPNOTSUPP` as ``read(into:at:waiting:)`` does; otherwise the errno of
-    ///   pwritev2(2), such as `EIO`, `ENOSPC` and `EFBIG`.
+    /// - Throws: `EAGAIN` and `EOPNOTSUPP` as ``read(into:at:waiting:)`` does; otherwise the errno
+    ///   of pwritev2(2), such as `EIO`, `ENOSPC` and `EFBIG`.
     public func write(
         _ segments: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int {
@@ -188,7 +189,8 @@ public struct RandomAccessFile: ~Copyable, Sendable {
 
     /// Blocks until all written data is on stable storage; see fdatasync(2).
     ///
-    /// - Throws: `EIO` if data was lost, also by an earlier write, and the other errnos of fdatasync(2).
+    /// - Throws: `EIO` if data was lost, also by an earlier write, and the other errnos of
+    ///   fdatasync(2).
     public func synchronizeData() throws(Errno) {
         let number = descriptor.rawValue
         _ = try systemCall { fdatasync(number) }
@@ -198,8 +200,8 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     ///
     /// The size of the file stays as it is.
     ///
-    /// - Throws: `EOPNOTSUPP` if the file system or the device does not support it, otherwise the errno
-    ///   of fallocate(2).
+    /// - Throws: `EOPNOTSUPP` if the file system or the device does not support it, otherwise the
+    ///   errno of fallocate(2).
     public func punchHole(at offset: UInt64, count: UInt64) throws(Errno) {
         try allocate(CLINUX_FALLOC_PUNCH_HOLE | CLINUX_FALLOC_KEEP_SIZE, offset, count)
     }
@@ -208,8 +210,8 @@ public struct RandomAccessFile: ~Copyable, Sendable {
     ///
     /// The size of the file stays as it is.
     ///
-    /// - Throws: `EOPNOTSUPP` if the file system or the device does not support it, otherwise the errno
-    ///   of fallocate(2).
+    /// - Throws: `EOPNOTSUPP` if the file system or the device does not support it, otherwise the
+    ///   errno of fallocate(2).
     public func zeroRange(at offset: UInt64, count: UInt64) throws(Errno) {
         try allocate(CLINUX_FALLOC_ZERO_RANGE | CLINUX_FALLOC_KEEP_SIZE, offset, count)
     }

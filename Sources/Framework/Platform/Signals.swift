@@ -12,8 +12,8 @@ public final class SignalWatch {
     /// Blocks signals and calls `body` on the loop when one of them arrives, until the watch is
     /// deallocated.
     ///
-    /// The signals are blocked for the calling thread and for threads that it starts later, and stay
-    /// blocked. Create the watch before any other thread.
+    /// The signals are blocked for the calling thread and for threads that it starts later, and
+    /// stay blocked. Create the watch before any other thread.
     ///
     /// - Parameters:
     ///   - signals: signal numbers, such as `SIGTERM`; see signal(7).
@@ -48,14 +48,15 @@ public final class SignalWatch {
 
 /// Ignores the signals that a failed write raises, for the whole process; see signal(7).
 ///
-/// A write to a pipe or socket without a reader then fails with `EPIPE`, and one beyond the file size
-/// limit (`ulimit -f`) with `EFBIG`.
+/// A write to a pipe or socket without a reader then fails with `EPIPE`, and one beyond the file
+/// size limit (`ulimit -f`) with `EFBIG`.
 public func ignoreWriteSignals() {
     _ = signal(SIGPIPE, SIG_IGN)
     _ = signal(SIGXFSZ, SIG_IGN)
 }
 
 extension SignalWatch {
-    /// The signals that ask the process to end: `SIGTERM` of a service manager, `SIGINT` of a terminal.
+    /// The signals that ask the process to end: `SIGTERM` of a service manager, `SIGINT` of a
+    /// terminal.
     public static let termination: [CInt] = [SIGTERM, SIGINT]
 }

@@ -12,9 +12,9 @@ public enum UnixSocket {
     ///
     /// - Parameter path: at most 107 bytes.
     /// - Returns: the socket.
-    /// - Throws: `ENOENT` if there is no file, `ECONNREFUSED` if no process listens, `EAGAIN` if the
-    ///   queue of pending connections is full, `ENAMETOOLONG` for a longer path, otherwise the errno of
-    ///   connect(2).
+    /// - Throws: `ENOENT` if there is no file, `ECONNREFUSED` if no process listens, `EAGAIN` if
+    ///   the queue of pending connections is full, `ENAMETOOLONG` for a longer path, otherwise the
+    ///   errno of connect(2).
     public static func connect(to path: String) throws(Errno) -> OwnedDescriptor {
         let type = CInt(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue)
         let descriptor = OwnedDescriptor(owning: try systemCall { socket(AF_UNIX, type, 0) })
@@ -36,8 +36,8 @@ public enum UnixSocket {
     ///   - socket: a connected socket.
     /// - Returns: the number of bytes sent, which may be less than requested. If it is not 0, all
     ///   descriptors were sent.
-    /// - Throws: `EAGAIN` if nothing can be sent now, `EPIPE` if the peer has closed its end (no signal
-    ///   is raised), `EINVAL` for more descriptors, otherwise the errno of sendmsg(2).
+    /// - Throws: `EAGAIN` if nothing can be sent now, `EPIPE` if the peer has closed its end (no
+    ///   signal is raised), `EINVAL` for more descriptors, otherwise the errno of sendmsg(2).
     public static func send(
         _ bytes: UnsafeRawBufferPointer, descriptors: [CInt] = [],
         to socket: borrowing OwnedDescriptor
@@ -53,17 +53,17 @@ public enum UnixSocket {
 
     /// Receives bytes and descriptors without blocking; see recvmsg(2).
     ///
-    /// The received bytes end with the last byte of a message that has descriptors, at the latest, and
-    /// may begin with bytes that were sent before that message.
+    /// A call receives no bytes behind those of a message with descriptors. The received bytes may
+    /// begin with bytes that were sent before that message.
     ///
     /// - Parameters:
     ///   - bytes: the buffer to fill.
-    ///   - descriptors: a list to which the received descriptors are appended (64 at most). They are
-    ///     close-on-exec.
+    ///   - descriptors: a list to which the received descriptors are appended (64 at most). They
+    ///     are close-on-exec.
     ///   - socket: a connected socket.
     /// - Returns: the number of bytes received; 0 if the peer has closed its end.
-    /// - Throws: `EAGAIN` if nothing can be received now, `ECONNRESET` if the peer closed its end with
-    ///   unread data, otherwise the errno of recvmsg(2).
+    /// - Throws: `EAGAIN` if nothing can be received now, `ECONNRESET` if the peer closed its end
+    ///   with unread data, otherwise the errno of recvmsg(2).
     public static func receive(
         into bytes: UnsafeMutableRawBufferPointer, descriptors: inout DescriptorList,
         from socket: borrowing OwnedDescriptor
@@ -92,7 +92,7 @@ public enum UnixSocket {
     /// - Parameters:
     ///   - events: the conditions to wait for; ``Readiness/closed`` is reported in any case.
     ///   - socket: any descriptor that poll(2) accepts.
-    ///   - timeout: rounded up to whole milliseconds; zero or less does not block for longer than one.
+    ///   - timeout: rounded up to whole milliseconds; zero or less waits for 1 ms at most.
     /// - Returns: the conditions that hold; empty if the timeout has passed.
     /// - Throws: the errno of poll(2).
     public static func wait(

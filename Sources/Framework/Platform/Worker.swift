@@ -9,8 +9,9 @@ public import SystemPackage
 /// It runs jobs one after the other, in the order of submission, and delivers their results to the
 /// event loop.
 ///
-/// A backend owns the workers it needs. The functions are called on the loop's thread. When the worker
-/// is deallocated its thread finishes the submitted jobs and ends; their completions are not called.
+/// A backend owns the workers it needs. The functions are called on the loop's thread. When the
+/// worker is deallocated its thread finishes the submitted jobs and ends; their completions are not
+/// called.
 public final class Worker {
     private let queue: JobQueue
     private let results: Mailbox<(UInt64, any Sendable)>
@@ -51,7 +52,7 @@ public final class Worker {
         nextJob += 1
         completions[id] = { result in
             guard let result = result as? Result else {
-                preconditionFailure("job \(id) answered with \(type(of: result))")
+                preconditionFailure("job \(id) returned \(type(of: result))")
             }
             completion(result)
         }
@@ -109,8 +110,8 @@ private final class JobQueue: Sendable {
     func startThread(name: String) throws(Errno) {
         var thread = pthread_t()
         let box = unsafe Unmanaged.passRetained(ThreadStart(queue: self, name: name))
-        // The loop's thread receives signals. SIGBUS stays unblocked because an access to a truncated
-        // file raises it in the thread itself.
+        // The loop's thread receives signals. SIGBUS stays unblocked because an access to a
+        // truncated file raises it in the thread itself.
         var all = sigset_t()
         var previous = sigset_t()
         unsafe sigfillset(&all)

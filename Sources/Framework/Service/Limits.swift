@@ -10,7 +10,7 @@ public enum ServiceLimits {
     public static let controlClients = 16
     /// Bytes of a request, without its line feed.
     public static let controlLine = 65536
-    /// Requests of one control client that one pass of the loop executes.
+    /// Requests of one control client that one turn of the loop executes.
     static let requestsPerTurn = 16
     /// The time within which a control client must complete a line it has begun, or read an answer.
     static let controlTimeout: Duration = .seconds(10)

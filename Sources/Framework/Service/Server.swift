@@ -10,9 +10,9 @@ internal import XHCI
 
 /// The virtual USB host controller, served to one client at a time.
 ///
-/// Each pass of the loop handles the client's messages and the devices' completions first and then
-/// services the controller once, so several register writes cost one pass over the rings and several
-/// completions one interrupt.
+/// Each turn of the loop handles the client's messages and the devices' completions first and then
+/// services the controller once, so several register writes cost one pass over the rings and
+/// several completions one interrupt.
 public final class Server {
     private let loop: EpollLoop
     private let logger: Logger
@@ -52,7 +52,8 @@ public final class Server {
         }
     }
 
-    /// Serves the client at the other end of a connected socket; ``run()`` ends when it disconnects.
+    /// Serves the client at the other end of a connected socket; ``run()`` ends when it
+    /// disconnects.
     public func serve(_ socket: consuming OwnedDescriptor) throws(Errno) {
         try socket.setNonblocking()
         servesOneClient = true
@@ -68,15 +69,15 @@ public final class Server {
         _ = function.service(now: loop.now)
     }
 
-    /// Runs one pass of the loop: the events that are ready, then the controller.
+    /// Runs one turn of the loop: the events that are ready, then the controller.
     ///
-    /// - Parameter limit: the time at which to return although nothing is ready.
+    /// - Parameter limit: the time at which to return even if nothing is ready.
     package func turn(until limit: Duration? = nil) throws(Errno) {
         try loop.turn(until: nextService.map { min($0, limit ?? $0) } ?? limit)
         nextService = function.service(now: loop.now)
     }
 
-    /// Ends ``run()`` after the present pass. It must be called on the loop.
+    /// Ends ``run()`` after the current turn. It must be called on the loop.
     public func stop() { isStopping = true }
 
     // MARK: - Clients

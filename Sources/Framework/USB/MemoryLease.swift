@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A lease on the memory of one transfer at a time: the bytes that the transfer's ``TransferBuffer`` refers
-/// to, for as long as the buffer may access them.
+/// A lease on the memory of one transfer at a time: the bytes that the transfer's
+/// ``TransferBuffer`` refers to, for as long as the buffer may access them.
 ///
-/// The controller grants a lease with each transfer and ends it when the transfer completes, or earlier:
-/// for example when the guest stops an endpoint or the device is detached, since the guest uses the
-/// memory for something else from then on. A buffer whose lease has ended refers to no bytes, so every
-/// later access through it copies nothing. The lease itself can be granted to the next transfer at
-/// once: a buffer knows for which grant it was made.
+/// The controller grants a lease with the submission of a transfer and ends it when the TD is
+/// retired. It revokes the lease earlier when the guest takes the memory back, for example with
+/// Stop Endpoint, or when the device is detached. A buffer whose lease has ended refers to no
+/// bytes: accesses through it copy nothing. The lease can be granted to the next transfer at once,
+/// because a buffer knows for which grant it was made.
 ///
 /// Devices use ``TransferBuffer`` and never see its lease. Leases are used on the event loop only.
 @safe
@@ -21,29 +21,29 @@ public final class MemoryLease {
     fileprivate struct State {
         /// The number of grants that have ended.
         var endedGrants: UInt = 0
-        /// Most leases have one segment, because neighbours are merged; an empty `rest` costs no
-        /// allocation.
+        /// Most leases have one segment, because adjacent segments are merged; an empty `rest`
+        /// costs no allocation.
         var first: Segment?
         var rest: [Segment] = []
         var count = 0
         var isStaged = false
     }
 
-    // Run-time checks for exclusive access are off, because they would cost more than all else that is
-    // done to a lease. No function calls anything outside this file while it accesses the state.
+    // Run-time checks for exclusive access are off, because they would cost more than all else that
+    // is done to a lease. No function calls anything outside this file while it accesses the state.
     @exclusivity(unchecked) private var state = State()
 
     /// A lease on no bytes.
     public init() {}
 
-    /// A buffer of all bytes of the present grant.
+    /// A buffer of all bytes of the current grant.
     public var buffer: TransferBuffer {
         unsafe TransferBuffer(self, grant: state.endedGrants, count: state.count)
     }
 
-    /// Ends all access to the bytes through buffers made so far.
+    /// Ends the grant: buffers made so far no longer access the bytes.
     ///
-    /// The lease is one on no bytes then.
+    /// The lease then refers to no bytes.
     public func end() {
         unsafe state.endedGrants &+= 1
         unsafe state.clear()
@@ -89,8 +89,8 @@ public final class MemoryLease {
 
     /// Moves the transfer to memory of this process: copies the bytes there and refers to the copy.
     ///
-    /// The transfer does not notice. What its device writes from now on reaches the guest only if
-    /// the controller copies it there.
+    /// The device does not notice. Its later writes reach the guest only if the controller copies
+    /// them there.
     ///
     /// - Parameters:
     ///   - bytes: memory for all bytes of the lease.
@@ -102,13 +102,14 @@ public final class MemoryLease {
 
     // MARK: - Access
 
-    /// Calls `body` with the parts of the segments that lie in a range of the lease's bytes, in order.
+    /// Calls `body` with the parts of the segments that lie in a range of the lease's bytes, in
+    /// order.
     func forEachSegment<E: Error>(
         in range: Range<Int>, _ body: (UnsafeMutableRawBufferPointer) throws(E) -> Void
     ) throws(E) {
         guard let first = unsafe state.first else { return }
         let rest = unsafe state.rest
-        // `body` may wait for the client, and the lease end meanwhile.
+        // `body` may wait for the client; the lease may end meanwhile.
         defer { withExtendedLifetime((first.owner, rest)) {} }
         let size = unsafe first.bytes.count
         if range.lowerBound < size {
@@ -141,7 +142,7 @@ extension MemoryLease.State {
         isStaged = false
     }
 
-    /// Adds bytes at the end; a neighbour of the last segment is merged with it.
+    /// Adds bytes at the end; bytes adjacent to the last segment are merged with it.
     fileprivate mutating func append(
         _ bytes: UnsafeMutableRawBufferPointer, keeping owner: AnyObject
     ) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A USB transfer: one request of the host to an endpoint of a device.
+/// A USB transfer between the host and an endpoint of a device.
 public struct Transfer {
     /// An identifier that is unique among all transfers of a port.
     public struct ID: Hashable, Sendable {
@@ -18,8 +18,8 @@ public struct Transfer {
         case bulk(stream: UInt16)
         /// An interrupt transfer: an IN transfer stays with the device until it has data.
         case interrupt
-        /// The isochronous packets of one service interval: up to burst times multiplier, or none. See
-        /// ``USBDevice/keepsIsochronousTime``.
+        /// The isochronous packets of one service interval: up to burst times multiplier, or none.
+        /// See ``USBDevice/keepsIsochronousTime``.
         case isochronous
     }
 
@@ -33,7 +33,7 @@ public struct Transfer {
         case babbled
         /// The bus transaction failed: no handshake, a CRC error, or a timeout.
         case failed
-        /// ``USBDevice/cancel(_:)`` or a reset ended the transfer; bytes that had moved count.
+        /// ``USBDevice/cancel(_:)`` or a reset ended the transfer; the bytes moved before count.
         case cancelled
         /// The device is disconnected.
         case disconnected

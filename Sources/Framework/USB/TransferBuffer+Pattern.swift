@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Access for devices whose data is a pattern or comes from memory of their own: without an intermediate
-/// copy and without an allocation.
+/// Access for devices whose data is a pattern or comes from memory of their own: without an
+/// intermediate copy and without an allocation.
 extension TransferBuffer {
     /// Fills the first `wanted` bytes with copies of `block`, one after the other.
     public func fill(_ wanted: Int, repeating block: Span<UInt8>) {
@@ -90,7 +90,7 @@ extension TransferBuffer {
         return nil
     }
 
-    /// Copies bytes from `offset` on to the indices `range` of `target`, as far as both have bytes.
+    /// Copies bytes from `offset` on to the indices `range` of `target`, where both have bytes.
     ///
     /// - Returns: the number of bytes copied.
     @discardableResult

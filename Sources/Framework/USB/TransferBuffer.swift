@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The bytes of a transfer where they are: in the guest's memory, in one or several segments.
+/// The bytes of a transfer, in guest memory or staging memory, in one or several segments.
 ///
-/// A device accesses the bytes only on the event loop, within a call made to it or in an event handler
-/// of its own: never on another thread, and never by a pointer that it keeps. The controller may
-/// revoke the memory at any other moment (``MemoryLease``). A buffer whose memory is revoked has no
-/// segments: copies move nothing, and the transfer's completion is discarded.
+/// A device accesses the bytes only on the event loop, within a call made to it or in an event
+/// handler of its own: never on another thread, and never through a pointer that it has kept. The
+/// controller may revoke the memory at any other moment (``MemoryLease``). A buffer whose memory is
+/// revoked has no segments, so copies move nothing. The device still completes the transfer; the
+/// controller then fails the TD, or ignores the completion if it has removed the TD.
 ///
 /// The guest may change the bytes at any time: copy first, then interpret.
 @safe
@@ -14,7 +15,7 @@ public struct TransferBuffer {
     private let grant: UInt
     private let start: Int
 
-    /// The number of bytes; it stays when the memory is revoked.
+    /// The number of bytes, also after the memory is revoked.
     public let count: Int
 
     /// A buffer without bytes.
@@ -29,7 +30,7 @@ public struct TransferBuffer {
 
     /// Whether the memory is revoked.
     ///
-    /// A device need not ask before an access.
+    /// A device need not check it before an access.
     public var isRevoked: Bool { lease?.hasEnded(grant: grant) ?? false }
 
     /// Whether the bytes are in memory of this process that stands in for the guest's.
@@ -43,7 +44,7 @@ public struct TransferBuffer {
         return lease
     }
 
-    /// The number of segments: pieces of memory that are not neighbours in this process.
+    /// The number of segments, each of which is contiguous in this process.
     public var segmentCount: Int {
         var result = 0
         unsafe forEachSegment { _ in result += 1 }
@@ -82,7 +83,8 @@ public struct TransferBuffer {
 
     /// Writes `bytes` from `offset` on.
     ///
-    /// - Returns: the number of bytes written: fewer where the buffer ends, 0 if its memory is revoked.
+    /// - Returns: the number of bytes written: fewer where the buffer ends, 0 if its memory is
+    ///   revoked.
     @discardableResult
     public func copy(from bytes: Span<UInt8>, at offset: Int = 0) -> Int {
         var done = 0
@@ -121,7 +123,8 @@ public struct TransferBuffer {
 
     /// Reads the bytes from `offset` on into memory of this process.
     ///
-    /// - Returns: the number of bytes read: fewer where the buffer ends, 0 if its memory is revoked.
+    /// - Returns: the number of bytes read: fewer where the buffer ends, 0 if its memory is
+    ///   revoked.
     @discardableResult
     public func copy(into bytes: UnsafeMutableRawBufferPointer, at offset: Int = 0) -> Int {
         guard let target = bytes.baseAddress else { return 0 }

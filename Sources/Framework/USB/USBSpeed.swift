@@ -2,8 +2,8 @@
 
 /// The speed of a device's connection.
 ///
-/// The raw value is the default Protocol Speed ID (xHCI 7.2.2.1.1). Speeds compare by bit rate, which is
-/// not the order of the IDs.
+/// The raw value is the default Protocol Speed ID (xHCI 7.2.2.1.1). Speeds compare by bit rate,
+/// which is not the order of the IDs.
 public enum USBSpeed: UInt8, CaseIterable, Sendable, Comparable {
     /// Full speed, 12 Mb/s.
     case full = 1
@@ -16,7 +16,8 @@ public enum USBSpeed: UInt8, CaseIterable, Sendable, Comparable {
     /// SuperSpeedPlus, Gen 2 x1, 10 Gb/s.
     case superSpeedPlus = 5
 
-    /// Whether a device of this speed is attached to a USB 3 port of the root hub, not a USB 2 port.
+    /// Whether a device of this speed is attached to a USB 3 port of the root hub, not a USB 2
+    /// port.
     public var isSuperSpeed: Bool { self >= .superSpeed }
 
     /// Whether `left` has the lower bit rate.

@@ -6,9 +6,9 @@ public import SystemPackage
 
 /// The layout of DMA_READ and DMA_WRITE messages.
 ///
-/// In the protocol document the count has 64 bits and the data begins at byte 32. In QEMU's messages
-/// the count has 32 bits and the data begins at byte 28, but the size of the message is the document's:
-/// four bytes of padding follow the data.
+/// In the protocol document the count has 64 bits and the data begins at byte 32. In QEMU's
+/// messages the count has 32 bits and the data begins at byte 28, but the size of the message is
+/// the document's: four bytes of padding follow the data.
 enum MemoryMessageLayout: Equatable {
     case document, qemu
 
@@ -39,10 +39,10 @@ extension Connection {
     /// Reads guest memory with DMA_READ, and blocks until the client has replied. Requests of the
     /// client are handled meanwhile.
     ///
-    /// - Throws: `ENOTSUP` if the client serves no memory, `ETIMEDOUT` if it does not reply in time,
-    ///   `ECANCELED` if it has sent DEVICE_RESET, which is handled after the access, `ENOTCONN` if it
-    ///   is disconnected, `EBUSY` within another access or while a request is handled, `EIO` if the
-    ///   reply is malformed, or the errno of the client's reply.
+    /// - Throws: `ENOTSUP` if the client serves no memory, `ETIMEDOUT` if it does not reply in
+    ///   time, `ECANCELED` if it has sent DEVICE_RESET, which is handled after the access,
+    ///   `ENOTCONN` if it is disconnected, `EBUSY` within another access or while a request is
+    ///   handled, `EIO` if the reply is malformed, or the errno of the client's reply.
     public func readMemory(
         into bytes: UnsafeMutableRawBufferPointer, at address: UInt64
     ) throws(Errno) {
@@ -123,8 +123,8 @@ extension Connection {
 
     /// Determines the layout of the client's messages.
     ///
-    /// The probe reads 2^32 bytes, more than any client permits. A client that uses all 64 bits of the
-    /// count refuses it; QEMU uses the lower 32, which are 0, and succeeds.
+    /// The probe reads 2^32 bytes, more than any client permits. A client that uses all 64 bits of
+    /// the count refuses it; QEMU uses the lower 32, which are 0, and succeeds.
     private func probeLayout(at address: UInt64, until deadline: Duration) throws(Errno) {
         let id = sendRequest(.dmaRead, payload: 16) { request in
             request.append(address)
@@ -173,7 +173,8 @@ extension Connection {
         }
     }
 
-    /// Handles a reply of the client; one to a request that has timed out or was cancelled is dropped.
+    /// Handles a reply of the client; one to a request that has timed out or was cancelled is
+    /// dropped.
     func receiveReply(_ header: MessageHeader, _ payload: Span<UInt8>) {
         if header.id == timedOutRequest { timedOutRequest = nil }
         guard var access = pendingAccess, header.id == access.id else {
@@ -195,7 +196,7 @@ extension Connection {
         pendingAccess = access
     }
 
-    /// Copies the data of a DMA_READ reply, and learns the layout from it if possible.
+    /// Copies the data of a DMA_READ reply, and determines the layout from it if possible.
     private func copyData(
         _ payload: Span<UInt8>, into destination: UnsafeMutableRawBufferPointer,
         _ access: inout PendingMemoryAccess
@@ -205,9 +206,9 @@ extension Connection {
             access.state = .failed(.ioError)
             return
         }
-        // Offsets in the payload are 16 less than those in the message. At byte 12 the document has the
-        // upper half of the count, which is 0, and QEMU the first data; at the end the document has the
-        // last data, and QEMU padding, which is 0.
+        // Offsets in the payload are 16 less than those in the message. At byte 12 the document has
+        // the upper half of the count, which is 0, and QEMU the first data; at the end the document
+        // has the last data, and QEMU padding, which is 0.
         if payload.littleEndian(UInt32.self, at: 12) != 0 {
             memoryLayout = .qemu
         } else if payload.littleEndian(UInt32.self, at: 12 + count) != 0 {

@@ -34,10 +34,10 @@ public final class Connection {
     /// The ID of the last request that timed out. Accesses fail at once until its reply arrives.
     var timedOutRequest: UInt16?
     private var nextRequest: UInt16 = 1
-    /// A variable for tests, which use a shorter timeout.
+    /// A variable, because tests set other timeouts.
     var memoryAccessTimeout = VFIOUserLimits.memoryAccessTimeout
-    /// The time at which accesses to guest memory time out, set by the first access in a turn of the
-    /// event loop: the loop serves nothing else meanwhile.
+    /// The time at which accesses to guest memory time out. All accesses in one turn of the event
+    /// loop share it, because the loop serves nothing else meanwhile.
     var accessDeadline: Duration?
     /// Clears ``accessDeadline`` in the next turn of the event loop.
     var accessDeadlineReset: Watch?
@@ -64,8 +64,8 @@ public final class Connection {
     ///
     /// - Parameters:
     ///   - socket: owned, and closed when the connection ends.
-    ///   - device: handles the client's requests. When the connection ends it still has the client's
-    ///     memory and eventfds.
+    ///   - device: handles the client's requests. It keeps the client's memory and eventfds when
+    ///     the connection ends.
     ///   - loop: the event loop of the calling thread.
     ///   - logger: for messages about this client.
     ///   - onEnd: called once, by the loop, when the connection has ended.
@@ -108,7 +108,7 @@ public final class Connection {
         isInputPaused = false
         if ready.contains(.writable) { flush() }
         handleMessages()
-        // A peer that hung up may have sent messages before.
+        // A client that hung up may have sent messages before.
         if ready.contains(.readable) || ready.contains(.closed) { receive() }
     }
 
@@ -280,7 +280,8 @@ public final class Connection {
         return id
     }
 
-    /// Blocks until the socket is ready, then handles the messages received, or until the timeout.
+    /// Blocks until the socket is ready or the timeout has passed, then handles the messages
+    /// received.
     ///
     /// - Throws: `ENOTCONN` if the connection has ended.
     func serve(timeout: Duration) throws(Errno) {

@@ -2,13 +2,12 @@
 
 /// A reader of JSON text (RFC 8259) that a client sends.
 ///
-/// The caller reads the values it expects, in the order of the text, and skips all others. Malformed
-/// text is refused wherever it stands, in skipped values too.
+/// The caller reads the values it expects, in the order of the text, and skips all others.
+/// Malformed text is refused wherever it stands, in skipped values too.
 ///
-/// VFIOUser does not use Foundation's `JSONDecoder`. It is the module that reads the bytes of a client
-/// first, and the few numbers in VERSION are the only JSON it reads. This reader bounds depth and
-/// length by the module's own limits, stores no value that is skipped, reads integers of 64 bits
-/// exactly, and names the byte at fault. Its fuzzer and its tests are those of the module.
+/// Foundation's `JSONDecoder` is not used: this module is the first to read a client's bytes, and
+/// the few numbers in VERSION are its only JSON. This reader bounds the depth, stores no value that
+/// is skipped, reads integers of 64 bits exactly, and names the byte at fault.
 struct JSONReader {
     /// An error in a text, and its position.
     struct Failure: Error, Equatable, CustomStringConvertible {
@@ -95,7 +94,7 @@ struct JSONReader {
         var value: UInt64 = 0
         for index in start..<position {
             guard let digit = Self.digit(bytes[index]) else {
-                throw Failure(reason: "a number that is not a natural one", position: start)
+                throw Failure(reason: "a negative or fractional number", position: start)
             }
             let (product, overflow) = value.multipliedReportingOverflow(by: 10)
             let (sum, carry) = product.addingReportingOverflow(digit)

@@ -2,8 +2,8 @@
 
 /// A message to be sent, in a buffer that is reused for each.
 ///
-/// The integers of a message are little-endian. A buffer has room for the longest message that it is
-/// made for; an append beyond that traps.
+/// The integers of a message are little-endian. A buffer has room for the longest message that it
+/// is made for; an append beyond that traps.
 @safe
 final class MessageBuffer {
     private let storage: UnsafeMutableBufferPointer<UInt8>

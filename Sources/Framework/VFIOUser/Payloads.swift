@@ -2,9 +2,10 @@
 
 internal import Platform
 
-// Offsets count from the end of the header, as in the protocol document. The field `argsz` holds the
-// length of the reply that the client expects. Clients disagree whether that includes the header, and
-// every reply of the server is as short as its command permits, so the field is ignored.
+// Offsets count from the end of the header, as in the protocol document. The field `argsz` holds
+// the length of the reply that the client expects. Clients disagree whether that includes the
+// header, and every reply of the server is as short as its command permits, so the field is
+// ignored.
 
 /// The payload of DMA_MAP: 32 bytes.
 struct DMAMapRequest {
@@ -85,8 +86,8 @@ struct SetIRQsRequest {
     }
 }
 
-/// The fields of REGION_READ, REGION_WRITE and an element of REGION_WRITE_MULTI: 16 bytes, before the
-/// data.
+/// The fields of REGION_READ, REGION_WRITE and an element of REGION_WRITE_MULTI: 16 bytes, before
+/// the data.
 struct RegionAccess {
     static let size = 16
 

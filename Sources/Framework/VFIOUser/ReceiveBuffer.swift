@@ -3,7 +3,8 @@
 internal import Platform
 internal import SystemPackage
 
-/// The received bytes of a connection that have not been consumed, as messages with their descriptors.
+/// The received bytes of a connection that have not been consumed, as messages with their
+/// descriptors.
 @safe
 final class ReceiveBuffer {
     private let storage: UnsafeMutableRawBufferPointer
@@ -26,7 +27,7 @@ final class ReceiveBuffer {
 
     /// The result of ``receive(from:)``.
     enum Received {
-        /// The peer has closed its end.
+        /// The client has closed its end.
         case endOfStream
         /// The buffer is full.
         case full
@@ -51,8 +52,8 @@ final class ReceiveBuffer {
         unread = unread.lowerBound..<start + count
         let hasDescriptors = !received.isEmpty || received.isTruncated
         if hasDescriptors { assign(received, receivedAt: start) }
-        // A call that fills less than the room has received all there is, unless descriptors ended it
-        // early.
+        // A call that fills less than the room has received all there is, unless descriptors ended
+        // it early.
         return count < room.count && !hasDescriptors ? .all : .some
     }
 
@@ -69,11 +70,10 @@ final class ReceiveBuffer {
 
     /// Assigns the descriptors of one recvmsg(2) to the message they were sent with.
     ///
-    /// The received bytes may begin with earlier messages but end with the message that was sent with
-    /// the descriptors, so they belong to the last message that begins in these bytes. A client may
-    /// also send several messages with one call; then they belong to the last message whose command
-    /// takes descriptors. If no message begins in these bytes they belong to the one that is being
-    /// received.
+    /// The received bytes may begin with earlier messages, but they end within the message that was
+    /// sent with the descriptors: the last one that begins in these bytes. If a client has sent
+    /// several messages with one call, it is the last one whose command takes descriptors. If no
+    /// message begins in these bytes, it is the one that is being received.
     ///
     /// - Parameter start: the offset of the received bytes in the buffer.
     private func assign(_ received: consuming DescriptorList, receivedAt start: Int) {

@@ -27,7 +27,7 @@ extension Session {
         let index = payload.littleEndian(UInt32.self, at: 8)
         let region = index < regions.count ? regions[Int(index)] : .absent
         // Bit 0 is VFIO_REGION_INFO_FLAG_READ, bit 1 FLAG_WRITE. FLAG_MMAP is never set: QEMU would
-        // then wait for the reply to every write of the device.
+        // then wait for the reply to every write to the region.
         let flags: UInt32 = (region.isReadable ? 1 : 0) | (region.isWritable ? 2 : 0)
         start(header, payload: 32, into: reply)
         reply.append(32 as UInt32)
@@ -38,7 +38,7 @@ extension Session {
         reply.append(0 as UInt64)
     }
 
-    /// DEVICE_GET_REGION_IO_FDS. There are none.
+    /// DEVICE_GET_REGION_IO_FDS. The reply has no descriptor.
     func describeRegionDescriptors(
         _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) {

@@ -46,7 +46,7 @@ extension Session {
             count: request.count, access: access)
     }
 
-    /// DMA_UNMAP. With the reply the client may use the memory for something else.
+    /// DMA_UNMAP. After the reply the client may use the memory for something else.
     func unmapMemory(
         _ header: MessageHeader, _ payload: Span<UInt8>, into reply: MessageBuffer
     ) {
@@ -81,8 +81,8 @@ extension Session {
         }
     }
 
-    /// A range of guest addresses for the log: the first and the last, or the first and a length that
-    /// no range can have.
+    /// A range of guest addresses for the log: the first and the last, or the first and a length
+    /// that no range can have.
     private static func range(_ address: UInt64, _ count: UInt64) -> String {
         let start = "0x" + String(address, radix: 16)
         let last = address.addingReportingOverflow(count &- 1)

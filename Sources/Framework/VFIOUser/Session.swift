@@ -8,9 +8,9 @@ internal import SystemPackage
 /// reply.
 ///
 /// Every request has a reply. A failed request is answered in a form that all clients understand:
-/// the client of rust-vmm reads replies of fixed size and ignores the error flag, so a reply that has a
-/// payload keeps it, with the error flag set. The protocol document specifies a header alone in this
-/// case; QEMU accepts both.
+/// the client of rust-vmm reads replies of fixed size and ignores the error flag, so a reply that
+/// has a payload keeps it, with the error flag set. The protocol document specifies a header alone
+/// in this case; QEMU accepts both.
 ///
 /// Specification: the protocol document's chapter "Protocol Specification".
 final class Session {
@@ -25,7 +25,7 @@ final class Session {
     enum Result {
         /// The reply is written. It is empty if the client expects none.
         case replied
-        /// The reply is written, and the connection must end after it, for this reason.
+        /// The reply is written, and the connection must end after it. The value is the reason.
         case refused(String)
     }
 
@@ -45,13 +45,13 @@ final class Session {
         interrupts = device.interrupts
     }
 
-    /// Ends the session; no message is answered any more.
+    /// Ends the session: later requests get no reply.
     func close() {
         phase = .closed
     }
 
-    /// Whether a command can be handled while the device accesses guest memory. DEVICE_RESET changes
-    /// the state that the device is working on.
+    /// Whether a command can be handled while the device accesses guest memory. DEVICE_RESET
+    /// changes the state that the device is working on.
     func canHandleDuringMemoryAccess(_ command: Command) -> Bool { command != .deviceReset }
 
     /// Handles a request.
@@ -82,7 +82,7 @@ final class Session {
         case .deviceGetIRQInfo: describeInterrupt(header, payload, into: reply)
         case .deviceSetIRQs: setInterrupts(header, payload, descriptors: &descriptors, into: reply)
         case .deviceReset:
-            // With the reply the client may use all guest memory for something else.
+            // After the reply the client may use all guest memory for something else.
             device.reset()
             start(header, into: reply)
         case .version:

@@ -5,13 +5,14 @@ public import SystemPackage
 
 /// A device that is served over vfio-user.
 ///
-/// The session checks the numbers in a request against ``regions`` and ``interrupts``, so the functions
-/// are called with existing indices, offsets and vectors only. All are called on the event loop's
-/// thread.
+/// The session checks the numbers in a request against ``regions`` and ``interrupts``, so the
+/// functions are called with existing indices, offsets and vectors only. All are called on the
+/// event loop's thread.
 ///
-/// While the device waits in ``Connection/readMemory(into:at:)`` or ``Connection/writeMemory(_:at:)``,
-/// all functions except ``reset()`` may be called: a client that waits for the reply to a register
-/// access replies to nothing before. They must not use the state that the waiting code works on.
+/// While the device waits in ``Connection/readMemory(into:at:)`` or
+/// ``Connection/writeMemory(_:at:)``, all functions except ``reset()`` may be called: a client that
+/// waits for the reply to a register access sends no reply itself. These functions must not use the
+/// state that the waiting code works on.
 public protocol VFIODevice: AnyObject {
     /// The regions by VFIO's index; a region of size 0 is absent.
     var regions: [RegionDescription] { get }
@@ -19,8 +20,8 @@ public protocol VFIODevice: AnyObject {
     /// The interrupt types by VFIO's index; a type without vectors is absent.
     var interrupts: [InterruptDescription] { get }
 
-    /// Reads from a region: appends to `bytes` until it is full. Bytes that are not appended are
-    /// answered as 0xff.
+    /// Reads from a region: appends to `bytes` until it is full. The client gets 0xff for bytes
+    /// that are not appended.
     func readRegion(_ index: Int, at offset: Int, into bytes: inout OutputSpan<UInt8>)
 
     /// Writes to a region.
@@ -47,8 +48,8 @@ public protocol VFIODevice: AnyObject {
         access: MemoryAccess
     ) throws(MemoryMapError)
 
-    /// Unmaps guest memory that was mapped with exactly this range. The device does not access it after
-    /// the return.
+    /// Unmaps guest memory that was mapped with exactly this range. The device does not access it
+    /// after the return.
     ///
     /// - Throws: `ENOENT` if no memory was mapped with this range.
     func unmapMemory(at address: UInt64, count: UInt64) throws(Errno)
@@ -56,8 +57,8 @@ public protocol VFIODevice: AnyObject {
     /// Unmaps all guest memory. The device does not access it after the return.
     func unmapAllMemory()
 
-    /// Resets the device to its state after power-on. After the return no earlier request of the guest
-    /// accesses guest memory. Mappings and eventfds stay.
+    /// Resets the device to its state after power-on. After the return no earlier request of the
+    /// guest accesses guest memory. Mappings and eventfds stay.
     func reset()
 }
 

@@ -53,15 +53,16 @@ struct VersionCapabilities: Equatable, Sendable {
 
     /// Whether the client replies to DMA_READ and DMA_WRITE.
     ///
-    /// The client of rust-vmm, which Cloud Hypervisor uses, takes every message that arrives for the
-    /// reply to its last request, so it must never be sent a request. It announces one descriptor and
-    /// no page sizes; other clients that announce the same are treated alike.
+    /// The client of rust-vmm, which Cloud Hypervisor uses, takes every message that arrives for
+    /// the reply to its last request, so it must never be sent a request. It announces one
+    /// descriptor and no page sizes; other clients that announce the same are treated alike.
     var servesMemory: Bool { pageSizes != nil || maxDescriptors > 1 }
 
     /// The version data of the reply, with the terminating NUL.
     ///
     /// QEMU receives the reply into the buffer of its request. The optional members are left out if
-    /// the data would be longer than `limit`; the rest is shorter than the data of all known clients.
+    /// the data would be longer than `limit`; the rest is shorter than the data of all known
+    /// clients.
     func reply(limit: Int) -> [UInt8] {
         let required = """
             "max_msg_fds":\(VFIOUserLimits.descriptors),"max_data_xfer_size":\(VFIOUserLimits.dataTransfer)

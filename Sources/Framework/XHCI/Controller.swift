@@ -46,7 +46,7 @@ public final class Controller: USBBus {
         registers.write(at: offset, from: bytes, now: now)
     }
 
-    /// Does all work that is due, and returns the time of the next work, if known.
+    /// Does the work that is due, and returns the time of the next work, if known.
     ///
     /// Called after each iteration of the event loop; costs next to nothing when nothing is due.
     public func service(now: Duration) -> Duration? {
@@ -63,17 +63,17 @@ public final class Controller: USBBus {
     /// Resets the controller to its state after power-on; devices stay attached. Guest memory stays
     /// mapped and interrupts connected.
     ///
-    /// No device accesses guest memory after this returns, unless a service pass is in progress: then the
-    /// reset takes effect at its end.
+    /// No device accesses guest memory after this returns. During a service pass, both the reset and
+    /// this guarantee take effect at the end of the pass.
     public func reset() {
         leases.endAll()
         isResetPending = isServicing
         if !isServicing { engine.reset() }
     }
 
-    /// Ends all access to a region that the client has unmapped. Transfers that use it go on in memory
-    /// of this process; their data is copied to the guest's memory when they complete, if it is
-    /// mapped by then.
+    /// Ends all access to a region that the client has unmapped. Transfers that use it continue in
+    /// staging memory; IN data is copied to guest memory when they complete, if it is mapped by
+    /// then.
     public func endAccess(to region: MemoryRegion) { leases.stage(region) }
 
     public func attach(_ device: any USBDevice) throws(AttachError) { try hub.attach(device) }

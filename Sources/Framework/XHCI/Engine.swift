@@ -6,9 +6,9 @@ internal import USB
 
 /// The work of the controller: commands, transfers and events.
 ///
-/// The engine is one value that a single call changes. While it waits for guest memory or calls a
-/// device, the register file, the root hub, the inbox and the leases may be called, which are objects
-/// beside it, but not the engine itself.
+/// The engine is a value, so only one call may be in progress. While it waits for guest memory or
+/// calls a device, other code may call the objects beside it (register file, root hub, inbox, lease
+/// table), but not the engine.
 struct Engine {
     let registers: RegisterFile
     let hub: RootHub
@@ -34,8 +34,8 @@ struct Engine {
     private var sequence: UInt64 = 0
     /// The time of the next MFINDEX wrap, if the guest has enabled its event (EWE).
     private var wrapTime: Duration?
-    /// The time at which HCH is set although devices have not completed cancelled transfers; `nil` if
-    /// no halt is in progress.
+    /// The time at which HCH is set even if devices have not completed the cancelled transfers;
+    /// `nil` if no halt is in progress.
     private var haltDeadline: Duration?
     /// The time of the next service pass if nothing happens before.
     private(set) var deadline: Duration?
@@ -52,8 +52,8 @@ struct Engine {
         scheduled = EndpointSet(slots: count)
     }
 
-    /// Resets the controller (HCRST, xHCI 4.2). All transfers lose their memory at once; devices are
-    /// reset and stay attached.
+    /// Resets the controller (HCRST, xHCI 4.2). The leases of all transfers are revoked; devices
+    /// are reset and stay attached.
     mutating func reset() {
         for slot in slots.indices where slots[slot].state != nil {
             slots[slot].dropEndpoints(from: 1, bus)
@@ -101,6 +101,7 @@ struct Engine {
         if !isDone { deadline = now }
     }
 
+    /// Raises the interrupts that are due, and returns the time of the next service pass.
     private mutating func nextDeadline(now: Duration) -> Duration? {
         let interrupts = bus.raiseInterrupts(now: now)
         return [
@@ -149,14 +150,14 @@ struct Engine {
         registers.microframes.start(now: now)
     }
 
-    /// Starts a halt (xHCI 5.4.1.1): cancels all in-flight transfers as Stop Endpoint does, since the
-    /// guest uses their memory for something else once HCH is set.
+    /// Starts a halt (xHCI 5.4.1.1): cancels all in-flight transfers as Stop Endpoint does, since
+    /// the guest uses their memory for something else once HCH is set.
     private mutating func beginHalt(now: Duration) {
         isRunning = false
         haltDeadline = now + XHCILimits.haltTimeout
         endPendingStop()
         registers.microframes.stop(now: now)
-        registers.commandRing.stop(at: commands.position)
+        registers.commandRing.stop(at: commands.dequeuePointer)
         commands.mayHaveMore = false
         wrapTime = nil
         for slot in slots.indices {
@@ -203,7 +204,7 @@ struct Engine {
         guard registers.hasPortWork else { return }
         registers.hasPortWork = false
         for port in registers.ports.indices {
-            hub.applyEffects(port: port)
+            hub.applyDeviceActions(port: port)
             guard registers.ports[port].hasNewChange else { continue }
             registers.ports[port].hasNewChange = false
             registers.status.insert(.portChange)
@@ -211,8 +212,8 @@ struct Engine {
         }
     }
 
-    /// Posts an event for each port with new changes. Changes while the controller was halted get their
-    /// events when it runs.
+    /// Posts an event for each port with new changes. Changes while the controller was halted get
+    /// their events when it runs.
     private mutating func reportPorts() {
         guard hasPortEvents else { return }
         for port in registers.ports.indices where !registers.ports[port].unreported.isEmpty {
@@ -262,8 +263,8 @@ struct Engine {
             }
         }
         for _ in 0..<XHCILimits.streamDoorbellsPerPass {
-            guard let ring = registers.streamDoorbells.popFirst() else { return }
-            handleDoorbell(ring.slot, ring.endpoint, stream: ring.stream)
+            guard let doorbell = registers.streamDoorbells.popFirst() else { return }
+            handleDoorbell(doorbell.slot, doorbell.endpoint, stream: doorbell.stream)
         }
         // The rest is for the next pass.
         registers.hasWork = registers.hasWork || !registers.streamDoorbells.isEmpty
@@ -303,8 +304,8 @@ struct Engine {
         return next.flatMap { registers.microframes.time(of: $0) }
     }
 
-    /// Calls `body` with each scheduled endpoint and its wake time; removes endpoints without one from
-    /// the set.
+    /// Calls `body` with each scheduled endpoint and its wake time; removes endpoints without one
+    /// from the set.
     private mutating func forEachScheduled(
         _ body: (inout Engine, _ slot: Int, _ endpoint: Int, _ time: Int64) -> Void
     ) {
@@ -340,7 +341,7 @@ struct Engine {
                 {
                 case .more: runnable.insert(slot: slot, endpoint: endpoint)
                 case .waitingForEventRing:
-                    // Its wake time would not help it.
+                    // No timer: the endpoint waits until the guest consumes events.
                     scheduled.remove(slot: slot, endpoint: endpoint)
                     waitingForEventRing.insert(slot: slot, endpoint: endpoint)
                 case .idle, nil:

@@ -17,12 +17,12 @@ enum XHCILimits {
 
     // MARK: - Transfers in flight
 
-    /// Transfers that one endpoint has at its device; a control endpoint has one.
+    /// TDs that one endpoint has in flight; a control endpoint has one. Each stream may have one
+    /// beyond this limit.
     static let transfersInFlight = 32
-    /// Data bytes that one endpoint has at its device. A single larger transfer is allowed.
+    /// Data bytes that one endpoint has in flight; the last TD may exceed it.
     static let bytesInFlight = 8 << 20
-    /// TRBs of the TDs that one endpoint has read and not completed. A single TD with more is
-    /// allowed.
+    /// TRBs that one endpoint has in flight; the last TD may exceed it.
     static let trbsInFlight = 8192
 
     // MARK: - Streams
@@ -36,7 +36,7 @@ enum XHCILimits {
 
     // MARK: - Isochronous transfers
 
-    /// Isochronous transfers that one endpoint has at its device.
+    /// TDs that one isochronous endpoint has in flight.
     static let isochronousInFlight = 256
     /// Isochronous TDs of one endpoint that are read before they are due.
     static let isochronousAhead = 64
@@ -51,7 +51,7 @@ enum XHCILimits {
 
     // MARK: - Work in one call of `service`
 
-    /// Commands executed in one call of `service`.
+    /// Commands executed in one service pass.
     static let commandsPerService = 64
     /// Passes over completions, commands and endpoints in one call of `service`.
     static let passesPerService = 16
@@ -59,15 +59,15 @@ enum XHCILimits {
     /// whether or not its TD is complete, or a page of data.
     static let workPerEndpoint = 64
     /// Work of all endpoints in one call of `service`; the last transfer may exceed it. It takes
-    /// about 100 µs, for which the guest's register accesses wait.
+    /// about 100 µs, during which the guest's register accesses wait.
     static let workPerService = 128
     /// Messages of devices (completions, disconnections, remote wake-ups) handled in one pass.
     static let messagesPerPass = 256
 
     // MARK: - Events
 
-    /// Events that may wait for space in one event ring while commands are executed. An endpoint
-    /// stops posting as soon as one event waits, so only commands can add to them.
+    /// Events that may wait for space in one event ring. While a ring has this many, no command is
+    /// executed. Transfers do not reach the limit: no TD is retired while its events would wait.
     static let waitingEvents = 1024
     /// TRBs of an event ring segment (xHCI 6.5).
     static let trbsPerEventSegment = 4096

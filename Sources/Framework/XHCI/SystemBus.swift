@@ -78,7 +78,7 @@ struct SystemBus {
 
     // MARK: - Events
 
-    /// Posts an event while R/S is set. An interrupter that does not exist stands for the first
+    /// Posts an event if R/S is set. Events for an interrupter that does not exist go to the first
     /// one.
     mutating func post(_ event: TRB, to interrupter: Int, interrupts: Bool = true) {
         guard registers.command.contains(.run) else { return }

@@ -7,7 +7,8 @@ internal import SystemPackage
 
 /// A client of a control socket: sends one request and waits for its answer.
 final class ControlClient {
-    /// Bytes of an answer. A list of all devices with the longest specifications has less.
+    /// The maximum length of an answer in bytes. A list of all devices with the longest
+    /// specifications is shorter.
     private static let longestAnswer = 16 << 20
 
     private let socket: OwnedDescriptor
@@ -26,7 +27,7 @@ final class ControlClient {
                 guard error == .wouldBlock, ContinuousClock.now < end else {
                     throw Failure(description: Self.explain(error, path))
                 }
-                // The queue of the listening socket is full, and no event says when it no longer is.
+                // The queue of the listening socket is full, and no event reports free space in it.
                 usleep(10_000)
             }
         }
@@ -37,9 +38,9 @@ final class ControlClient {
         case .noSuchFileOrDirectory:
             "there is no '\(path)': start the server with --control-path \(path)"
         case .connectionRefused:
-            "no server listens at '\(path)' any more: start it with --control-path \(path)"
+            "no server listens at '\(path)': start it with --control-path \(path)"
         case .permissionDenied:
-            "'\(path)' may not be used: it is for the user who started the server"
+            "no permission to use '\(path)': only the user who started the server has it"
         default: "cannot connect to '\(path)': \(error)"
         }
     }
@@ -55,7 +56,7 @@ final class ControlClient {
         do throws(Errno) {
             try send(request, message.descriptor, until: end)
         } catch .brokenPipe, .connectionReset {
-            // The server may have answered why it refuses clients.
+            // The server may have sent an answer with the reason before it closed the socket.
         } catch {
             throw Failure(description: "cannot send to the server at '\(path)': \(error)")
         }

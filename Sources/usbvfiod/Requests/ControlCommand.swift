@@ -8,7 +8,7 @@ internal import Service
 struct ControlOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "The socket for requests to a running server, which makes it: list, attach, detach…",
+            "The control socket, which the server creates: for list, attach, detach…",
             valueName: "path"))
     var controlPath: String?
 }
@@ -46,8 +46,7 @@ extension ControlCommand {
     func run() throws {
         guard let path = control.controlPath, !path.isEmpty else {
             throw ValidationError(
-                "where does the server listen for requests? Give --control-path PATH, "
-                    + "the same as to the server.")
+                "no control socket: give --control-path PATH, the same as to the server.")
         }
         let limit = Duration.seconds(request.timeout)
         let client = try ControlClient(path: path, within: limit)

@@ -33,8 +33,8 @@ struct ControlMessage {
         self.descriptor = SharedDescriptor(descriptor)
     }
 
-    /// Sets a field to a device specification. The backend opens what the specification names, and the
-    /// descriptor goes with the request.
+    /// Sets a field to a device specification. The backend opens what the specification names, and
+    /// the descriptor goes with the request.
     mutating func pass(
         _ specification: String, as field: String, from catalog: BackendCatalog
     ) throws {

@@ -43,10 +43,10 @@ struct AttachCommand: ControlCommand {
     @OptionGroup var control: ControlOptions
     @OptionGroup var request: RequestOptions
 
-    @Argument(help: "The device, as behind --device; see `usbvfiod backends`.")
+    @Argument(help: "The device, as for --device; see `usbvfiod backends`.")
     var specification: String
 
-    @Option(help: "What to call it; by default the kind and a number, such as storage-1.")
+    @Option(help: "The id of the device; by default the kind and a number, such as storage-1.")
     var id: String?
 
     func message() throws -> ControlMessage {

@@ -75,9 +75,9 @@ struct CommandLineTests {
         #expect((object as? [String: Any])?["type"] is String)
     }
 
-    /// A mistake on the command line ends with exit code 64, what is wrong and what is allowed.
+    /// A usage error ends with exit code 64 and a message that says what is allowed.
     @Test(
-        "a mistake on the command line is answered with what is allowed",
+        "a usage error says what is allowed",
         arguments: [
             ([], "--socket-path PATH"),
             (["--socket-path", "/x", "--fd", "3"], "exclude each other"),
@@ -106,7 +106,7 @@ struct CommandLineTests {
             "--socket-path", socket, "--device", "storage:file=\(folder.path)/missing.img")
         #expect(missing.status == 1)
         #expect(missing.errors.contains("missing.img"))
-        #expect(!FileManager.default.fileExists(atPath: socket), "it must not listen")
+        #expect(!FileManager.default.fileExists(atPath: socket), "the server must not listen")
     }
 
     @Test func `a value that a backend refuses is named`() throws {

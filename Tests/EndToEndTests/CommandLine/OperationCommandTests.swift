@@ -11,7 +11,7 @@ import USB
 
 @testable import usbvfiod
 
-/// Subcommands that the operations of backends become.
+/// The subcommands made from the operations of backends.
 struct OperationCommandTests {
     private enum DiceSource: CatalogSource {
         static let catalog = BackendCatalog(DiceBackend.self, RadioBackend.self)
@@ -22,14 +22,14 @@ struct OperationCommandTests {
             commandName: "usbvfiod", subcommands: DiceSource.operationCommands)
     }
 
-    /// The request of a command line, as its JSON.
+    /// The JSON request made from a command line.
     private func request(_ words: String...) throws -> String {
         let command = try Root.parseAsRoot(words)
         let message = try #require(command as? any ControlCommand).message()
         return String(decoding: try message.line.dropLast(), as: UTF8.self)
     }
 
-    /// The message with which a command line is refused.
+    /// The error message for a command line.
     private func refusal(_ words: String...) -> String {
         do {
             _ = try Root.parseAsRoot(words)
@@ -47,7 +47,7 @@ struct OperationCommandTests {
                 == #"{"id":"dice-1","number":16,"request":"load"}"#)
     }
 
-    @Test func `its help is made from the declaration`() {
+    @Test func `the help of an operation is made from its declaration`() {
         let help = Root.helpMessage(for: DiceSource.operationCommands[0], columns: 100)
         for line in [
             "OVERVIEW: Load a die of a running server, so that it always shows one number.",
@@ -59,7 +59,7 @@ struct OperationCommandTests {
         }
     }
 
-    @Test func `its mistakes are explained`() {
+    @Test func `errors in the arguments of an operation are explained`() {
         #expect(refusal("load").contains("Missing expected argument '<id>'"))
         #expect(refusal("load", "dice-1").contains("Missing expected argument '<number>'"))
         #expect(refusal("load", "dice-1", "256").contains("must be a number from 0 to 255"))
@@ -68,7 +68,7 @@ struct OperationCommandTests {
         #expect(refusal("load", "dice-1", "6", "--loud").contains("Unknown option '--loud'"))
     }
 
-    @Test func `its confirmation names the value`() throws {
+    @Test func `the confirmation of an operation names the value`() throws {
         let command = try Root.parseAsRoot(["load", "dice-1", "6"])
         let text = try #require(command as? any ControlCommand).text(ControlAnswer())
         #expect(text == "dice-1: loaded with 6")
@@ -83,7 +83,7 @@ struct OperationCommandTests {
         #expect(refusal("tune", "radio-1", "--band").contains("Missing value for '--band <band>'"))
     }
 
-    @Test func `a path is opened by the program that asks, if the operation wants that`() throws {
+    @Test func `the client opens a path for an operation that declares so`() throws {
         let folder = try TemporaryFolder()
         let path = folder.file("a")
         func message() throws -> ControlMessage {
@@ -98,7 +98,7 @@ struct OperationCommandTests {
     }
 }
 
-/// A backend that is nothing but the declaration of an operation with every type of argument.
+/// A backend that only declares an operation with every type of argument.
 private final class RadioBackend: OperableBackend {
     static let scheme = "radio"
     static let summary = "for tests"

@@ -8,7 +8,7 @@ import Testing
 import VFIOClient
 import VMKit
 
-/// The built program as a client of the built program, while a guest's driver uses the controller.
+/// The built program as a control client of a running server, whose controller a guest uses.
 struct RequestTests {
     private let folder: TemporaryFolder
     private var socket: String { folder.file("socket") }
@@ -41,14 +41,14 @@ struct RequestTests {
     }
 
     private func boot() throws -> GuestDriver {
-        let machine = try Monitor.cloudHypervisor.start(
+        let machine = try VMMKind.cloudHypervisor.start(
             memory: GuestRAM(), wire: WireClient(path: socket))
         let driver = GuestDriver(machine)
         try driver.start()
         return driver
     }
 
-    @Test func `a stick is attached, gets another medium, loses it, and is detached`() throws {
+    @Test func `a stick is attached, gets another medium, is ejected, and is detached`() throws {
         let server = try serve()
         let driver = try boot()
         let first = try image("first.img", blocks: 64, of: 1)
@@ -123,7 +123,7 @@ struct RequestTests {
     }
 
     @Test(
-        "what goes wrong ends with a status, a reason and a way out",
+        "an error has an exit status, a reason and advice",
         arguments: [
             (["detach", "missing"], "there are: storage-1"),
             (["attach", "storage:file=/nowhere/a.img"], "there is no '/nowhere/a.img'"),
@@ -143,7 +143,7 @@ struct RequestTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `a device without a free port is refused with a way out`() throws {
+    @Test func `a device without a free port is refused with advice`() throws {
         let server = try serve()
         for _ in 0..<8 { try succeed("attach", "loopback:speed=super") }
         let refused = try ask("attach", "loopback:speed=super")

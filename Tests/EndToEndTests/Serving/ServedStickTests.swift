@@ -6,11 +6,11 @@ import RemoteGuest
 import Testing
 import VFIOClient
 
-/// A real stick that a server passes through to a monitor with Cloud Hypervisor's messages. VMTests
-/// runs this in a virtual host that has a stick.
+/// A real stick that a server passes through to a client with Cloud Hypervisor's messages. VMTests
+/// runs this suite in a guest that has a stick.
 ///
-/// `USBVFIOD_SERVED_STICK` is the path of the server's socket. The test writes the stick's contents to
-/// a file beside it.
+/// `USBVFIOD_SERVED_STICK` is the path of the server's socket. The test writes the stick's contents
+/// to a file beside it.
 @Suite(.enabled(if: servedStick != nil, "it needs a server with a USB stick; VMTests runs it"))
 struct ServedStickTests {
     private let socket: String
@@ -19,7 +19,7 @@ struct ServedStickTests {
 
     private func boot() throws -> GuestStick {
         let wire = try WireClient(path: socket)
-        let machine = try Monitor.cloudHypervisor.start(memory: GuestRAM(), wire: wire)
+        let machine = try VMMKind.cloudHypervisor.start(memory: GuestRAM(), wire: wire)
         var options = GuestDriver.Options()
         options.waitsForInterrupts = true
         let driver = GuestDriver(machine, options)

@@ -33,7 +33,7 @@ struct SocketLifeTests {
         #expect(try client.wire.isClosedByServer())
     }
 
-    @Test func `the log has the arguments with which monitors connect`() throws {
+    @Test func `the log has the arguments with which VMMs connect`() throws {
         let server = try RunningServer(folder: folder)
         try server.waitForLog("-device '{")
         #expect(server.log.contains("--user-device socket=\(socket)"))
@@ -45,7 +45,7 @@ struct SocketLifeTests {
         #expect(server.log.contains("memory-backend-memfd,id=ram,size=1G,share=on"))
     }
 
-    @Test func `a socket file of a dead server is replaced`() throws {
+    @Test func `a socket file of a killed server is replaced`() throws {
         let first = try RunningServer(folder: folder)
         first.process.kill()
         #expect(hasSocketFile, "a killed server cannot remove it")
@@ -77,13 +77,13 @@ struct SocketLifeTests {
 
     /// Starts the server with a descriptor as number 3, as systemd does.
     private func start(
-        withDescriptor descriptor: borrowing OwnedDescriptor, _ command: String, says: String
+        withDescriptor descriptor: borrowing OwnedDescriptor, _ command: String, logs text: String
     ) throws -> RunningServer {
         let process = try ChildProcess(
             ["bash", "-c", command, Server.binary], descriptor: descriptor.rawValue,
             output: folder.file("log"))
         let server = RunningServer(process)
-        try server.waitForLog(says)
+        try server.waitForLog(text)
         return server
     }
 
@@ -92,11 +92,11 @@ struct SocketLifeTests {
         var server: RunningServer?
         client = try WireClient.connected { socket in
             server = try start(
-                withDescriptor: socket, #"exec "$0" --fd 3"#, says: "serving one client")
+                withDescriptor: socket, #"exec "$0" --fd 3"#, logs: "serving one client")
         }
-        let monitor = CloudHypervisorClient(wire: try #require(client), memory: [])
-        try monitor.start()
-        monitor.kill()
+        let vmm = CloudHypervisorClient(wire: try #require(client), memory: [])
+        try vmm.start()
+        vmm.kill()
         #expect(try server?.process.waitForExit(within: .seconds(60)) == 0)
     }
 
@@ -107,7 +107,7 @@ struct SocketLifeTests {
         let path = socket
         let number = try listeningDescriptor(at: path)
         let server = try start(
-            withDescriptor: number, command, says: "listening at \(path)")
+            withDescriptor: number, command, logs: "listening at \(path)")
         try connect().kill()
         try connect()
         #expect(try server.terminate() == 0)
@@ -138,7 +138,7 @@ struct SocketLifeTests {
         let server = try RunningServer(folder: folder)
         let memory = try SharedMemory(size: 1 << 20)
         try connect().kill()
-        try server.waitUntilClientsLeft()
+        try server.waitUntilClientsHaveDisconnected()
         let before = try server.openDescriptors()
         for round in 0..<1000 {
             let client = CloudHypervisorClient(
@@ -156,7 +156,7 @@ struct SocketLifeTests {
             }
             client.kill()
         }
-        try server.waitUntilClientsLeft()
+        try server.waitUntilClientsHaveDisconnected()
         #expect(try server.openDescriptors() == before)
         #expect(try server.mappings() == 0)
         #expect(try server.terminate() == 0)
@@ -175,11 +175,12 @@ struct SocketLifeTests {
 }
 
 extension RunningServer {
-    /// Waits until the server has handled the end of every client and has nothing left to do.
-    fileprivate func waitUntilClientsLeft() throws {
-        try process.wait(for: "all clients to be gone", within: .seconds(60)) {
-            let came = log.components(separatedBy: "client connected").count
-            return log.components(separatedBy: "client disconnected").count == came ? true : nil
+    /// Waits until the server has handled the disconnect of every client and sleeps.
+    fileprivate func waitUntilClientsHaveDisconnected() throws {
+        try process.wait(for: "all clients to disconnect", within: .seconds(60)) {
+            let connected = log.components(separatedBy: "client connected").count
+            let disconnected = log.components(separatedBy: "client disconnected").count
+            return disconnected == connected ? true : nil
         }
         try process.waitUntilAsleep()
     }

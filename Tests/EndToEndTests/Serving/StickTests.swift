@@ -9,7 +9,7 @@ import VFIOClient
 import VMKit
 
 /// A guest's driver uses an image file through the built program, a real socket and each kind of
-/// monitor. The guest's data and the file must be the same.
+/// VMM. The guest's data and the file must be the same.
 struct StickTests {
     private let folder: TemporaryFolder
     private let image: String
@@ -29,8 +29,8 @@ struct StickTests {
     }
 
     /// Starts a guest's driver.
-    private func boot(_ monitor: Monitor = .cloudHypervisor) throws -> GuestDriver {
-        let machine = try monitor.start(memory: GuestRAM(), wire: WireClient(path: socket))
+    private func boot(_ vmm: VMMKind = .cloudHypervisor) throws -> GuestDriver {
+        let machine = try vmm.start(memory: GuestRAM(), wire: WireClient(path: socket))
         var options = GuestDriver.Options()
         options.waitsForInterrupts = true
         let driver = GuestDriver(machine, options)
@@ -38,14 +38,14 @@ struct StickTests {
         return driver
     }
 
-    private func stick(_ monitor: Monitor = .cloudHypervisor) throws -> GuestStick {
-        try GuestStick(boot(monitor))
+    private func stick(_ vmm: VMMKind = .cloudHypervisor) throws -> GuestStick {
+        try GuestStick(boot(vmm))
     }
 
-    @Test("the guest reads the file", arguments: Monitor.allCases)
-    func reading(monitor: Monitor) throws {
+    @Test("the guest reads the file", arguments: VMMKind.allCases)
+    func reading(vmm: VMMKind) throws {
         let server = try RunningServer(devices: [specification], folder: folder)
-        let stick = try stick(monitor)
+        let stick = try stick(vmm)
         #expect(try stick.blockCount() == contents.count / 512)
         #expect(try stick.read(block: 0, count: contents.count / 512) == contents)
         #expect(try stick.read(block: 77, count: 3) == Array(contents[77 * 512..<80 * 512]))
@@ -53,10 +53,10 @@ struct StickTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test("data that the guest has written and flushed is in the file", arguments: Monitor.allCases)
-    func writing(monitor: Monitor) throws {
+    @Test("data that the guest has written and flushed is in the file", arguments: VMMKind.allCases)
+    func writing(vmm: VMMKind) throws {
         let server = try RunningServer(devices: [specification], folder: folder)
-        let stick = try stick(monitor)
+        let stick = try stick(vmm)
         _ = try stick.blockCount()
         let new = noise(300 * 512, seed: 2)
         try stick.write(new, block: 5)
@@ -89,14 +89,14 @@ struct StickTests {
         #expect(try server.terminate() == 0)
     }
 
-    @Test func `flushed data and the stick survive a killed monitor`() throws {
+    @Test func `flushed data and the stick survive a killed VMM`() throws {
         let server = try RunningServer(devices: [specification], folder: folder)
         let first = try stick()
         _ = try first.blockCount()
         let flushed = noise(64 * 512, seed: 4)
         try first.write(flushed, block: 0)
         try first.synchronize()
-        // The monitor is killed between two transfers of the guest.
+        // The VMM is killed between two transfers of the guest.
         let machine = try #require(first.driver.machine as? RemoteMachine)
         machine.client.kill()
 
@@ -110,8 +110,8 @@ struct StickTests {
     @Test func `one server serves one guest after the other`() throws {
         let server = try RunningServer(devices: [specification], folder: folder)
         for round in 0..<10 {
-            let monitor = Monitor.allCases[round % Monitor.allCases.count]
-            let stick = try stick(monitor)
+            let vmm = VMMKind.allCases[round % VMMKind.allCases.count]
+            let stick = try stick(vmm)
             _ = try stick.blockCount()
             #expect(try stick.read(block: round, count: 8).count == 8 * 512)
             try #require(stick.driver.machine as? RemoteMachine).client.kill()

@@ -10,7 +10,7 @@ import VMKit
 
 /// A server from its start to its end, with clients that use it while a system call fails.
 final class SweptScene {
-    /// A behaviour that no failing system call excuses.
+    /// A failure that no injected fault excuses.
     struct Violation: Error, CustomStringConvertible {
         let description: String
 
@@ -97,7 +97,7 @@ final class SweptScene {
 
     private func hasStarted(_ server: RunningServer) throws -> Bool {
         try server.process.wait(
-            for: "the server to start or to say why not", within: .seconds(60)
+            for: "the server to start or to exit", within: .seconds(60)
         ) {
             if server.log.contains("control requests at") { return true }
             return server.process.isRunning ? nil : false
@@ -121,7 +121,7 @@ final class SweptScene {
 
     // MARK: - One client
 
-    /// Runs a monitor and its guest, from connect to disconnect.
+    /// Runs a VMM and its guest, from connect to disconnect.
     ///
     /// - Throws: ``Violation``, or another error that an injected fault excuses.
     private func session() throws {
@@ -133,13 +133,13 @@ final class SweptScene {
             wire.close()
         }
         let memory = try GuestRAM(size: 4 << 20)
-        let machine = try Monitor.cloudHypervisor.start(memory: memory, wire: wire)
+        let machine = try VMMKind.cloudHypervisor.start(memory: memory, wire: wire)
         wire.whileWaiting = { [unowned machine] in try Self.wait(wire, machine) }
         let driver = GuestDriver(machine)
         try driver.start()
         let stick = try GuestStick(driver)
         try use(stick)
-        try askForDevices()
+        try requestDevices()
         try read(stick, blocks: 0..<16)
         if !memory.damagedCanaries().isEmpty {
             throw Violation("memory outside of buffers was written")
@@ -172,7 +172,7 @@ final class SweptScene {
         }
     }
 
-    /// Waits for the server for a moment.
+    /// Waits up to 1 ms for a message of the server or an interrupt.
     private static func wait(_ wire: WireClient, _ machine: RemoteMachine) throws {
         var entries = [pollfd(fd: wire.socketNumber ?? -1, events: Int16(POLLIN), revents: 0)]
         if let event = machine.client.events.first {
@@ -186,7 +186,7 @@ final class SweptScene {
     }
 
     /// Lists, attaches and detaches devices as a management tool does.
-    private func askForDevices() throws {
+    private func requestDevices() throws {
         let wire = try WireClient(path: control)
         wire.timeout = .seconds(10)
         func ask(_ request: String) throws {

@@ -8,13 +8,15 @@ import Testing
 import VFIOClient
 import VMKit
 
-/// System calls of the built program that fail one at a time, the first of a name, then the second, …,
-/// while clients connect, use a stick, attach devices and disconnect.
+/// System calls of the built program that fail one at a time while clients connect, use a stick,
+/// attach devices and disconnect.
 ///
-/// With every fault the program either refuses to start and says why, or serves this client or the
-/// next. It does not crash, hang, spin or leak descriptors, and data that a guest has flushed is in the
-/// file. `SYSTEM_CALL_SWEEP=all` makes each call fail with each error; a fault that a failure names runs
-/// that fault again. Without the variable a sample runs.
+/// With every fault the program either refuses to start and says why, or serves this client or one
+/// of the next two. It does not crash, hang, spin or leak descriptors, and data that a guest has
+/// flushed is in the file.
+///
+/// `SYSTEM_CALL_SWEEP=all` makes each call fail with each error. With the description of a fault,
+/// only that fault runs; without the variable a sample runs.
 @Suite(
     .enabled(
         if: TracedServer.isPossible && !Server.isSanitized,

@@ -114,10 +114,10 @@ final class ControllerBench {
     // MARK: - Devices
 
     private func attachDevices(_ setup: Setup, seed: UInt64, faults: Bool, rules: String) throws {
-        var behaviour = faults ? FaultyDevice.Faults.all : .none
-        if faults { behaviour.disconnect = 50 }
+        var deviceFaults = faults ? FaultyDevice.Faults.all : .none
+        if faults { deviceFaults.disconnect = 50 }
         func faulty(_ speed: USBSpeed) -> FaultyDevice {
-            FaultyDevice(speed, seed: seed, faults: behaviour, loop: machine.loop)
+            FaultyDevice(speed, seed: seed, faults: deviceFaults, loop: machine.loop)
         }
         switch setup {
         case .unaddressed: try attach(faulty(.high))
@@ -161,7 +161,7 @@ final class ControllerBench {
         try plug(backend, [.bulkIn(1), .bulkOut(2)], configuration: 1)
     }
 
-    /// Attaches a backend's device and configures it, as far as its faults allow.
+    /// Attaches a backend's device and configures it. Steps that its faults make fail are skipped.
     @discardableResult
     private func plug(
         _ backend: some DeviceBackend, _ wanted: [GuestEndpointConfiguration],
@@ -211,7 +211,7 @@ final class ControllerBench {
         func detach(_ device: any USBDevice) {}
     }
 
-    /// Detaches a device, and attaches it again or not.
+    /// Detaches a device, and attaches it again if `isIn` is set.
     func replug(_ index: Int, isIn: Bool) {
         guard devices.indices.contains(index) else { return }
         isHonest = false

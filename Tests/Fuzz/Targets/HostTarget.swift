@@ -4,7 +4,7 @@ import BackendKit
 import HostUSB
 import USB
 
-/// The readers of untrusted input about devices of the host: a guest's control requests, a device's
+/// The parsers of untrusted input about devices of the host: a guest's control requests, a device's
 /// descriptors, and an operator's rules.
 enum HostTarget: FuzzTarget {
     static let name = "host"
@@ -21,7 +21,7 @@ enum HostTarget: FuzzTarget {
 
     // MARK: - Requests
 
-    /// A request that changes state of the host's kernel is never forwarded to the device.
+    /// Checks that no request that changes state of the host's kernel is forwarded to the device.
     private static func checkRequest(_ setup: SetupPacket) throws {
         let route = RequestRoute(setup)
         try require(setup.wire == SetupPacket(wire: setup.wire).wire, "a setup packet changes")
@@ -42,8 +42,8 @@ enum HostTarget: FuzzTarget {
 
     // MARK: - Descriptors
 
-    /// The configurations are bounded, contain only what is in the bytes, and do not depend on what
-    /// follows.
+    /// Checks that configurations are bounded, contain only interfaces in the bytes, and do not
+    /// depend on bytes after them.
     private static func checkDescriptors(_ bytes: [UInt8]) throws {
         let configurations = ConfigurationDescriptor.all(in: bytes)
         try require(
@@ -68,14 +68,14 @@ enum HostTarget: FuzzTarget {
                 try require(
                     short.value == whole.value
                         && whole.interfaceNumbers.starts(with: short.interfaceNumbers),
-                    "what follows changes a configuration")
+                    "bytes after a configuration change it")
             }
         }
     }
 
     // MARK: - Rules
 
-    /// The text of a rule is a specification of the same rule.
+    /// Checks that the text of a rule is a specification of the same rule.
     private static func checkRule(_ text: String) throws {
         guard let specification = try? DeviceSpecification(parsing: "host:" + text) else { return }
         let rule: DeviceRule

@@ -30,7 +30,7 @@ final class SessionBench {
     /// Whether a header with an invalid size or type has been sent: the bytes after it have no
     /// message boundaries.
     private var isBroken = false
-    /// The number of replies that the server owes to each request.
+    /// The number of replies that the server must still send for each request.
     private var unanswered: [Request: Int] = [:]
     private var received: [UInt8] = []
     /// The pipe whose write end is attached to messages.
@@ -116,7 +116,7 @@ final class SessionBench {
         try runUntilIdle()
     }
 
-    /// Has the device read or write memory that the client serves.
+    /// Lets the device read or write memory that the client serves.
     ///
     /// The client has shut down its sending side by then, so that the access ends with the replies
     /// that are in the socket already, without a timeout.

@@ -18,7 +18,7 @@ extension HostDeviceTests {
         #expect(handle.inFlightIDs == [1])
     }
 
-    @Test func `an endpoint's transfers wait until it has its streams`() {
+    @Test func `an endpoint's transfers wait until its streams are allocated`() {
         device.setStreams(16, for: Self.bulkIn)
         #expect(handle.operations == [.allocateStreams(Self.bulkIn, count: 16)])
         bulk(1, Self.bulkIn)
@@ -87,7 +87,7 @@ extension HostDeviceTests {
         }
         #expect(answer(1, get(0x80, 0x200)) == offered)
         #expect(answer(2, get(0x80, 0x201)) == offered)
-        // The same bytes in another descriptor, or of another recipient, stay.
+        // The same bytes in another descriptor or from another recipient are not changed.
         #expect(answer(3, get(0x80, 0x300)) == whole)
         #expect(answer(4, get(0xc0, 0x200)) == whole)
         #expect(answer(5, get(0x81, 0x200)) == whole)
@@ -136,7 +136,7 @@ extension HostDeviceTests {
         #expect(port.take() == ["1 stalled 0"])
     }
 
-    /// The kernel locks the device meanwhile: a submission would block the loop.
+    /// The kernel locks the device while it clears a halt: a submission would block the loop.
     @Test func `while a halt is cleared all transfers wait`() {
         control(1, .clearHalt(0x81))
         #expect(handle.operations == [.clearHalt(Self.bulkIn)])
@@ -348,7 +348,7 @@ extension HostDeviceTests {
 
     // MARK: - Disconnection
 
-    @Test func `a device that is another after its reset is unplugged`() {
+    @Test func `a device that becomes another one in a reset is disconnected`() {
         device.reset()
         control(1, .getDeviceDescriptor)
         handle.endOperation(.disconnected)
@@ -356,7 +356,7 @@ extension HostDeviceTests {
         #expect(port.disconnections == 1)
     }
 
-    @Test func `a disconnection ends everything and is reported once`() {
+    @Test func `a disconnection ends all transfers and operations and is reported once`() {
         var disconnections = 0
         device.whenDisconnected = { disconnections += 1 }
         bulk(1, Self.bulkIn)

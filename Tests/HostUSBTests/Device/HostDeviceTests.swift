@@ -65,7 +65,7 @@ struct HostDeviceTests {
         for id in 1...3 as ClosedRange<UInt64> { bulk(id, Self.bulkIn) }
         bulk(4, Self.bulkOut)
         handle.end(1, .stalled)
-        // In this order the kernel starts none of them.
+        // Newest first, so the kernel starts none of them.
         #expect(handle.cancelled == [3, 2])
         handle.end(2, .cancelled)
         handle.end(3, .cancelled)
@@ -179,7 +179,7 @@ struct HostDeviceTests {
         #expect(handle.inFlightIDs == [2, 3])
     }
 
-    @Test func `a transfer without memory is tried again when nothing of ours is in flight`() {
+    @Test func `a transfer without memory is tried again when no transfer is in flight`() {
         handle.results = [.noMemory, .noMemory]
         bulk(1, Self.bulkIn)
         loop.advance(by: HostDevice.memoryRetryDelay)
@@ -246,7 +246,7 @@ struct HostDeviceTests {
         #expect(handle.inFlightIDs == [5])
     }
 
-    @Test func `nothing is started behind a transfer that never gets memory`() {
+    @Test func `no transfer is started behind one that never gets memory`() {
         handle.memory = 1000
         bulk(1, Self.bulkIn, count: 1 << 20)
         bulk(2, Self.bulkIn)
@@ -255,7 +255,7 @@ struct HostDeviceTests {
         #expect(handle.inFlightIDs == [])
     }
 
-    @Test func `nothing is started behind a refused transfer that has not completed`() {
+    @Test func `no transfer is started behind a refused one that has not completed`() {
         bulk(1, Self.bulkIn)
         handle.results = [.refused]
         bulk(2, Self.bulkIn)

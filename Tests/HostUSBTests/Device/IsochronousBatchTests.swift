@@ -7,8 +7,8 @@ import USB
 
 @testable import HostUSB
 
-/// The libusb transfer that a batch describes, and the completions it makes of libusb's results, with
-/// the test as the kernel.
+/// The libusb transfer of a batch, and the completions from libusb's results. The tests act as the
+/// kernel.
 struct IsochronousBatchTests {
     let batch: IsochronousBatch
 

@@ -6,7 +6,7 @@ import USB
 
 @testable import HostUSB
 
-/// The collection of transfers into batches, with the test as libusb.
+/// The collection of transfers into batches. The tests act as libusb.
 final class IsochronousPipesTests {
     let loop = ManualLoop()
     let pipes: IsochronousPipes
@@ -15,7 +15,7 @@ final class IsochronousPipesTests {
 
     private final class Kernel {
         var batches: [(batch: IsochronousBatch, ids: [UInt64])] = []
-        /// Thrown for the next batches.
+        /// The errors of the next submissions.
         var errors: [LibUSBError] = []
     }
 
@@ -70,7 +70,7 @@ final class IsochronousPipesTests {
         #expect(take() == [[1]])
     }
 
-    @Test func `a batch has its bound`() {
+    @Test func `a batch has a maximum size`() {
         start(1...256)
         turn()
         #expect(take().map(\.count) == [UInt64](repeating: 32, count: 8).map { Int($0) })

@@ -7,7 +7,7 @@ import USB
 
 /// The streams that a guest is offered.
 struct StreamLimitTests {
-    /// A configuration as a UAS disk has it: setting 0 without streams, setting 1 with 2^`exponent`.
+    /// The configuration of a UAS disk: setting 0 without streams, setting 1 with 2^`exponent`.
     static func disk(exponent: UInt8 = 4, configuration: UInt8 = 1) -> [UInt8] {
         let parts: [[UInt8]] = [
             [9, 2, 85, 0, 1, configuration, 0, 0xc0, 0],
@@ -87,7 +87,7 @@ struct StreamLimitTests {
                     #expect(byte == seen(whole, limit)[index])
                 }
             }
-            // A change does not need the bytes behind it.
+            // A change does not depend on the bytes behind it.
             #expect(
                 seen(Array(whole.dropLast(3)), limit) == Array(seen(whole, limit).dropLast(3)))
         }

@@ -6,7 +6,7 @@ import Testing
 
 /// libusb's descriptors on the loop, and the observers of its devices.
 struct LibUSBContextTests {
-    @Test func `without room for libusb's descriptors the context is refused and ended once`() {
+    @Test func `a context on a loop that watches no descriptors fails and is freed once`() {
         let loop = ManualLoop()
         loop.limit = 0
         #expect(throws: LibUSBError.noMemory) { _ = try LibUSBContext(loop: loop) }

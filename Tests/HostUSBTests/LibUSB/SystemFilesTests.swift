@@ -7,7 +7,7 @@ import USB
 
 @testable import HostUSB
 
-/// Files of the kernel, with the test's folders in place of sysfs and procfs.
+/// Files of the kernel, with test folders for sysfs and procfs.
 struct SystemFilesTests {
     private let folder: TemporaryFolder
     private var root: String { folder.path }
@@ -50,7 +50,7 @@ struct SystemFilesTests {
         #expect(LibUSBDevice.speed(7) == nil)
     }
 
-    @Test func `a device's name cannot play with the terminal`() throws {
+    @Test func `control characters are removed from a device's name`() throws {
         try write("\u{1b}[2Jevil\u{202e} \u{7}name\n", to: "1-2/product")
         #expect(SystemFiles.modelName(of: "1-2", devices: root) == "[2Jevil name")
     }

@@ -122,7 +122,7 @@ struct ThreadPoolTests {
             } completion: {
             }
         }
-        // A job that starts later would be progress, and no stall.
+        // A job that starts later would count as progress.
         for _ in 0..<HostUSBLimits.threads {
             #expect(hasStarted.wait(timeout: .now() + 60) == .success)
         }

@@ -13,7 +13,7 @@ struct TransferMemoryTests {
     }
 
     @Test(arguments: [0, 1, 511, 512, 513, 4096, 65_536, 1_000_000, 1 << 20, (1 << 20) + 1])
-    func `a block has room for what was asked`(count: Int) throws {
+    func `a block has at least the requested bytes`(count: Int) throws {
         let block = try memory.block(of: count)
         #expect(block.bytes.count >= count)
         #expect(block.bytes.count < 2 * max(count, 512))
@@ -28,20 +28,20 @@ struct TransferMemoryTests {
         #expect(memory.keptBytes == 0)
     }
 
-    @Test func `a block over the bound is not kept`() throws {
+    @Test func `a block over the limit is not kept`() throws {
         memory.recycle(try memory.block(of: HostUSBLimits.keptTransferBytes))
         #expect(memory.keptBytes == HostUSBLimits.keptTransferBytes)
         memory.recycle(try memory.block(of: HostUSBLimits.keptTransferBytes + 1))
         #expect(memory.keptBytes == HostUSBLimits.keptTransferBytes)
     }
 
-    @Test func `a transfer over the bound has no memory`() throws {
+    @Test func `a transfer over the limit gets no memory`() throws {
         #expect(throws: LibUSBError.invalidParameter) {
             try memory.block(of: HostUSBLimits.transferBytes + 1)
         }
     }
 
-    @Test func `what is kept in all is bounded, and the present size is served`() throws {
+    @Test func `the kept bytes are bounded, and blocks of the current size are kept`() throws {
         let count = HostUSBLimits.keptBytesPerDevice / 65_536
         let small = try (0...count).map { _ in try memory.block(of: 65_536) }
         for block in small { memory.recycle(block) }
@@ -53,7 +53,7 @@ struct TransferMemoryTests {
         #expect(Set(again.map(address)) == Set(large.map(address)))
     }
 
-    @Test func `a device that is closed keeps nothing`() throws {
+    @Test func `a closed device keeps no blocks`() throws {
         memory.recycle(try memory.block(of: 512))
         memory.removeAll()
         #expect(memory.keptBytes == 0)

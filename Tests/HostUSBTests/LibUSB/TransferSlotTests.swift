@@ -8,8 +8,8 @@ import USB
 
 @testable import HostUSB
 
-/// The libusb transfer that a slot describes, and the completion it makes of libusb's result, with
-/// the test as the kernel.
+/// The libusb transfer of a slot, and the completion from libusb's result. The tests act as the
+/// kernel.
 struct TransferSlotTests {
     let context: LibUSBContext
     let memory = TransferMemory()
@@ -99,7 +99,7 @@ struct TransferSlotTests {
         #expect(end(count: 0)?.status == .completed)
     }
 
-    @Test func `an interrupt transfer is one`() throws {
+    @Test func `an interrupt transfer has libusb's interrupt type`() throws {
         try slot.prepare(transfer(EndpointAddress(2, .in), .interrupt, Bytes([0]).buffer))
         slot.withRaw {
             #expect($0.pointee.type == UInt8(LIBUSB_TRANSFER_TYPE_INTERRUPT.rawValue))
@@ -158,7 +158,7 @@ struct TransferSlotTests {
         #expect(parts.flatMap(\.content) == [0x40, 0x40, 0x40, 0])
     }
 
-    @Test func `a control read that brings more than the guest has room for is a babble`() throws {
+    @Test func `a control read of more bytes than the guest's buffer has is a babble`() throws {
         let bytes = Bytes([0, 0])
         let setup = SetupPacket(requestType: 0x80, request: 6, value: 0x100, index: 0, length: 18)
         try slot.prepare(transfer(.control, .control(setup), bytes.buffer))
@@ -219,7 +219,7 @@ struct TransferSlotTests {
         (LIBUSB_TRANSFER_CANCELLED, .cancelled), (LIBUSB_TRANSFER_NO_DEVICE, .disconnected),
         (libusb_transfer_status(rawValue: 77), .failed),
     ])
-    func `each end has its status`(raw: libusb_transfer_status, status: Transfer.Status) throws {
+    func `libusb's status is kept`(raw: libusb_transfer_status, status: Transfer.Status) throws {
         try slot.prepare(
             transfer(EndpointAddress(1, .in), .bulk(stream: 0), Bytes([0]).buffer))
         #expect(end(raw, count: 0)?.status == status)
@@ -269,7 +269,7 @@ struct TransferSlotTests {
         #expect(bytes.content == [9, 9])
     }
 
-    @Test func `an OUT transfer ends as always when the guest's memory is revoked`() throws {
+    @Test func `an OUT transfer completes although the guest's memory is revoked`() throws {
         let bytes = Bytes([1, 2])
         let lease = bytes.lease
         try slot.prepare(transfer(EndpointAddress(1, .out), .bulk(stream: 0), lease.buffer))

@@ -9,10 +9,10 @@ import TestKit
 import Testing
 import USB
 
-/// A real device of this machine, attached by the backend, with the test as the controller.
+/// A real device of this machine, attached by the backend. The test acts as the controller.
 ///
-/// It needs a machine whose devices may be disturbed: the outer guest of the test bed, where
-/// USBVFIOD_REAL_DEVICES is set. `VMTests` runs the tests that use it there.
+/// The tests need a machine whose devices they may disturb: the outer guest of the test bed, where
+/// USBVFIOD_REAL_DEVICES is set. `VMTests` runs them there.
 final class RealDevice: USBBus, USBPort {
     static let areAvailable = ProcessInfo.processInfo.environment["USBVFIOD_REAL_DEVICES"] != nil
 
@@ -27,7 +27,7 @@ final class RealDevice: USBBus, USBPort {
     private(set) var disconnections = 0
     private var nextID: UInt64 = 1
 
-    /// Passes through the device with these ids, which is looked up in sysfs.
+    /// Finds the device with these ids in sysfs and passes it through.
     ///
     /// - Parameter isServing: whether the backend starts and stops without blocking the loop.
     init(
@@ -68,7 +68,7 @@ final class RealDevice: USBBus, USBPort {
         get throws { try #require(attached) }
     }
 
-    // MARK: - The controller's part
+    // MARK: - Controller
 
     func attach(_ device: any USBDevice) throws(AttachError) {
         attached = device
@@ -89,7 +89,7 @@ final class RealDevice: USBBus, USBPort {
     func disconnect() { disconnections += 1 }
     func wake() {}
 
-    // MARK: - The guest's part
+    // MARK: - Guest
 
     /// Starts a transfer and returns its number.
     func start(
@@ -155,7 +155,7 @@ final class RealDevice: USBBus, USBPort {
         return (completion, Array(bytes.content.prefix(completion.transferred)))
     }
 
-    // MARK: - The host's part
+    // MARK: - Host
 
     /// The driver that the host has on an interface, such as `1-1:1.0`.
     static func driver(vendor: String, product: String, interface: String = "1.0") -> String? {

@@ -7,7 +7,7 @@ import USB
 
 @testable import HostUSB
 
-/// How real devices are opened and released, and their descriptors. The suite's other tests unplug
+/// The opening, the release and the descriptors of real devices. The suite's other tests unplug
 /// devices, so they come later: tests run in the order of files and lines.
 extension RealDeviceTests {
     @Test func `the host's driver is detached and attached again`() throws {
@@ -20,7 +20,7 @@ extension RealDeviceTests {
         #expect(stick.device.log.all == [])
     }
 
-    @Test func `the same without blocking the loop`() throws {
+    @Test func `the driver is detached and attached again without blocking the loop`() throws {
         let ids = Stick.ids
         for _ in 0..<3 {
             #expect(RealDevice.driver(vendor: ids.vendor, product: ids.product) == "usb-storage")
@@ -30,7 +30,8 @@ extension RealDeviceTests {
             _ = try stick.device.start(
                 EndpointAddress(stick.inNumber, .in), .bulk(stream: 0),
                 Bytes([UInt8](repeating: 0, count: 4096)).buffer)
-            // This one waits for the end of the turn, does not reach the kernel, and ends last.
+            // This transfer waits for the end of the turn, does not reach the kernel, and ends
+            // last.
             _ = try stick.device.start(
                 EndpointAddress(stick.inNumber, .in), .isochronous,
                 Bytes([UInt8](repeating: 0, count: 8)).buffer)
@@ -59,7 +60,7 @@ extension RealDeviceTests {
         try Stick(isServing: isServing).device.stop()
     }
 
-    /// Most programs do not use the lock.
+    /// Other programs claim interfaces without the lock.
     @Test(arguments: [false, true])
     func `a device in use is refused and its user is named`(isServing: Bool) throws {
         let context = try LibUSBContext(loop: EpollLoop())
@@ -93,7 +94,7 @@ extension RealDeviceTests {
         #expect(keyboard.device.log.all == [])
     }
 
-    @Test func `the same, with the loop turning`() throws {
+    @Test func `a device that is stopped on a running loop is released to its driver`() throws {
         let keyboard = try Keyboard()
         for _ in 0..<8 { _ = try keyboard.listen() }
         try keyboard.device.stopLater()
@@ -112,7 +113,7 @@ extension RealDeviceTests {
         device.stop()
     }
 
-    /// More than libusb reaps at a time.
+    /// The transfers have more requests than libusb reaps in a pass.
     @Test func `all transfers have ended when a reset returns`() throws {
         let keyboard = try Keyboard()
         let ids = try (0..<64).map { _ in try keyboard.listen() }

@@ -24,7 +24,7 @@ struct RealDeviceTests {
         #expect(sent.transferred == 1 << 20)
         #expect(try stick.status() == 0)
 
-        // In one transfer, in sixteen, and in one with many segments.
+        // One transfer, sixteen transfers, and one transfer with many segments.
         try stick.command(Stick.readBlocks(64, count: 2048), dataIn: true, count: 1 << 20)
         let (completion, data) = try device.read(1 << 20, from: stick.inNumber)
         #expect(completion.status == .completed)
@@ -144,7 +144,7 @@ struct RealDeviceTests {
         let end = try keyboard.device.end(of: id)
         #expect(end.status == .cancelled)
         #expect(end.transferred == 0)
-        // The endpoint works on.
+        // The endpoint still works.
         let next = try keyboard.listen()
         #expect(!keyboard.device.hasEnded(next))
         keyboard.device.stop()
@@ -155,7 +155,7 @@ struct RealDeviceTests {
         let device = keyboard.device
         let pending = try [keyboard.listen(), keyboard.listen()]
         try device.device.reset()
-        // Submitted while the reset goes on.
+        // Submitted during the reset.
         let after = try device.control(.getDeviceDescriptor)
         #expect(after.completion.status == .completed)
         #expect(after.data.count == 18)
@@ -172,7 +172,7 @@ struct RealDeviceTests {
 
     private static let limit = "/sys/module/usbcore/parameters/usbfs_memory_mb"
 
-    @Test func `transfers beyond the kernel's memory wait their turn`() throws {
+    @Test func `transfers beyond the kernel's memory limit wait`() throws {
         let before = try #require(RealDevice.line(Self.limit))
         try RealDevice.write("1", to: Self.limit)
         defer { try? RealDevice.write(before, to: Self.limit) }
@@ -288,9 +288,9 @@ struct RealDeviceTests {
         device.stop()
     }
 
-    // MARK: - Disconnection; VMTests unplugs the device when the file exists
+    // MARK: - Disconnection: VMTests unplugs the device when the file exists
 
-    @Test func `a device that is unplugged ends everything`() throws {
+    @Test func `unplugging a device ends all its transfers`() throws {
         let keyboard = try Keyboard()
         let device = keyboard.device
         let ids = try (0..<4).map { _ in try keyboard.listen() }
@@ -301,7 +301,7 @@ struct RealDeviceTests {
         #expect(try device.end(of: late).status == .disconnected)
         let control = try device.control(.getDeviceDescriptor)
         #expect(control.completion.status == .disconnected)
-        #expect(device.log.all.contains { $0.contains("is gone") })
+        #expect(device.log.all.contains { $0.contains("was disconnected") })
         device.stop()
     }
 

@@ -9,12 +9,12 @@ import Testing
 
 /// The lock on a device's node.
 struct DeviceNodeLockTests {
-    @Test func `a node is locked once, until its lock goes`() throws {
+    @Test func `a node is locked once, until the lock is released`() throws {
         let folder = try TemporaryFolder()
         let path = folder.file("node")
         try Data().write(to: folder.url("node"))
         var lock: DeviceNodeLock? = try DeviceNodeLock(node: path)
-        // A process that another test has just forked has the node open as well, and is named.
+        // The error may also name a process that another test has just forked with the node open.
         func isLocked(_ body: () throws -> Void) -> Bool {
             holdsEventually {
                 do { try body() } catch OpeningError.locked(by: []) { return true } catch {}

@@ -6,7 +6,7 @@ import USB
 
 @testable import HostUSB
 
-/// The rules that specifications state, and the devices that they match.
+/// Rules in specifications, and the devices that they match.
 struct DeviceRuleTests {
     private func rule(_ text: String) throws -> DeviceRule {
         try DeviceRule(DeviceSpecification(parsing: text))
@@ -83,7 +83,7 @@ struct DeviceRuleTests {
         #expect(try rule(text).matches(Self.stick) == isMatch)
     }
 
-    @Test func `a rule's text is a specification of it`() throws {
+    @Test func `a rule's text is its specification`() throws {
         let rules = [
             DeviceRule.address(bus: 1, address: 4), .port("1-2.3"),
             .ids(vendor: 0xabcd, product: 0, serial: nil),

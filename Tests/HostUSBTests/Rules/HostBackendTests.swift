@@ -11,7 +11,7 @@ import USB
 
 @testable import HostUSB
 
-/// The backend's errors, and its end.
+/// The backend's errors, and its stop.
 struct HostBackendTests {
     let catalog = BackendCatalog(HostBackend.self)
     let context: BackendContext
@@ -64,7 +64,7 @@ struct HostBackendTests {
                 == "no device 1:9; this host has no USB devices")
     }
 
-    @Test func `a missing permission comes with the rule that gives it`() {
+    @Test func `the error for a missing permission has the udev rule that grants it`() {
         let name = HostDeviceName(bus: 1, address: 4, vendor: 0x46f4, product: 1, modelName: nil)
         let reason = Diagnosis.cannotOpen(name, .access).reason
         #expect(reason.hasPrefix("cannot open /dev/bus/usb/001/004 (46f4:0001): permission denied"))

@@ -6,7 +6,7 @@ import GuestKit
 import Platform
 import USB
 
-/// A backend that records its calls. A slow one completes them when the test says so.
+/// A backend that records its calls. With `slow`, the test completes them.
 final class FakeBackend: OperableBackend {
     static let scheme = "fake"
     static let summary = "for tests"

@@ -31,7 +31,7 @@ struct OperationRequestTests {
             try bench.turn()
         }
         let driver = GuestDriver(
-            try Monitor.cloudHypervisor.start(memory: GuestRAM(), wire: wire))
+            try VMMKind.cloudHypervisor.start(memory: GuestRAM(), wire: wire))
         try driver.start()
         try client.ask(#"{"request":"attach","spec":"dice:sides=200"}"#)
         let slot = try driver.addressNewDevice()
@@ -108,7 +108,7 @@ struct OperationRequestTests {
         #expect((extra.error?.count ?? .max) < 300)
     }
 
-    @Test func `a device of another kind says that it lacks the operation`() throws {
+    @Test func `an error names the kind of a device that lacks the operation`() throws {
         _ = try attachFake()
         let answer = try client.ask(#"{"request":"load","id":"x","number":1}"#)
         #expect(answer.code == .refused)

@@ -32,14 +32,14 @@ struct DeviceTableTests {
 
         try bench.devices.open("fake:speed=super,id=first")
         try bench.devices.attachOpened()
-        let monitor = try bench.bench.client()
+        let vmm = try bench.bench.client()
         let list = try client.ask(#"{"request":"list"}"#)
         #expect(list.hasClient == true)
         let device = try #require(list.devices?.first)
         #expect(device.id == "first" && device.specification == "fake:speed=super,id=first")
         #expect(device.summary == "test device" && device.speed == "super")
         #expect(device.port == 9 && device.state == .attached)
-        withExtendedLifetime(monitor) {}
+        withExtendedLifetime(vmm) {}
     }
 
     @Test func `a guest sees a device connect and disconnect`() throws {
@@ -51,7 +51,7 @@ struct DeviceTableTests {
         #expect(try client.ask(#"{"request":"detach","id":"fake-1"}"#).isGood)
         #expect(try bench.turn { !driver.port(1).contains(.connected) })
         #expect(try client.list().isEmpty)
-        #expect(bench.backends.isEmpty, "nothing holds what was detached")
+        #expect(bench.backends.isEmpty, "a detached backend is released")
     }
 
     @Test func `the number of an id is not used twice`() throws {
@@ -65,7 +65,7 @@ struct DeviceTableTests {
     }
 
     @Test(
-        "what cannot be attached is answered with the reason",
+        "a refused attach has a reason",
         arguments: [
             ("fake:broken", nil, ControlError.Code.refused, "it is broken"),
             ("tape:file=x", nil, .refused, "there are: fake, fixed"),
@@ -96,7 +96,7 @@ struct DeviceTableTests {
         #expect(try attach("fake:id=\(id)").isGood == (count == 64))
     }
 
-    @Test("a specification has a length", arguments: [0, 1])
+    @Test("the length of a specification is limited", arguments: [0, 1])
     func longSpecification(excess: Int) throws {
         let start = "fake:file="
         let count = ServiceLimits.specification - start.count + excess

@@ -5,15 +5,15 @@ import RemoteGuest
 import Testing
 import VFIOClient
 
-/// The PCI function as a monitor sees it: regions, configuration space, reset and interrupts.
+/// The PCI function as a VMM sees it: regions, configuration space, reset and interrupts.
 struct FunctionTests {
     private let bench: Bench
 
     init() throws { bench = try Bench() }
 
-    @Test("each kind of monitor can start", arguments: Monitor.allCases)
-    func start(monitor: Monitor) throws {
-        let machine = try bench.machine(monitor)
+    @Test("each kind of VMM can start", arguments: VMMKind.allCases)
+    func start(vmm: VMMKind) throws {
+        let machine = try bench.machine(vmm)
         #expect(machine.client.msix?.vectors == 8)
         #expect(machine.client.msix?.tableRegion == 2)
         #expect(machine.client.msix?.pendingOffset == 0x1000)

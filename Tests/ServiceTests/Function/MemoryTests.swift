@@ -22,8 +22,8 @@ struct MemoryTests {
     }
 
     /// A machine whose guest has submitted a transfer that the device keeps.
-    private func machineWithTransferInFlight(_ monitor: Monitor) throws -> RemoteMachine {
-        let machine = try bench.machine(monitor)
+    private func machineWithTransferInFlight(_ vmm: VMMKind) throws -> RemoteMachine {
+        let machine = try bench.machine(vmm)
         let driver = GuestDriver(machine)
         try driver.start()
         let slot = try driver.addressNewDevice()
@@ -35,9 +35,9 @@ struct MemoryTests {
 
     /// Memory that is not shared needs a client that answers while the server waits, so only
     /// end-to-end tests cover it.
-    @Test("commands are executed for each kind of monitor", arguments: Bench.monitors)
-    func commands(monitor: Monitor) throws {
-        let machine = try bench.machine(monitor)
+    @Test("commands are executed for each kind of VMM", arguments: Bench.vmms)
+    func commands(vmm: VMMKind) throws {
+        let machine = try bench.machine(vmm)
         let driver = GuestDriver(machine)
         try driver.start()
         for _ in 0..<40 { try driver.succeed(.command(.noOpCommand)) }
@@ -45,7 +45,7 @@ struct MemoryTests {
         #expect(machine.memory.damagedCanaries().isEmpty)
     }
 
-    /// The guest uses all of its memory for something else.
+    /// Overwrites all guest memory, as a guest that reuses it.
     private func reuseMemory(_ machine: RemoteMachine) {
         machine.memory.fill(0x22, at: machine.memory.base, count: machine.memory.size)
     }

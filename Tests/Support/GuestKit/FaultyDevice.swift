@@ -92,10 +92,10 @@ public final class FaultyDevice: USBDevice {
     private var random: SplitMix64
     private var waiting: [(transfer: Transfer, watch: Watch?)] = []
     private var restarts: [Watch] = []
-    /// Bytes moved by IN transfers.
-    private var given: [Lane: UInt64] = [:]
-    /// Bytes received by OUT transfers.
-    private var taken: [Lane: [UInt8]] = [:]
+    /// The numbers of bytes moved by IN transfers.
+    private var sentCounts: [Lane: UInt64] = [:]
+    /// The bytes moved by OUT transfers.
+    private var received: [Lane: [UInt8]] = [:]
     /// The stream count that the controller last set for each endpoint.
     public private(set) var streamCounts: [EndpointAddress: Int] = [:]
     /// The byte with which the guest fills the memory of an ended transfer.
@@ -124,13 +124,13 @@ public final class FaultyDevice: USBDevice {
     public var waitingCount: Int { waiting.count }
 
     /// The number of bytes that IN transfers of an endpoint have moved.
-    public func givenCount(_ endpoint: UInt8, stream: UInt16 = 0) -> UInt64 {
-        given[Lane(EndpointAddress(endpoint, .in), stream)] ?? 0
+    public func sentCount(_ endpoint: UInt8, stream: UInt16 = 0) -> UInt64 {
+        sentCounts[Lane(EndpointAddress(endpoint, .in), stream)] ?? 0
     }
 
     /// The bytes that OUT transfers of an endpoint have moved.
-    public func taken(_ endpoint: UInt8, stream: UInt16 = 0) -> [UInt8] {
-        taken[Lane(EndpointAddress(endpoint, .out), stream)] ?? []
+    public func received(_ endpoint: UInt8, stream: UInt16 = 0) -> [UInt8] {
+        received[Lane(EndpointAddress(endpoint, .out), stream)] ?? []
     }
 
     public func setStreams(_ count: Int, for endpoint: EndpointAddress) {
@@ -314,15 +314,15 @@ public final class FaultyDevice: USBDevice {
         let lane = Lane(transfer)
         switch transfer.direction {
         case .in:
-            let start = given[lane] ?? 0
+            let start = sentCounts[lane] ?? 0
             let bytes = (0..<count).map {
                 Self.pattern(
                     endpoint: lane.number, stream: lane.stream, at: start + UInt64($0))
             }
             transfer.buffer.copy(from: bytes)
-            given[lane] = start + UInt64(count)
+            sentCounts[lane] = start + UInt64(count)
         case .out:
-            taken[lane, default: []] += transfer.buffer.bytes(count: count)
+            received[lane, default: []] += transfer.buffer.bytes(count: count)
         }
     }
 }

@@ -33,7 +33,7 @@ public final class InterruptCounter: InterruptSink {
 
 /// A machine with a controller in the same process and simulated time.
 public final class SimulatedMachine: Machine {
-    /// How the controller accesses guest memory.
+    /// The controller's access to guest memory.
     public enum MemoryKind: Sendable, CaseIterable {
         /// Memory is mapped.
         case local
@@ -54,9 +54,9 @@ public final class SimulatedMachine: Machine {
     public private(set) var isSpinning = false
     /// Whether the guest has written registers since the last service pass.
     private var hasWritten = false
-    /// Whether a worker thread has work in hand. Time stands still until it is done.
+    /// Whether a worker thread has jobs. The simulated time does not pass until they are done.
     ///
-    /// Where this is `nil`, only a wait of a second or more waits for descriptors in real time.
+    /// If `nil`, only a wait of a second or more waits for descriptors in real time.
     public var isWorkerBusy: (() -> Bool)?
     /// Called before each service pass with its number.
     public var onTurn: ((Int) -> Void)?
@@ -111,7 +111,7 @@ public final class SimulatedMachine: Machine {
     /// One service pass of the controller, then one turn of the event loop, without letting time
     /// pass.
     ///
-    /// - Returns: when the controller is to be serviced again.
+    /// - Returns: the time of the controller's next service; `nil` if it needs none.
     @discardableResult
     public func turn() -> Duration? {
         let wanted = service()
@@ -159,7 +159,7 @@ public final class SimulatedMachine: Machine {
 
     /// Waits in real time for a busy worker.
     ///
-    /// - Returns: whether something ran because of it.
+    /// - Returns: whether the loop has run a handler.
     private func waitForWorker() -> Bool {
         guard let isWorkerBusy else { return false }
         let deadline = ContinuousClock.now + .seconds(60)

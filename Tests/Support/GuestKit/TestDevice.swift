@@ -6,7 +6,7 @@ public import USB
 ///
 /// It has no clock: a test completes the transfers in ``pending`` when it wants to.
 public final class TestDevice: USBDevice {
-    /// How the device completes a transfer.
+    /// The way in which the device completes a transfer.
     public enum Answer: Sendable {
         /// Completes an IN transfer with these bytes, as many as fit.
         case give([UInt8])

@@ -78,7 +78,7 @@ public final class RemoteMachine: Machine {
 }
 
 /// The kind of VMM.
-public enum Monitor: String, CaseIterable, Sendable {
+public enum VMMKind: String, CaseIterable, Sendable {
     case cloudHypervisor
     case qemu
     /// QEMU with guest memory that is not shared, so that each access is a message.

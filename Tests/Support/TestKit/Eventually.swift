@@ -4,9 +4,9 @@ internal import Glibc
 
 /// Calls `body` until it succeeds, at least once and for at most `limit`.
 ///
-/// For what another test in the same process can delay: a process that it has forked holds a copy
-/// of every descriptor, and with them locks, connections and listening sockets, until it executes
-/// its program.
+/// For conditions that another test in the same process can delay: a process that it has forked
+/// holds a copy of every descriptor, and with it locks, connections and listening sockets, until it
+/// executes its program.
 ///
 /// - Throws: the error of the last call.
 public func eventually<Value>(

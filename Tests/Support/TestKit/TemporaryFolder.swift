@@ -2,9 +2,9 @@
 
 public import Foundation
 
-/// A folder of one test's own; it is removed with its last reference.
+/// A folder for one test, removed with its last reference.
 ///
-/// Its path is short, because the name of a socket has 107 bytes at most.
+/// The path is short, because that of a socket has at most 107 bytes.
 public final class TemporaryFolder {
     public let path: String
 
@@ -16,9 +16,9 @@ public final class TemporaryFolder {
 
     deinit { try? FileManager.default.removeItem(atPath: path) }
 
-    /// The path of a file in it.
+    /// The path of a file in the folder.
     public func file(_ name: String) -> String { "\(path)/\(name)" }
 
-    /// The same as a URL.
+    /// The URL of a file in the folder.
     public func url(_ name: String) -> URL { URL(filePath: file(name)) }
 }

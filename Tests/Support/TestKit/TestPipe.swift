@@ -57,7 +57,7 @@ public final class TestPipe {
         try UnixSocket.wait(for: [], on: readEnd, timeout: limit).contains(.closed)
     }
 
-    /// Closes the write end. Whether every copy of it is closed now or within `limit`.
+    /// Closes the write end, and returns whether every copy of it is closed now or within `limit`.
     public func areCopiesClosed(within limit: Duration = .seconds(30)) throws -> Bool {
         closeWriteEnd()
         return try isWriteEndClosed(within: limit)

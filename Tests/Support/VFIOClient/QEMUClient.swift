@@ -47,8 +47,8 @@ public final class QEMUClient: VMMClient {
     /// Requests of the server that arrived during a wait for a reply.
     private var incoming: [WireMessage] = []
 
-    /// How long QEMU waits for a reply before it gives the device up. Tests wait longer, as their
-    /// machine may be busy.
+    /// The time that QEMU waits for a reply before it disables the device. Tests wait longer, as
+    /// their machine may be busy.
     public static let timeout: Duration = .seconds(5)
 
     public init(wire: WireClient, memory: [Memory]) {
@@ -239,9 +239,9 @@ public final class QEMUClient: VMMClient {
         return message
     }
 
-    override func runUntilInterruptMayHaveCome(_ vector: Int) throws {
+    override func waitForInterruptOrMessage(_ vector: Int) throws {
         try serveMemory()
-        try super.runUntilInterruptMayHaveCome(vector)
+        try super.waitForInterruptOrMessage(vector)
     }
 
     private func answer(_ request: WireMessage) throws {
@@ -298,7 +298,7 @@ public final class QEMUClient: VMMClient {
         return try receiveReply(to: id, longest: longest)
     }
 
-    /// Receives messages until the reply arrives. QEMU gives the device up after a reply to another
+    /// Receives messages until the reply arrives. QEMU disables the device after a reply to another
     /// request or one that is longer than its buffer.
     private func receiveReply(to id: UInt16, longest: Int) throws -> WireMessage {
         while true {

@@ -95,7 +95,7 @@ public class VMMClient {
             WireMessage.dmaMap(
                 flags: writable ? 3 : 1, offset: offset, address: address, size: size),
             descriptors: [descriptor])
-        guard reply.size == 16 else { throw Failure("an answer to DMA_MAP of \(reply.size) bytes") }
+        guard reply.size == 16 else { throw Failure("a reply to DMA_MAP of \(reply.size) bytes") }
         if reply.isError { throw Failure("DMA_MAP failed with error \(reply.error)") }
     }
 
@@ -103,7 +103,7 @@ public class VMMClient {
         let reply = try wire.request(
             Command.dmaUnmap, WireMessage.dmaUnmap(address: address, size: size))
         guard reply.size == 40 else {
-            throw Failure("an answer to DMA_UNMAP of \(reply.size) bytes")
+            throw Failure("a reply to DMA_UNMAP of \(reply.size) bytes")
         }
         if reply.isError { throw Failure("DMA_UNMAP failed with error \(reply.error)") }
     }
@@ -154,13 +154,13 @@ public class VMMClient {
         let deadline = ContinuousClock.now + limit
         while events[vector].take() == 0 {
             guard ContinuousClock.now < deadline else { return false }
-            try runUntilInterruptMayHaveCome(vector)
+            try waitForInterruptOrMessage(vector)
         }
         return true
     }
 
-    /// Runs or waits for the server while an interrupt is awaited.
-    func runUntilInterruptMayHaveCome(_ vector: Int) throws {
+    /// Runs the server, or waits for it, during a wait for an interrupt.
+    func waitForInterruptOrMessage(_ vector: Int) throws {
         if let whileWaiting = wire.whileWaiting { return try whileWaiting() }
         _ = try events[vector].poll(atMost: .milliseconds(10))
     }
@@ -173,7 +173,7 @@ public class VMMClient {
             pendingRegion: pending & 7, pendingOffset: UInt64(pending & ~7))
     }
 
-    // MARK: - The end
+    // MARK: - Disconnect
 
     /// Closes the socket, as when the VMM is killed.
     public func kill() { wire.close() }

@@ -15,7 +15,7 @@ public final class WireClient {
     /// Called while there is nothing to read. A test that runs the server in the same thread turns
     /// its event loop here; if `nil`, the client sleeps until data arrives.
     public var whileWaiting: (() throws -> Void)?
-    /// How long to wait for the server before the test has failed.
+    /// The time to wait for the server, after which the test fails.
     public var timeout: Duration = .seconds(30)
 
     /// A class, so that it can be borrowed while other state changes.
@@ -158,7 +158,7 @@ public final class WireClient {
 
     // MARK: - Messages
 
-    /// Receives a message if its first bytes have arrived; else `nil`.
+    /// Receives a message if its first bytes have arrived; `nil` if not.
     func receiveIfAny() throws -> [UInt8]? {
         guard var header = try receiveSome(16) else { return nil }
         if header.isEmpty { throw Failure("the server closed the connection") }

@@ -62,7 +62,8 @@ final class Agent {
                     .trimmingCharacters(in: .whitespacesAndNewlines))
         }
         throw VMError(
-            "no end after \(timeout): \(command)", detail: lines.suffix(20).joined(separator: "\n"))
+            "timeout after \(timeout): \(command)",
+            detail: lines.suffix(20).joined(separator: "\n"))
     }
 }
 

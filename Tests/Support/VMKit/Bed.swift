@@ -18,7 +18,7 @@ public struct Bed: Sendable {
     /// Whether this machine can run tests in virtual machines.
     public static var isReady: Bool { (try? current.get()) != nil }
 
-    /// The reason why it cannot.
+    /// The reason why this machine cannot run them.
     public static var absence: Comment {
         if case .failure(let error) = current { return Comment(rawValue: error.description) }
         return "the bed is ready"
@@ -27,12 +27,12 @@ public struct Bed: Sendable {
     /// Whether guests on this machine can run guests of their own, which tests of passthrough need.
     public static var nests: Bool { nestingProblem == nil }
 
-    /// The reason why they cannot.
+    /// The reason why guests cannot run guests.
     public static var nestingAbsence: Comment {
         Comment(rawValue: nestingProblem ?? "guests can have guests")
     }
 
-    /// The reason as text; `nil` if guests can run guests.
+    /// The reason as text; `nil` if there is none.
     public static let nestingProblem: String? = {
         guard let bed = try? current.get() else { return nil }
         // The emulated CPU has virtualization; KVM offers it to guests only if a parameter says so.

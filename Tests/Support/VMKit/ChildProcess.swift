@@ -65,7 +65,7 @@ public final class ChildProcess: @unchecked Sendable {
 
     public func send(signal: Int32) { monitor.send(signal) }
 
-    /// Kills it and waits for its end.
+    /// Kills the program and waits for its exit.
     public func kill() {
         send(signal: SIGKILL)
         _ = try? waitForExit(within: .seconds(30))
@@ -103,7 +103,7 @@ public final class ChildProcess: @unchecked Sendable {
     /// Waits for `time`; throws if the program ends before.
     public func watch(for time: Duration) throws {
         guard (try? waitForExit(within: time)) == nil else {
-            throw VMError("\(name) ended unexpectedly", detail: output)
+            throw VMError("\(name) exited unexpectedly", detail: output)
         }
     }
 
@@ -126,7 +126,7 @@ public final class ChildProcess: @unchecked Sendable {
 }
 
 extension ChildProcess {
-    /// The processor time that it has used, in all its threads.
+    /// The processor time that all threads of the program have used.
     public var processorTime: Duration {
         var clock: clockid_t = 0
         var time = timespec()
@@ -143,7 +143,7 @@ extension ChildProcess {
     }
 }
 
-/// The output and the end of a child, each awaited by a thread.
+/// The output and the exit of a child, each awaited by a thread.
 private final class Monitor: @unchecked Sendable {
     private let processID: pid_t
     private let readEnd: Int32
@@ -273,8 +273,8 @@ private final class Spawner: @unchecked Sendable {
     }
 }
 
-/// How a program is started: with no signal blocked or ignored, without input, and with one pipe
-/// for its output.
+/// The start of a program with no signal blocked or ignored, without input, and with one pipe for
+/// its output.
 private struct Spawn: Sendable {
     let command: [String]
     let environment: [String]
@@ -330,7 +330,7 @@ private struct Spawn: Sendable {
             posix_spawn_file_actions_adddup2(&actions, output, 2)
         }
         if let descriptor { posix_spawn_file_actions_adddup2(&actions, descriptor, 3) }
-        // Closes what other tests have open, also descriptors that are not marked close-on-exec.
+        // Closes descriptors of other tests, also those that are not close-on-exec.
         _ = Self.addCloseFrom?(&actions, descriptor == nil ? 3 : 4)
     }
 

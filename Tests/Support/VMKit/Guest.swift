@@ -68,13 +68,13 @@ public final class Guest: Shell {
         try run("mv /mnt/inbox/file \(path)")
     }
 
-    /// Reboots it from within, and waits until it has booted.
+    /// Reboots the guest from within, and waits until it has booted.
     public func reboot() throws {
         try run("setsid busybox reboot -f >/dev/null 2>&1 &")
         try agent.waitUntilReady(before: Deadline(.seconds(300)))
     }
 
-    /// Powers it off from within, and waits for the end of the VMM.
+    /// Powers the guest off from within, and waits for the exit of the VMM.
     public func shutDown() throws {
         try run("sync; setsid busybox poweroff -f >/dev/null 2>&1 &")
         try vmm.waitForExit(within: .seconds(60))

@@ -4,7 +4,7 @@ public import Foundation
 
 /// The images, servers and guests of one test, and a folder for their files.
 ///
-/// They end with the lab, which a test suite keeps in a property. If USBVFIOD_KEEP is set, the
+/// Servers and guests are killed with the lab, which a test suite keeps in a property. If USBVFIOD_KEEP is set, the
 /// folder with all logs is kept and its path is printed.
 public final class Lab {
     private let bed: Bed
@@ -15,7 +15,7 @@ public final class Lab {
     /// An empty lab; throws if the bed is not ready.
     public init() throws {
         bed = try Bed.current.get()
-        // Short, because the names of sockets are.
+        // The path is short, because that of a socket has at most 107 bytes.
         folder = URL(filePath: "/tmp/usbvfiod-\(UInt32.random(in: 0 ... .max))")
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
     }
@@ -86,7 +86,7 @@ public struct DiskImage: Sendable {
             of: "sh", "-c", "\(source) | sha256sum | cut -d' ' -f1")
     }
 
-    /// Its first `count` bytes.
+    /// The first `count` bytes.
     public func prefix(_ count: Int) throws -> Data {
         let file = try FileHandle(forReadingFrom: URL(filePath: path))
         return try file.read(upToCount: count) ?? Data()

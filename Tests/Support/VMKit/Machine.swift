@@ -2,17 +2,17 @@
 
 /// The configuration of a virtual machine, from which QEMU's command line is made.
 public struct Machine: Sendable {
-    /// The kernel that it boots.
+    /// The kernel that the machine boots.
     public var kernel: Kernel
-    /// Its memory in MiB.
+    /// The memory in MiB.
     public var memory = 1024
     /// Whether the server can map its memory. If not, each DMA access is a message.
     public var sharesMemory = true
-    /// Its number of processors.
+    /// The number of processors.
     public var processors = 1
     /// The controllers and devices under test.
     public var devices: [Device]
-    /// Folders of the host that it mounts, each as /mnt/NAME.
+    /// Folders of the host that the guest mounts, each as /mnt/NAME.
     public var folders: [String: String] = [:]
     /// Further virtio ports; each ends at a socket of its name on the host.
     public var ports: [String] = []
@@ -56,7 +56,7 @@ public struct Machine: Sendable {
         let qemu: String
         let accelerator: String
         let tree: String
-        /// For sockets and logs.
+        /// The folder of sockets and logs.
         let folder: String
         /// Kernel messages up to this level go to the console. Each character costs an inner guest
         /// two VM exits.

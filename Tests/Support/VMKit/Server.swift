@@ -36,7 +36,7 @@ public final class Server {
         ?? URL(filePath: "/proc/self/exe").resolvingSymlinksInPath()
         .deletingLastPathComponent().appending(path: "usbvfiod").path
 
-    /// Whether it was built with a sanitizer, which adds memory of its own.
+    /// Whether the program was built with a sanitizer, which adds memory of its own.
     public static var isSanitized: Bool {
         ["ASAN_OPTIONS", "TSAN_OPTIONS"].contains {
             ProcessInfo.processInfo.environment[$0] != nil
@@ -59,17 +59,17 @@ public final class Server {
     /// The log.
     public var log: String { process.output }
 
-    /// Sends SIGTERM, waits for its end, and returns the exit status.
+    /// Sends SIGTERM, waits for the program's exit, and returns its status.
     @discardableResult
     public func terminate() throws -> Int32 {
         process.send(signal: SIGTERM)
         return try process.waitForExit(within: .seconds(30))
     }
 
-    /// Sends SIGKILL and waits for its end.
+    /// Sends SIGKILL and waits for the program's exit.
     public func kill() { process.kill() }
 
-    /// Whether the last line of its start has been logged. A test connection would be served as a
-    /// client.
+    /// Whether the last line of the program's start is in the log. A probing connection would be
+    /// served as a client.
     private var isListening: Bool { log.contains("control requests at \(controlSocket)") }
 }

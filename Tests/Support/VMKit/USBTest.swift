@@ -5,7 +5,7 @@ import Foundation
 /// A case of Linux's `usbtest` module, which tests USB controllers. `testusb`, a part of the bed,
 /// runs a case against a device.
 public struct USBTestCase: Sendable, CustomStringConvertible {
-    /// Its number in `usbtest`.
+    /// The number of the case in `usbtest`.
     public let number: Int
     /// A description of the case.
     public let summary: String
@@ -69,13 +69,13 @@ public struct USBTestCase: Sendable, CustomStringConvertible {
 
 /// A device bound to `usbtest`.
 public struct USBTestDevice: Sendable {
-    /// Its name on the bus.
+    /// The kernel's name of the device.
     public let name: String
     /// The speed in Mb/s as the kernel reports it.
     public let speed: String
-    /// Its serial number.
+    /// The serial number.
     public let serial: String
-    /// Its device node, which differs after each attachment.
+    /// The device node, which changes with each attach.
     public let path: String
 }
 

@@ -34,7 +34,7 @@ struct SlotCommandTests {
         #expect(try driver.succeed(.command(.enableSlot)).slot == 7)
     }
 
-    @Test func `Enable Slot keeps to MaxSlotsEn`() throws {
+    @Test func `Enable Slot enables at most MaxSlotsEn slots`() throws {
         try driver.halt()
         guest.machine.write32(2, at: guest.registers.configure)
         try driver.run()

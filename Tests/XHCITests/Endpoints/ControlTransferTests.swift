@@ -177,7 +177,8 @@ struct ControlTransferTests {
         #expect(addresses[1...].contains(event.pointer))
         #expect(stateAtEvent == .halted)
         #expect(driver.takeAll().isEmpty)
-        // Linux recovers so: Reset Endpoint, Set TR Dequeue Pointer after the TD, the next request.
+        // Linux recovers with Reset Endpoint, Set TR Dequeue Pointer after the TD, and the
+        // next request.
         #expect(try slot.control.reset().code == .success)
         #expect(try slot.control.setDequeuePointer().code == .success)
         answer(.give([7]))

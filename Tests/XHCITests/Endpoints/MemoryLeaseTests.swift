@@ -39,7 +39,7 @@ struct MemoryLeaseTests {
         device.cancelsAtOnce = false
     }
 
-    /// An end of a transfer that is not its completion by the device.
+    /// The ends of a transfer that are not its completion by the device.
     enum End: CaseIterable {
         case stopEndpoint, disableSlot, resetDevice, deconfigure, hostControllerReset, deviceReset
         case detach, halt
@@ -74,7 +74,7 @@ struct MemoryLeaseTests {
     }
 
     @Test(arguments: End.allCases, kinds)
-    func `a device that goes on after the end changes nothing of the guest's memory`(
+    func `a device that continues after the end does not change guest memory`(
         end: End, kind: SimulatedMachine.MemoryKind
     ) throws {
         let test = try Self(kind)
@@ -102,12 +102,12 @@ struct MemoryLeaseTests {
         #expect(guest.answersCommands)
     }
 
-    @Test func `Stop Endpoint does not wait for ever for a device that does not cancel`() throws {
+    @Test func `Stop Endpoint times out if the device does not cancel`() throws {
         let before = machine.now
         #expect(try input.stop().code == .success)
         #expect(machine.now - before <= .milliseconds(40))
         #expect(try input.event().code == .stopped)
-        // The TD resumes with the next doorbell, and what the device completes late is ignored.
+        // The TD resumes with the next doorbell, and the device's late completion is ignored.
         let late = device.pending[0]
         device.onTransfer = { _ in .give([7, 8]) }
         device.complete(late.completion(.completed, transferred: 512))
@@ -131,7 +131,7 @@ struct MemoryLeaseTests {
         #expect(guest.answersCommands)
     }
 
-    @Test func `TDs that a device completes together with another do not hold up commands`() throws
+    @Test func `TDs that a device completes together with another do not delay commands`() throws
     {
         for _ in 0..<3 {
             input.submit(.normal(guest.memory.allocate(512), 512, .interruptOnCompletion))
@@ -173,11 +173,11 @@ struct MemoryLeaseTests {
         #expect(device.pending.count == 2)
     }
 
-    @Test func `a device that goes on after an unmapping changes nothing of the memory`() throws {
+    @Test func `a device that continues after an unmapping does not change the memory`() throws {
         try unmap()
         guest.memory.fill(0x22, at: buffer, count: 1024)
         #expect(device.pending[0].buffer.copy(from: [UInt8](repeating: 0xee, count: 512)) == 512)
-        // An OUT transfer has the bytes of the time of the unmapping.
+        // An OUT transfer has the bytes that the memory had when it was unmapped.
         #expect(device.pending[1].buffer.bytes() == [UInt8](repeating: 0x11, count: 512))
         #expect(
             guest.memory.bytes(at: buffer, count: 1024) == [UInt8](repeating: 0x22, count: 1024))

@@ -32,7 +32,7 @@ struct StopEndpointTests {
     }
 
     @Test(arguments: [0, 1, 511, 512, 700, 1024, 1535])
-    func `a TD stopped after some bytes says exactly where`(moved: Int) throws {
+    func `the Stopped event has the TRB and the residue of a stopped TD`(moved: Int) throws {
         device.transferredWhenCancelled = moved
         let addresses = input.submit(chain)
         guest.machine.pass(.milliseconds(1))
@@ -85,7 +85,7 @@ struct StopEndpointTests {
         #expect(output.context.state == .halted)
     }
 
-    @Test func `finished TDs keep their own events when the endpoint is stopped`() throws {
+    @Test func `completed TDs keep their own events when the endpoint is stopped`() throws {
         var addresses: [GuestAddress] = []
         for _ in 0..<3 {
             addresses.append(input.submit(.normal(buffer, 512, .interruptOnCompletion)))
@@ -134,7 +134,7 @@ struct StopEndpointTests {
                 == guest.memory.bytes(at: buffer, count: 1536))
     }
 
-    @Test func `a device that does not give its transfer back does not hold up the command`() throws
+    @Test func `a device that does not complete its transfer does not delay the command`() throws
     {
         device.cancelsAtOnce = false
         input.submit(chain)
@@ -152,7 +152,7 @@ struct StopEndpointTests {
         #expect(try input.receive(16) == [4])
     }
 
-    /// A processor of the guest goes on while the controller waits for memory.
+    /// A guest CPU continues while the controller waits for guest memory.
     @Test func `a doorbell that was rung before the command does not undo it`() throws {
         let guest = try Guest(.remote)
         let device = TestDevice()
@@ -178,7 +178,7 @@ struct StopEndpointTests {
         #expect(device.pending.isEmpty)
     }
 
-    @Test func `stopping with Suspend works the same`() throws {
+    @Test func `Stop Endpoint with Suspend (SP) stops the endpoint, too`() throws {
         input.submit(chain)
         guest.machine.pass(.milliseconds(1))
         let event = try driver.command(

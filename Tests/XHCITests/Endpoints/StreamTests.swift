@@ -54,7 +54,7 @@ struct StreamTests {
         }
     }
 
-    @Test func `an endpoint none of whose streams was used survives a detached device`() throws {
+    @Test func `an endpoint without a used stream survives a detached device`() throws {
         _ = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         guest.machine.detach(device)
         guest.machine.pass(.milliseconds(1))
@@ -106,8 +106,8 @@ struct StreamTests {
         for _ in 1...15 { #expect(try streams.event().code == .success) }
     }
 
-    /// Linux does so for a UAS disk: it drops configured endpoints and adds them again with
-    /// streams, with contexts copied from the output contexts.
+    /// For a UAS disk, Linux drops configured endpoints and adds them again with streams, with
+    /// contexts copied from the output contexts.
     @Test func `Configure Endpoint adds and removes streams of a configured endpoint`() throws {
         let endpoints = try slot.configure(.bulkIn(1), .bulkIn(2), .bulkOut(3))
         let flags = endpoints.reduce(UInt32(0)) { $0 | 1 << UInt32($1.contextIndex) }
@@ -240,7 +240,7 @@ struct StreamTests {
         #expect(rest.contains { $0.code == .invalidStreamID })
     }
 
-    /// Each stream may have a transfer at the device, which may wait for that one.
+    /// The device may wait for the transfer of one particular stream.
     @Test func `a stream does not wait for others that have many TDs in flight`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 6)
         device.onTransfer = { $0.endpoint == .control ? nil : .hold }
@@ -306,7 +306,7 @@ struct StreamTests {
         #expect(asked == [54])
     }
 
-    @Test func `Set TR Dequeue Pointer needs a valid Stream ID and the stream's SCT`() throws {
+    @Test func `Set TR Dequeue Pointer needs a valid Stream ID and ignores SCT`() throws {
         let streams = try GuestStreams(slot, address, maxPrimaryStreams: 2)
         streams.submit(1, [])
         #expect(try streams.stop().code == .success)

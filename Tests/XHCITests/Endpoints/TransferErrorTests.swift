@@ -24,9 +24,9 @@ struct TransferErrorTests {
         buffer = guest.memory.allocate(4096, boundary: 4096)
     }
 
-    /// Guest memory that only messages reach needs a buffer here, whose size the guest must not
-    /// choose.
-    @Test func `bounce buffers are limited in total`() throws {
+    /// Guest memory that only messages reach needs staging memory, whose total the guest must not
+    /// control.
+    @Test func `staging memory is limited in total`() throws {
         let guest = try Guest(.remote)
         let device = TestDevice { $0.endpoint == .control ? nil : .hold }
         let endpoints = try guest.plug(device).configure(
@@ -39,7 +39,7 @@ struct TransferErrorTests {
         let events = guest.driver.takeAll(after: .milliseconds(1))
         #expect(events.map(\.code) == [.dataBufferError])
         #expect(events.first?.endpoint == endpoints.last?.contextIndex)
-        // The buffers are free again when the other transfers have completed.
+        // The staging memory is free again when the other transfers have completed.
         while device.answerNext(.give([1])) {}
         guest.driver.takeAll(after: .milliseconds(1))
         device.onTransfer = { $0.endpoint == .control ? nil : .give([7]) }

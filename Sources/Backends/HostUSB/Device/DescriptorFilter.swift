@@ -2,20 +2,21 @@
 
 internal import USB
 
-/// Adapts a device's configuration descriptors for the guest, which must not be offered what it
-/// cannot have: remote wakeup, and streams that the host's controller lacks.
+/// Removes features from a device's configuration descriptors that the guest cannot use: remote
+/// wakeup, and streams that the host's controller lacks.
 struct DescriptorFilter: Equatable, Sendable {
     /// Set if the host has fewer streams than the device.
     var streamLimit: StreamLimit?
 
-    /// The bytes to replace in a configuration's descriptors, or in the beginning of them.
+    /// The bytes to replace in a configuration's descriptors, of which `bytes` may be the
+    /// beginning.
     func changes(to bytes: [UInt8]) -> [(offset: Int, value: UInt8)] {
         wakeupChanges(to: bytes) + (streamLimit?.changes(to: bytes) ?? [])
     }
 
     /// Removes remote wakeup. The host does not suspend a device that the guest suspends, so the
-    /// device would not wake the guest. A guest that is not offered remote wakeup does not suspend a
-    /// device that needs it.
+    /// device would not wake the guest. Without remote wakeup in the descriptors, a guest does not
+    /// suspend a device that needs it.
     private func wakeupChanges(to bytes: [UInt8]) -> [(offset: Int, value: UInt8)] {
         var changes: [(offset: Int, value: UInt8)] = []
         let field = ConfigurationDescriptor.Field.attributes

@@ -7,15 +7,17 @@ internal import USB
 
 /// The blocking calls on an opened device: claims, configurations, resets.
 ///
-/// One thread uses it at a time: the loop's while the server starts, later those of the device's
-/// ``SerialQueue``. It keeps which interfaces are claimed and which had a driver of the host before.
+/// One thread uses this object at a time: the loop's while the server starts, later those of the
+/// device's ``SerialQueue``. The object records the claimed interfaces, and those whose driver was
+/// detached.
 final class DeviceControl: Sendable {
     private struct State {
         /// Numbers of the claimed interfaces.
         var claimed: [UInt8] = []
-        /// Numbers of the interfaces whose kernel driver was detached; it is attached again at the end.
+        /// Numbers of the interfaces whose kernel driver was detached; it is attached again at the
+        /// end.
         var withoutDriver: [UInt8] = []
-        /// The configuration that the host had chosen.
+        /// The configuration that the host had set.
         var originalConfiguration: UInt8?
         /// Addresses of the endpoints that have streams.
         var withStreams: [UInt8] = []
@@ -23,7 +25,7 @@ final class DeviceControl: Sendable {
     }
 
     private let pointer: LibUSBHandle.Pointer
-    /// The device's directory in sysfs and its node, to find out which driver has an interface.
+    /// The device's directory in sysfs and its node, to find the driver of an interface.
     private let portPath: String
     private let node: String
     private let state = Locked(State())
@@ -52,7 +54,7 @@ final class DeviceControl: Sendable {
         var endpoints = InterfaceEndpoints(in: [])
     }
 
-    /// Claims all interfaces of the configuration that the host has chosen.
+    /// Claims all interfaces of the configuration that the host has set.
     func claimDevice() -> Claims {
         let active: UInt8?
         do throws(LibUSBError) {
@@ -73,8 +75,8 @@ final class DeviceControl: Sendable {
         return claims
     }
 
-    /// Tries how many streams of an endpoint the host's controller can allocate; usbfs has no call
-    /// that says so.
+    /// Tests how many streams of an endpoint the host's controller can allocate: usbfs has no call
+    /// for this number.
     private func streamLimit(of endpoint: StreamEndpoint) -> StreamLimit? {
         func select(_ setting: UInt8) -> Bool {
             unsafe libusb_set_interface_alt_setting(
@@ -121,13 +123,14 @@ final class DeviceControl: Sendable {
                 if !state.withoutDriver.contains(number) { state.withoutDriver.append(number) }
             }
         } catch {
-            // Mostly the interface has no driver; if it has one, claiming fails with the reason.
+            // Usually the interface has no driver. If it has one, claiming fails with the reason.
             if error == .noDevice { throw error }
         }
         try libusb { unsafe libusb_claim_interface(pointer.raw, CInt(number)) }
     }
 
-    /// The driver that has an interface; for usbfs also the programs that use the device.
+    /// The driver of an interface as a part of a message; for usbfs also the programs that use the
+    /// device.
     private func holder(of number: UInt8) -> String {
         guard let driver = SystemFiles.driver(ofInterface: number, of: portPath) else { return "" }
         let programs = driver == "usbfs" ? SystemFiles.holders(ofNode: node) : []
@@ -143,10 +146,9 @@ final class DeviceControl: Sendable {
         for number in claimed { _ = unsafe libusb_release_interface(pointer.raw, CInt(number)) }
     }
 
-    /// The device's configuration and the interfaces that the kernel may have made of it; `nil` if it
-    /// is unconfigured.
+    /// The device's configuration and its interfaces; `nil` if the device is unconfigured.
     ///
-    /// - Throws: ``LibUSBError/noDevice`` and nothing else.
+    /// - Throws: only ``LibUSBError/noDevice``.
     private func activeConfiguration() throws(LibUSBError) -> (
         value: UInt8, interfaces: [UInt8]
     )? {
@@ -158,7 +160,7 @@ final class DeviceControl: Sendable {
             return nil
         }
         guard let value = UInt8(exactly: number), value != 0 else { return nil }
-        // As in the kernel, the first configuration of this value counts if there are several.
+        // As in the kernel, the first configuration with this value counts.
         let configuration = ConfigurationDescriptor.all(in: SystemFiles.descriptors(of: portPath))
             .first { $0.value == value }
         return (value, configuration?.interfaceNumbers ?? [])
@@ -190,7 +192,7 @@ final class DeviceControl: Sendable {
         }
     }
 
-    /// Allocates streams. The kernel refuses an endpoint that has streams, so those are freed first.
+    /// Allocates streams. The kernel refuses an endpoint that has streams, so frees those first.
     private func allocateStreams(
         _ endpoint: EndpointAddress, count: Int
     ) -> DeviceOperation.Outcome {
@@ -201,8 +203,9 @@ final class DeviceControl: Sendable {
                 unsafe libusb_alloc_streams(pointer.raw, UInt32(clamping: count), &address, 1)
             }
             state.withLock { $0.withStreams.append(address) }
-            // The controller asks for the size of the guest's stream array, a power of two, which may be
-            // more. The host has those that the descriptors offer (``StreamLimit``).
+            // The guest's controller asks for the size of the stream array, a power of two, which
+            // may exceed the grant. The host has the streams that the descriptors offer
+            // (``StreamLimit``).
             return .init(
                 result: granted > 0 ? .done : .refused,
                 details: ["endpoint \(endpoint.number) has \(granted) of \(count) streams"])
@@ -213,7 +216,8 @@ final class DeviceControl: Sendable {
         }
     }
 
-    /// Frees the streams of the given endpoints, or of all, as every change to the endpoints requires.
+    /// Frees the streams of the given endpoints, or of all. Every change to the endpoints requires
+    /// it.
     private func freeStreams(_ addresses: [UInt8]? = nil) {
         let freed = state.withLock { state in
             let freed = state.withStreams.filter { addresses?.contains($0) ?? true }
@@ -226,16 +230,16 @@ final class DeviceControl: Sendable {
         }
     }
 
-    /// Sets a configuration, which the kernel does only while no interface is claimed.
+    /// Sets a configuration. The kernel refuses while an interface is claimed, so all are released.
     ///
-    /// For the active configuration the kernel resets endpoints and alternate settings, as the device
-    /// does, and binds no driver.
+    /// For the active configuration the kernel resets endpoints and alternate settings, as the
+    /// device does, and binds no driver.
     private func setConfiguration(_ value: UInt8) -> DeviceOperation.Outcome {
-        // Detaches drivers that were bound since, which would make the kernel refuse.
+        // Detaches drivers that were bound meanwhile: the kernel would refuse because of them.
         if claimInterfaces().isDisconnected { return .init(result: .disconnected) }
         freeStreams()
         releaseInterfaces()
-        // For libusb -1 is "unconfigured": a device may, against the rules, have a configuration 0.
+        // For libusb -1 is "unconfigured": a non-compliant device may have a configuration 0.
         var outcome = Self.outcome(of: "configuration \(value)") {
             unsafe libusb_set_configuration(pointer.raw, value == 0 ? -1 : CInt(value))
         }
@@ -245,8 +249,8 @@ final class DeviceControl: Sendable {
         if outcome.result == .refused, !claims.problems.isEmpty,
             (try? activeConfiguration())?.value == value
         {
-            // The kernel refuses because another program has an interface. The device is in that
-            // configuration already, so the guest can use the interfaces that are claimed.
+            // The kernel refuses because another program has claimed an interface. The device has
+            // that configuration already, so the guest can use the claimed interfaces.
             outcome.result = .done
         }
         outcome.warnings += claims.problems
@@ -260,16 +264,18 @@ final class DeviceControl: Sendable {
             return .init(result: .done)
         } catch {
             switch error {
-            // The device has other descriptors now, or its interfaces cannot be claimed again.
+            // The device has new descriptors, or its interfaces cannot be claimed again.
             case .notFound, .noDevice: return .init(result: .disconnected)
             default: return .init(result: .refused, warnings: ["reset failed: \(error)"])
             }
         }
     }
 
-    /// Makes a libusb call that may need bandwidth on the host's bus for `target`.
+    /// Makes a libusb call that may need bandwidth on the host's bus.
+    ///
+    /// - Parameter target: the endpoints that need it, for the warning.
     static func outcome(of target: String, _ call: () -> CInt) -> DeviceOperation.Outcome {
-        // libusb has no error code for a lack of bandwidth.
+        // libusb has no error code for a lack of bandwidth, so `errno` identifies it.
         errno = 0
         let result = call()
         let cause = errno
@@ -284,8 +290,8 @@ final class DeviceControl: Sendable {
 
     // MARK: - Release
 
-    /// Restores the device for the host: its configuration and drivers, after a reset if a guest has
-    /// used it.
+    /// Restores the device for the host: its configuration and drivers, after a reset if a guest
+    /// has used it.
     func release(resetting: Bool) {
         let (original, withoutDriver) = state.withLock {
             ($0.originalConfiguration, $0.withoutDriver)

@@ -19,9 +19,9 @@ package enum DeviceOperation: Equatable, Sendable {
     struct Outcome: Equatable, Sendable {
         enum Result: Sendable {
             case done
-            /// The device or the kernel refused it.
+            /// The device or the kernel refused the operation.
             case refused
-            /// The device is disconnected, or came back from a reset as another device.
+            /// The device is disconnected, or became another device in a reset.
             case disconnected
         }
 

@@ -12,13 +12,13 @@ struct EndpointQueue {
     }
 
     var inFlight: [InFlight] = []
-    /// Transfers that the kernel has not got yet.
+    /// Transfers that have not been submitted to the kernel.
     var waiting: [Transfer] = []
 
     /// Whether the kernel has a transfer that was cancelled.
     var hasCancelled: Bool { inFlight.contains { $0.isCancelled && $0.completion == nil } }
 
-    /// Removes and returns the completions that no earlier transfer precedes any more.
+    /// Removes the completions at the head of the queue and returns them.
     mutating func takeCompletions() -> [Transfer.Completion] {
         let ready = inFlight.prefix { $0.completion != nil }.compactMap(\.completion)
         inFlight.removeFirst(ready.count)

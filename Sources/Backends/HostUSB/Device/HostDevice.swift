@@ -4,34 +4,34 @@ internal import Logging
 internal import Platform
 internal import USB
 
-/// A device of the host as the guest's controller sees it.
+/// A host device as a USB device of the guest's controller.
 ///
-/// Transfers go to the kernel as they come and complete in its order. Some control requests and the
-/// reset of the port are operations on the whole device (``DeviceOperation``): while one runs, the
-/// transfers that it blocks wait here.
+/// Transfers go to the kernel at once and complete in its order. Some control requests and the
+/// reset of the port are operations on the whole device (``DeviceOperation``). While an operation
+/// runs, the transfers that it blocks wait here.
 final class HostDevice: USBDevice, HostHandleObserver {
-    /// A transfer for which the kernel has no memory, and since when no memory has been freed.
+    /// A transfer for which the kernel has no memory, and the time of the last release of memory.
     private struct MemoryWait {
         let id: Transfer.ID
         var since: Duration
     }
 
-    /// How long a transfer waits for memory of the kernel while none is freed.
+    /// The time that a transfer waits for memory of the kernel while none is freed.
     static let memoryTimeout = Duration.seconds(1)
-    /// The time between two attempts to submit it.
+    /// The time between two attempts to submit the transfer.
     static let memoryRetryDelay = Duration.milliseconds(20)
-    /// Transfers up to this size free too little memory to make a difference.
+    /// The largest transfer whose end does not count as a release of memory, in bytes.
     static let negligibleBytes = 4096
 
     let speed: USBSpeed
     let summary: String
-    /// The host's bus has a clock of its own.
+    /// `true`: the host's controller sends isochronous packets on its own clock.
     let keepsIsochronousTime = true
 
     /// Called once when the device has been disconnected from the host.
     var whenDisconnected: (() -> Void)?
 
-    /// Adapts descriptors for the guest; set before the device is attached.
+    /// Filters descriptors for the guest; set before the device is attached.
     var descriptorFilter = DescriptorFilter()
 
     /// The endpoints of each interface; set before the device is attached.
@@ -42,13 +42,13 @@ final class HostDevice: USBDevice, HostHandleObserver {
     private let logger: Logger
     private weak var port: (any USBPort)?
 
-    /// By ``USB/EndpointAddress/index``.
+    /// The queues of the endpoints, by ``USB/EndpointAddress/index``.
     private var queues = [EndpointQueue](
         repeating: EndpointQueue(), count: EndpointAddress.indexCount)
     private var waitingCount = 0
     private var operations = OperationQueue()
-    /// Whether the device may be in another state than after a reset. At first it is: the host's
-    /// drivers have used it.
+    /// Whether the device's state may differ from that after a reset. Initially `true`, because the
+    /// host's drivers have used the device.
     private var isModified = true
     private var isDisconnected = false
 
@@ -96,7 +96,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
     func cancel(_ id: Transfer.ID) {
         if operations.isRequest(id) {
             completeRequest(as: .cancelled)
-            // Changes of streams may have waited for it.
+            // Stream changes may have waited for the operation.
             startNextOperation()
             startWaiting()
             return
@@ -113,8 +113,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
             if let inFlight = queues[index].inFlight.firstIndex(where: { $0.id == id }) {
                 queues[index].inFlight[inFlight].isCancelled = true
                 handle.cancel(id)
-                // The kernel has ended the transfer, so its completion, with the bytes that were
-                // moved until then, is fetched now.
+                // The kernel has ended the transfer. Reaping it now completes it with the bytes
+                // that have moved.
                 handle.reap()
                 return
             }
@@ -126,18 +126,19 @@ final class HostDevice: USBDevice, HostHandleObserver {
         completeWaiting(as: .cancelled)
         cancelInFlight()
         handle.reap()
-        // Enumeration resets twice and only reads in between; the second reset is skipped.
+        // Enumeration resets twice and only reads in between. The second reset is skipped.
         guard isModified, !isDisconnected else { return }
         operations.addReset()
         startNextOperation()
     }
 
-    /// Does nothing. The data toggles of the host's controller and the device agree, whatever those of
-    /// the guest's controller are: they start anew together when the guest sets a configuration or an
-    /// alternate setting or clears a halt, as a driver that renews an endpoint must for the device.
+    /// Does nothing, because the data toggles are those of the host's controller and the device.
+    /// The kernel resets both together when the guest sets a configuration or an alternate setting
+    /// or clears a halt. A guest's driver must make one of these requests to reset the device's
+    /// toggle.
     func resetEndpoint(_ endpoint: EndpointAddress) {}
 
-    /// Allocates `count` streams of an endpoint on the host, or frees them (0); the endpoint's
+    /// Allocates `count` streams for an endpoint on the host; 0 frees them. The endpoint's
     /// transfers wait meanwhile.
     func setStreams(_ count: Int, for endpoint: EndpointAddress) {
         guard !isDisconnected else { return }
@@ -149,7 +150,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     /// Starts a transfer.
     ///
-    /// - Returns: `false` if it has to wait for memory of the kernel.
+    /// - Returns: `false` if the transfer must wait for memory of the kernel.
     private func start(_ transfer: Transfer) -> Bool {
         switch transfer.kind {
         case .control(let setup):
@@ -187,8 +188,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
         case .started:
             queues[index].inFlight.append(.init(id: transfer.id))
         case .refused:
-            // A device stalls control requests that it does not support; an endpoint that does not
-            // exist is an error of the bus.
+            // A device stalls control requests that it does not support. A transfer to a missing
+            // endpoint is a transaction error.
             complete(transfer, index == 0 ? .stalled : .failed)
             cancelWaiting(in: index)
         case .disconnected:
@@ -200,7 +201,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
         return true
     }
 
-    /// Completes a transfer that the kernel never had, after the endpoint's earlier ones.
+    /// Completes a transfer that was not submitted to the kernel, after the endpoint's earlier
+    /// ones.
     private func complete(_ transfer: Transfer, _ status: Transfer.Status, transferred: Int = 0) {
         let completion = transfer.completion(status, transferred: transferred)
         let index = transfer.endpoint.index
@@ -211,7 +213,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         }
     }
 
-    /// Cancels the waiting transfers behind one that has failed, at which the guest's endpoint halts.
+    /// Cancels the waiting transfers behind a failed one, because the guest's endpoint halts.
     private func cancelWaiting(in index: Int) {
         guard index != 0 else { return }
         let waiting = queues[index].waiting
@@ -238,10 +240,10 @@ final class HostDevice: USBDevice, HostHandleObserver {
         }
     }
 
-    /// Schedules another attempt to submit a transfer for which the kernel has no memory. Each
-    /// transfer that ends frees some, and other programs use the same limit.
+    /// Schedules another attempt to submit a transfer for which the kernel has no memory. The timer
+    /// is needed because other programs, under the same limit, may free memory.
     ///
-    /// - Returns: `false` if the transfer has waited for too long and was completed.
+    /// - Returns: `false` if the wait timed out and the transfer has been completed.
     private func waitForMemory(_ transfer: Transfer) -> Bool {
         let wait = memoryWait ?? MemoryWait(id: transfer.id, since: loop.now)
         memoryWait = wait
@@ -273,7 +275,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         if isDisconnected {
             status = .disconnected
         } else if status == .cancelled && !entry.isCancelled && !isIsochronous {
-            // The kernel has cancelled it, because its interface was released.
+            // The kernel has cancelled the transfer, because its interface was released.
             status = .failed
         }
         port?.complete(
@@ -298,7 +300,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         startWaiting()
     }
 
-    /// Adapts configuration descriptors that the guest has read, before their completion.
+    /// Filters configuration descriptors that the guest has read, before the transfer's completion.
     private func filterDescriptors(in transfer: Transfer, _ completion: Transfer.Completion) {
         guard case .control(let setup) = transfer.kind, setup.getsConfiguration,
             completion.transferred > 0
@@ -311,7 +313,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     func report(_ problem: String) { warn(problem) }
 
-    /// Logs a warning once: a guest may cause it any number of times.
+    /// Logs a warning once, because a guest may cause it any number of times.
     private func warn(_ text: String) {
         guard warnings.count < HostUSBLimits.warningsLogged, warnings.insert(text).inserted else {
             return
@@ -330,8 +332,8 @@ final class HostDevice: USBDevice, HostHandleObserver {
         whenDisconnected?()
     }
 
-    /// Completes the request of the current operation. The kernel finishes an operation that it has
-    /// begun, and later transfers wait for it.
+    /// Completes the request of the current operation. An operation that the kernel has begun goes
+    /// on, and later transfers wait for it.
     private func completeRequest(as status: Transfer.Status) {
         guard let request = operations.takeRequest() else { return }
         port?.complete(request.completion(status))
@@ -352,7 +354,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
         for index in queues.indices { cancelInFlight(in: index) }
     }
 
-    /// Cancels an endpoint's transfers, the newest first: the kernel would start each transfer whose
+    /// Cancels an endpoint's transfers, newest first: the kernel would start a transfer whose
     /// predecessor is cancelled.
     private func cancelInFlight(in index: Int) {
         for position in queues[index].inFlight.indices.reversed()
@@ -364,7 +366,7 @@ final class HostDevice: USBDevice, HostHandleObserver {
 
     // MARK: - Operations
 
-    /// Cancels the transfers of the endpoints that an operation sets up anew. The kernel would end
+    /// Cancels the transfers of the endpoints that an operation sets up again. The kernel would end
     /// them as if the device had disconnected, or as if they had succeeded without data.
     private func cancelTransfers(endedBy operation: DeviceOperation) {
         for index in queues.indices.dropFirst() where !queues[index].inFlight.isEmpty {
@@ -381,8 +383,9 @@ final class HostDevice: USBDevice, HostHandleObserver {
         }
     }
 
-    /// Starts the next operation once the cancelled transfers of the endpoints it blocks have ended:
-    /// the kernel would execute them after the halt is cleared or the device is reset.
+    /// Starts the next operation, if the cancelled transfers of the endpoints that it blocks have
+    /// ended. The kernel might otherwise execute them after the halt is cleared or the device is
+    /// reset.
     private func startNextOperation() {
         guard let operation = operations.next(), !isDisconnected,
             !queues.indices.contains(where: { operations.blocks($0) && queues[$0].hasCancelled })

@@ -5,7 +5,7 @@ internal import Logging
 internal import Platform
 internal import USB
 
-/// A device of the host from opening to closing. A device that is connected again has a new session.
+/// One opening of a host device, until it is closed. A device that is replugged has a new session.
 final class HostDeviceSession {
     let name: HostDeviceName
     let node: LibUSBDevice
@@ -16,12 +16,12 @@ final class HostDeviceSession {
     private let loop: any EventLoop
     private var isDisconnected = false
 
-    /// The time that a shutdown may take.
+    /// The timeout of a shutdown.
     static let shutDownTimeout = Duration.seconds(4)
 
-    /// Takes over an opened device, which is closed if this throws; no interface is claimed yet.
+    /// Takes ownership of an opened device, and closes it if this throws. Claims no interface.
     ///
-    /// - Parameter received: the device's node, if another process has opened it.
+    /// - Parameter received: the device node, if another process has opened it.
     init(
         _ node: LibUSBDevice, name: HostDeviceName, _ opened: LibUSBHandle.Opened,
         received: ReceivedDescriptor?, context: LibUSBContext, jobs: SerialQueue,
@@ -48,7 +48,7 @@ final class HostDeviceSession {
             loop: loop, logger: logger)
     }
 
-    /// Locks and opens a device; usable on any thread while a reference on the device is kept.
+    /// Locks and opens a device. Usable on any thread while a reference to the device is kept.
     static func open(
         _ opener: LibUSBDevice.Opener, name: HostDeviceName
     ) throws(OpeningError) -> LibUSBHandle.Opened {
@@ -105,14 +105,13 @@ final class HostDeviceSession {
 
     /// Releases the device to the host's drivers and closes it, without blocking the loop.
     ///
-    /// - Parameter completion: called once on the loop: `false` if that takes longer than
-    ///   ``shutDownTimeout``.
+    /// - Parameter completion: called once on the loop, with `false` after ``shutDownTimeout``.
     func shutDown(completion: @escaping (Bool) -> Void) {
         handle.shutDown(by: loop.now + Self.shutDownTimeout, completion: completion)
     }
 
     /// Releases the device to the host's drivers and closes it, blocking the loop.
     ///
-    /// - Returns: `false` if that takes longer than ``shutDownTimeout``.
+    /// - Returns: `false` after ``shutDownTimeout``.
     func shutDown() -> Bool { handle.shutDown(by: loop.now + Self.shutDownTimeout) }
 }

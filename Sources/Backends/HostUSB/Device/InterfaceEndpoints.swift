@@ -2,11 +2,12 @@
 
 internal import USB
 
-/// The endpoints of each interface of a device, in all of its configurations and alternate settings.
+/// The endpoints of each interface of a device, in all of its configurations and alternate
+/// settings.
 struct InterfaceEndpoints: Equatable, Sendable {
     private var endpoints: [UInt8: Set<EndpointAddress>] = [:]
 
-    /// - Parameter bytes: the device's descriptors, one after the other.
+    /// - Parameter bytes: all descriptors of the device, as in sysfs.
     init(in bytes: [UInt8]) {
         for configuration in ConfigurationDescriptor.all(in: bytes) {
             for interface in configuration.interfaces {

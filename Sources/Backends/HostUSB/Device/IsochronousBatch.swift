@@ -3,8 +3,7 @@
 internal import CLibUSB
 internal import USB
 
-/// Consecutive isochronous transfers of one endpoint as one libusb transfer, a packet each; used
-/// again and again.
+/// A reusable libusb transfer for consecutive isochronous transfers of one endpoint, a packet each.
 ///
 /// usbfs takes one pointer for all packets, so the data goes through ``TransferMemory``.
 @safe
@@ -15,7 +14,7 @@ final class IsochronousBatch {
     /// The transfers in flight, oldest first.
     private(set) var transfers: [Transfer] = []
 
-    /// Called on the loop when the batch has ended and is unused again, with the completion of each
+    /// Called on the loop when the batch has ended and can be reused, with the completion of each
     /// of its transfers.
     var whenFinished: ((IsochronousBatch, [(Transfer, Transfer.Completion)]) -> Void)?
 
@@ -27,7 +26,7 @@ final class IsochronousBatch {
         request.whenEnded = { [weak self] in self?.finish() }
     }
 
-    /// Whether an early end was asked for.
+    /// Whether ``cancel()`` was called for the batch.
     var isCancelled: Bool { request.isCancelled }
 
     /// Starts up to ``HostUSBLimits/packetsPerRequest`` transfers of one endpoint; ``whenFinished``
@@ -42,7 +41,7 @@ final class IsochronousBatch {
         }
     }
 
-    /// Asks for an early end of the whole batch.
+    /// Cancels the whole batch.
     func cancel() { request.cancel() }
 
     /// Completes the transfers with libusb's results.
@@ -86,7 +85,7 @@ final class IsochronousBatch {
             let room = transfer.buffer.count
             let status = status(of: packet, whole: whole)
             var transferred = min(Int(packet.actual_length), room)
-            // Some controllers do not count OUT bytes; a packet is sent as a whole or not at all.
+            // Some controllers do not count OUT bytes. A packet is sent as a whole or not at all.
             if transfer.direction == .out { transferred = status == .completed ? room : 0 }
             if transfer.direction == .in {
                 request.scatter(transferred, from: offset, to: transfer.buffer)
@@ -96,14 +95,14 @@ final class IsochronousBatch {
         }
     }
 
-    /// The status of one packet. In a batch that ended early the kernel marks the packets it did not
-    /// reach as completed, with no bytes.
+    /// The status of one packet. In a batch that ended early, the kernel marks packets that it did
+    /// not reach as completed with 0 bytes.
     private func status(
         of packet: libusb_iso_packet_descriptor, whole: Transfer.Status
     ) -> Transfer.Status {
         let own = Transfer.Status(packet.status)
         if whole == .completed {
-            // An isochronous endpoint has no halt, so a driver's STALL is an error of this packet.
+            // An isochronous endpoint cannot halt, so a STALL is an error of this packet only.
             return own == .stalled || own == .cancelled ? .failed : own
         }
         if own == .completed && packet.actual_length > 0 { return .completed }
@@ -119,7 +118,7 @@ final class IsochronousBatch {
         request.releaseBlock()
     }
 
-    /// Shows libusb's half of the batch to a test that plays the kernel.
+    /// Gives a test that acts as the kernel access to libusb's structures.
     func withRaw(
         _ body: (
             UnsafeMutablePointer<libusb_transfer>,

@@ -5,10 +5,10 @@ internal import USB
 
 /// The isochronous transfers of an opened device, collected into batches.
 ///
-/// A request of usbfs carries many packets, a transfer of the guest one. So the transfers that come
-/// in one turn of the loop are put together at its end; none waits longer. An endpoint's transfers
-/// are spread over several batches: while the kernel works on one it has the next already, and the
-/// guest gets the first back in time to queue more.
+/// A transfer of the guest is one packet, and a request to usbfs can carry many. The transfers that
+/// are submitted in one turn of the loop are started together in batches at the end of the turn. An
+/// endpoint's transfers are spread over several batches: the kernel always has a next batch, and
+/// the guest gets completions early enough to queue more transfers.
 final class IsochronousPipes {
     private struct WaitingTransfer {
         let transfer: Transfer
@@ -29,14 +29,14 @@ final class IsochronousPipes {
     private let loop: any EventLoop
     private let submit: (IsochronousBatch, [Transfer]) throws(LibUSBError) -> Void
     private let makeBatch: () throws(LibUSBError) -> IsochronousBatch
-    /// By ``USB/EndpointAddress/index``.
+    /// The pipes, by ``USB/EndpointAddress/index``.
     private var pipes = [Pipe](repeating: Pipe(), count: EndpointAddress.indexCount)
     private var unused: [IsochronousBatch] = []
     private var flushTimer: Watch?
 
     /// Called when a transfer has ended.
     var whenEnded: ((Transfer, Transfer.Completion) -> Void)?
-    /// Called when the kernel refuses transfers of `bytes` in all.
+    /// Called when the kernel refuses a batch; `bytes` is the size of its data.
     var whenRefused: ((LibUSBError, _ bytes: Int) -> Void)?
 
     /// - Parameters:
@@ -53,7 +53,7 @@ final class IsochronousPipes {
 
     var isIdle: Bool { pipes.allSatisfy { $0.waiting.isEmpty && $0.batches.isEmpty } }
 
-    /// The batches that the kernel has.
+    /// The batches in flight.
     var batches: [IsochronousBatch] { pipes.flatMap(\.batches) }
 
     func start(_ transfer: Transfer) {
@@ -61,14 +61,14 @@ final class IsochronousPipes {
         scheduleFlush()
     }
 
-    /// Asks for an early end.
+    /// Cancels a transfer, with its batch if it is in flight.
     ///
     /// - Returns: `false` if there is no such transfer.
     func cancel(_ id: Transfer.ID) -> Bool {
         for index in pipes.indices {
             let waiting = pipes[index].waiting.firstIndex { $0.transfer.id == id }
             if let waiting {
-                // It ends in the next turn of the loop, not within this call.
+                // The transfer ends in the flush, not within this call.
                 pipes[index].waiting[waiting].isCancelled = true
                 scheduleFlush()
                 return true
@@ -82,7 +82,7 @@ final class IsochronousPipes {
         return false
     }
 
-    /// Cancels all transfers; those that wait end within this call.
+    /// Cancels all transfers. Waiting ones end within this call.
     func cancelAll() {
         for index in pipes.indices {
             for batch in pipes[index].batches.reversed() { batch.cancel() }
@@ -114,7 +114,7 @@ final class IsochronousPipes {
 
     /// Starts an endpoint's waiting transfers.
     ///
-    /// - Returns: those that have ended instead.
+    /// - Returns: the cancelled and refused transfers with their completions.
     private func flushPipe(_ index: Int) -> [(Transfer, Transfer.Completion)] {
         var ended = pipes[index].waiting.filter(\.isCancelled).map(\.transfer)
             .map { ($0, $0.completion(.cancelled)) }

@@ -2,18 +2,19 @@
 
 internal import USB
 
-/// The operations on a ``HostDevice``, of which one runs at a time, and the endpoints they block.
+/// The operations on a ``HostDevice``, one of which runs at a time, and the endpoints that they
+/// block.
 struct OperationQueue {
     private struct Current {
         let operation: DeviceOperation
-        /// The control transfer that asked for the operation, unless that has been completed.
+        /// The control transfer that asked for the operation, until it is completed.
         var request: Transfer?
         var isStarted = false
     }
 
     private var current: Current?
     private var hasReset = false
-    /// Endpoints whose number of streams is to change, each once.
+    /// Queued stream changes, at most one for each endpoint.
     private var streamChanges: [(endpoint: EndpointAddress, count: Int)] = []
 
     var isEmpty: Bool { current == nil && !hasReset && streamChanges.isEmpty }
@@ -31,19 +32,19 @@ struct OperationQueue {
             // A control request may be an operation itself, and one runs at a time.
             return index == 0 || index == endpoint.index
         case .clearHalt, .setConfiguration, .setInterface, .reset:
-            // Even where an operation concerns one endpoint, the kernel locks the device until it has
-            // answered, which may take seconds, and a submission would block the loop for as long. So
-            // would a cancellation, but that must not be put off.
+            // Even for an operation on one endpoint, the kernel locks the device until it has
+            // answered, which may take seconds. A submission would block the loop meanwhile. So
+            // would a cancellation, which nevertheless cannot wait.
             return true
         }
     }
 
-    /// Begins the operation that a control request asks for; no other one may be current.
+    /// Makes the operation of a control request current. No other operation may be current.
     mutating func begin(_ operation: DeviceOperation, for request: Transfer) {
         current = Current(operation: operation, request: request)
     }
 
-    /// Queues a reset, which makes changes of streams needless.
+    /// Queues a reset. It frees all streams, so queued stream changes are removed.
     mutating func addReset() {
         streamChanges = []
         hasReset = true
@@ -62,7 +63,7 @@ struct OperationQueue {
 
     /// Makes the next operation current if there is none.
     ///
-    /// - Returns: the current operation unless it has been started.
+    /// - Returns: the current operation; `nil` if there is none or it has been started.
     mutating func next() -> DeviceOperation? {
         if current == nil && hasReset {
             hasReset = false
@@ -80,7 +81,7 @@ struct OperationQueue {
 
     mutating func startCurrent() { current?.isStarted = true }
 
-    /// Ends the current operation.
+    /// Removes the current operation and returns it.
     mutating func endCurrent() -> (operation: DeviceOperation, request: Transfer?)? {
         guard let ended = current.take() else { return nil }
         return (ended.operation, ended.request)
@@ -88,8 +89,8 @@ struct OperationQueue {
 
     func isRequest(_ id: Transfer.ID) -> Bool { current?.request?.id == id }
 
-    /// Removes the request of the current operation. An operation that the kernel has begun goes on;
-    /// one that was not started is dropped.
+    /// Removes and returns the request of the current operation. Removes the operation as well
+    /// unless it has been started.
     mutating func takeRequest() -> Transfer? {
         guard let request = current?.request else { return nil }
         current?.request = nil

@@ -2,12 +2,12 @@
 
 package import USB
 
-/// How a control request of the guest is executed.
+/// The route of a guest's control request: to the device, to the host's kernel, or neither.
 ///
-/// Some standard requests (USB 2.0, 9.4) change state that the host's kernel keeps of the device as
-/// well: its configuration, its claimed interfaces, the data toggles of its endpoints. Forwarded,
-/// they would leave kernel and device in disagreement, so they become calls of the kernel. Other
-/// requests concern the link between the device and the host's port, which is not the guest's.
+/// Some standard requests (USB 2.0, 9.4) change state of which the host's kernel has a copy: the
+/// configuration, the claimed interfaces, the data toggles of the endpoints. These requests become
+/// system calls, so that kernel and device agree. Other requests concern the link between the
+/// device and the host's port, which the guest does not control.
 package enum RequestRoute: Equatable {
     /// The request goes to the device unchanged.
     case forward
@@ -21,7 +21,7 @@ package enum RequestRoute: Equatable {
     package init(_ setup: SetupPacket) {
         switch setup.standardRequest {
         case .setAddress:
-            // The host's kernel has set the device's address; the guest's address is its controller's.
+            // The address on the host's bus belongs to the host's kernel.
             self = setup.isPlain(.device) ? .acknowledge : .refuse
         case .setConfiguration:
             guard setup.isPlain(.device), let value = UInt8(exactly: setup.value) else {
@@ -39,7 +39,7 @@ package enum RequestRoute: Equatable {
             self = .operate(.setInterface(number, setting: setting))
         case .clearFeature where setup.recipient == .endpoint:
             let endpoint = EndpointAddress(rawValue: UInt8(truncatingIfNeeded: setup.index))
-            // The default control endpoint has no halt and no toggle between transfers.
+            // The default control endpoint has no halt, and its toggle restarts in each transfer.
             guard setup.feature == .endpointHalt, endpoint.number != 0 else {
                 self = .forward
                 return
@@ -51,7 +51,7 @@ package enum RequestRoute: Equatable {
         case .setFeature where setup.isLinkPower, .clearFeature where setup.isLinkPower:
             self = .acknowledge
         case .setSystemExitLatency, .setIsochronousDelay:
-            // They describe the path from the controller to the device, which is the host's.
+            // The delays are those of the path to the device, which belongs to the host.
             self = setup.direction == .out ? .acknowledge : .refuse
         default:
             self = .forward

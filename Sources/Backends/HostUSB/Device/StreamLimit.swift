@@ -2,7 +2,7 @@
 
 internal import USB
 
-/// A bulk endpoint with streams (USB 3.2, 9.6.7), on which the host's controller is tried.
+/// A bulk endpoint with streams (USB 3.2, 9.6.7), on which the host's controller is tested.
 struct StreamEndpoint: Equatable {
     let interface: UInt8
     let setting: UInt8
@@ -10,7 +10,8 @@ struct StreamEndpoint: Equatable {
     /// MaxStreams: the device has 2^n streams.
     let exponent: UInt8
 
-    /// The number of streams that the guest can use: the device's, up to the guest's controller's.
+    /// The number of streams that the guest can use: the device's, limited by the guest's
+    /// controller.
     var offered: Int { min(1 << Int(exponent), StreamLimit.mostUsed) }
 
     /// The endpoint with the most streams in a configuration, from the device's descriptors.
@@ -31,15 +32,19 @@ struct StreamEndpoint: Equatable {
     }
 }
 
-/// The number of streams that the host has for a device with more; see ``DescriptorFilter``.
+/// The number of streams that the host's controller has for a device with more; see
+/// ``DescriptorFilter``.
 struct StreamLimit: Equatable, Sendable {
-    /// The streams of an endpoint that the guest's controller can use (MaxPSASize is 7).
+    /// The maximum streams of an endpoint in the guest's controller (MaxPSASize is 7).
     static let mostUsed = 255
     private static let uas = USBClass(8, subclass: 6, protocol: 0x62)
 
-    /// The guest is offered 2^n streams, or none if this is 0.
+    /// MaxStreams for the guest: 2^n streams, or none if this is 0.
     let exponent: UInt8
 
+    /// - Parameters:
+    ///   - granted: the streams that the host's controller can allocate; negative after an error.
+    ///   - offered: the streams that the guest can use.
     /// - Returns: `nil` if the host has all streams that the guest can use.
     init?(granted: Int, of offered: Int) {
         guard granted < offered else { return nil }
@@ -49,21 +54,22 @@ struct StreamLimit: Equatable, Sendable {
     /// The warning in the operator's log.
     var warning: String {
         exponent == 0
-            ? "the host's controller has no streams for it, so the guest is not offered any; a UAS "
-                + "disk is a plain mass storage device to the guest, if it can be"
+            ? "the host's controller has no streams for it, so the guest is not offered any; the "
+                + "guest uses a UAS disk by the Bulk-Only Transport, if the disk supports it"
             : "the host's controller has \(1 << Int(exponent)) streams for it, so the guest is not "
                 + "offered more"
     }
 
-    /// The bytes to replace in a configuration's descriptors, or in the beginning of them.
+    /// The bytes to replace in a configuration's descriptors, of which `bytes` may be the
+    /// beginning.
     func changes(to bytes: [UInt8]) -> [(offset: Int, value: UInt8)] {
         var changes: [(offset: Int, value: UInt8)] = []
         var isBulk = false
         for descriptor in DescriptorSequence(bytes, includesTruncated: true) {
             switch descriptor.type {
             case .interface where exponent == 0:
-                // UAS needs streams at this speed (UAS, 4). A driver that finds the alternate setting
-                // and then no streams may not try the other setting.
+                // UAS needs streams at this speed (UAS, 4). A driver that finds the UAS alternate
+                // setting without streams may not try the other setting.
                 if Self.isUAS(descriptor) {
                     changes.append(
                         (

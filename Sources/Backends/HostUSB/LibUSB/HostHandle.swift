@@ -2,31 +2,31 @@
 
 internal import USB
 
-/// The calls that a ``HostDevice`` makes on the opened device of the host, all on the event loop.
+/// The calls that a ``HostDevice`` makes on the opened host device, all on the event loop.
 ///
-/// There are two conforming types: ``LibUSBHandle``, and that of the tests, which plays the kernel.
+/// ``LibUSBHandle`` conforms; so does a type of the tests, in which a test acts as the kernel.
 protocol HostHandle: AnyObject {
-    /// Receives completions; set before the first transfer.
+    /// The receiver of completions; set before the first transfer.
     var observer: (any HostHandleObserver)? { get set }
 
     /// Submits a transfer to the kernel, which processes those of each endpoint in order.
     /// Isochronous transfers are collected until the end of the loop's turn.
     func submit(_ transfer: Transfer) -> SubmissionResult
 
-    /// Cancels a transfer; one that has ended already is no error.
+    /// Cancels a transfer; has no effect if the transfer has ended.
     func cancel(_ id: Transfer.ID)
 
-    /// Completes all transfers that have ended, cancelled ones above all, before it returns.
+    /// Completes all transfers that have ended, in particular cancelled ones, before it returns.
     func reap()
 
-    /// Runs an operation that may block, after all earlier ones.
+    /// Runs an operation without blocking the loop, after all earlier operations.
     func run(
         _ operation: DeviceOperation, completion: @escaping (DeviceOperation.Outcome) -> Void)
 }
 
 /// The result of submitting a transfer to the kernel.
 enum SubmissionResult: Equatable {
-    /// ``HostHandleObserver/transferEnded(_:with:)`` follows.
+    /// The kernel has the transfer; ``HostHandleObserver/transferEnded(_:with:)`` follows.
     case started
     /// The kernel has no memory for the transfer at present (`usbfs_memory_mb`).
     case noMemory
@@ -36,14 +36,14 @@ enum SubmissionResult: Equatable {
     case disconnected
 }
 
-/// The receiver of what a ``HostHandle`` reports, on the event loop.
+/// The receiver of a ``HostHandle``'s reports, on the event loop.
 protocol HostHandleObserver: AnyObject {
-    /// A started transfer has ended.
+    /// Called when a started transfer has ended.
     func transferEnded(_ transfer: Transfer, with completion: Transfer.Completion)
 
-    /// The device has been disconnected from the host.
+    /// Called when the device has been disconnected from the host.
     func deviceDisconnected()
 
-    /// A problem that the operator should know of.
+    /// Called with a problem that the operator must know of.
     func report(_ problem: String)
 }

@@ -4,12 +4,13 @@ internal import CLibUSB
 internal import Glibc
 internal import Platform
 
-/// A libusb context on the event loop: the loop watches libusb's descriptors, and libusb never waits.
+/// A libusb context on the event loop: the loop watches libusb's descriptors, and libusb never
+/// waits.
 ///
-/// libusb's callbacks run inside ``handleEvents(waiting:)`` and only queue what happened. The queues
-/// are emptied after libusb has returned, so no code calls libusb from within its callbacks.
+/// libusb's callbacks run inside ``handleEvents(waiting:)`` and only queue events. The queues are
+/// emptied after libusb has returned, so no code calls libusb from within its callbacks.
 ///
-/// No transfer has a timeout, so there is no deadline of libusb's to keep.
+/// No transfer has a timeout, so libusb has no deadlines.
 @safe
 final class LibUSBContext {
     /// The delay before descriptors that the loop could not watch are tried again.
@@ -18,13 +19,15 @@ final class LibUSBContext {
     private let raw: OpaquePointer
     private let loop: any EventLoop
     private var watches: [(descriptor: CInt, watch: Watch)] = []
-    /// Set while there is a descriptor that the loop could not watch.
+    /// The timer that retries descriptors that the loop could not watch.
     private var retry: Watch?
-    /// Receives a message when libusb has more descriptors; another thread may have opened a device.
+    /// Receives a message when libusb has more descriptors; another thread may have opened a
+    /// device.
     private let newDescriptors: Mailbox<Void>
     private var delivery: Watch?
-    /// Transfers whose callback has run, and the array it is swapped with while they are completed.
+    /// Transfers whose callback has run.
     private var ended: [LibUSBTransfer] = []
+    /// The array that is swapped with ``ended`` while its transfers are completed.
     private var endedSpare: [LibUSBTransfer] = []
     private var disconnected: [LibUSBDevice.ID] = []
     private var hasNewDevices = false
@@ -42,7 +45,7 @@ final class LibUSBContext {
         guard let context = unsafe context else { throw .notFound }
         unsafe raw = context
         self.loop = loop
-        // `deinit` calls libusb_exit, also if the rest of this throws.
+        // From here on `deinit` calls libusb_exit, also if this initializer throws.
         do {
             delivery = try newDescriptors.deliver(on: loop) { [unowned self] in watchDescriptors() }
         } catch {
@@ -51,7 +54,7 @@ final class LibUSBContext {
         unsafe libusb_set_pollfd_notifiers(
             raw,
             { _, _, context in unsafe LibUSBContext.from(context)?.newDescriptors.post(()) },
-            // Devices are closed on the loop only, so this is called there.
+            // libusb calls this on the loop, because devices are closed only there.
             { descriptor, context in
                 unsafe LibUSBContext.from(context)?.watches.removeAll {
                     $0.descriptor == descriptor
@@ -91,7 +94,7 @@ final class LibUSBContext {
         devices().contains { $0.id == device.id }
     }
 
-    /// Takes over devices that another process has opened; usable on any thread while the context
+    /// Wraps devices that another process has opened. Usable on any thread while the context
     /// exists.
     var wrapper: Wrapper { unsafe Wrapper(raw: raw) }
 
@@ -111,8 +114,9 @@ final class LibUSBContext {
 
     /// The device of a handle.
     ///
-    /// libusb knows only bus and address of a device that it has wrapped. The same device in its own
-    /// list has a port path and is reported when it disconnects, so that one is preferred.
+    /// libusb knows only bus and address of a wrapped device. In its own list the same device has a
+    /// port path and is reported when it disconnects, so this returns the listed one if there is
+    /// one.
     func device(of pointer: LibUSBHandle.Pointer) -> LibUSBDevice? {
         guard let raw = unsafe libusb_get_device(pointer.raw) else { return nil }
         let wrapped = unsafe LibUSBDevice(raw, of: self)
@@ -136,8 +140,8 @@ final class LibUSBContext {
 
     /// Lets libusb reap completed requests, then completes their transfers and notifies observers.
     ///
-    /// - Parameter limit: how long to wait for the first event. Only code that blocks the loop at the
-    ///   end of the program waits at all.
+    /// - Parameter limit: the longest time to wait for the first event; not 0 only in code that
+    ///   blocks the loop at the end of the program.
     func handleEvents(waiting limit: Duration = .zero) {
         guard !isHandlingEvents else { return }
         isHandlingEvents = true
@@ -157,7 +161,7 @@ final class LibUSBContext {
         for entry in observers { entry.observer?.devicesConnected() }
     }
 
-    /// Called by a transfer's callback; the transfer is completed after libusb has returned.
+    /// Queues a transfer whose callback has run; it is completed after libusb has returned.
     func queueEnd(of transfer: LibUSBTransfer) { ended.append(transfer) }
 
     /// Watches the descriptors of libusb that are not watched yet.
@@ -187,8 +191,8 @@ final class LibUSBContext {
         if let watch {
             watches.append((number, watch))
         } else if retry == nil {
-            // All watched descriptors of the system count against one limit. Until there is room,
-            // libusb's events are polled, so that transfers complete.
+            // The number of watched descriptors is limited for all programs of the user. Until the
+            // loop can watch this one, polling libusb's events makes transfers complete.
             retry = loop.schedule(at: loop.now + Self.retryDelay) { [unowned self] in
                 retry = nil
                 watchDescriptors()
@@ -202,7 +206,7 @@ final class LibUSBContext {
         let any = CInt(LIBUSB_HOTPLUG_MATCH_ANY)
         let both =
             LIBUSB_HOTPLUG_EVENT_DEVICE_ARRIVED.rawValue | LIBUSB_HOTPLUG_EVENT_DEVICE_LEFT.rawValue
-        // Where libusb has no hotplug support, a disconnection shows in the device's transfers only.
+        // Without hotplug support in libusb, only the device's transfers show a disconnection.
         _ = unsafe libusb_hotplug_register_callback(
             raw, CInt(both), 0, any, any, any,
             { _, device, event, context in

@@ -3,10 +3,10 @@
 internal import CLibUSB
 internal import USB
 
-/// A device of the host, with the properties that are known without opening it.
+/// A host device, with the properties that are known without opening it.
 @safe
 final class LibUSBDevice {
-    /// Distinguishes connected devices; valid while a reference on the device is kept.
+    /// Distinguishes connected devices; valid while a reference to the device is kept.
     struct ID: Equatable {
         private let address: UInt
 
@@ -15,7 +15,7 @@ final class LibUSBDevice {
 
     let id: ID
     private let raw: OpaquePointer
-    /// The context outlives its devices.
+    /// Retained, because the context must outlive its devices.
     private let context: LibUSBContext
     let bus: UInt8
     let address: UInt8
@@ -25,7 +25,7 @@ final class LibUSBDevice {
     /// The device's directory in sysfs: `1-2.3` is port 3 of the hub at port 2 of bus 1.
     let portPath: String
 
-    /// Keeps a reference on the device `raw`.
+    /// Retains libusb's device `raw`.
     init(_ raw: OpaquePointer, of context: LibUSBContext) {
         self.context = context
         unsafe self.raw = libusb_ref_device(raw)
@@ -37,7 +37,7 @@ final class LibUSBDevice {
         vendor = descriptor.idVendor
         product = descriptor.idProduct
         deviceClass = descriptor.bDeviceClass
-        // At most five hubs in a row (USB 3.2, 10.16), so six ports and the root hub's.
+        // libusb asks for space for 7 ports, the greatest depth of the bus.
         var ports = [UInt8](repeating: 0, count: 7)
         let count = unsafe Int(libusb_get_port_numbers(raw, &ports, CInt(ports.count)))
         portPath =
@@ -66,19 +66,20 @@ final class LibUSBDevice {
         }
     }
 
-    /// LIBUSB_SPEED_SUPER_PLUS_X2, two lanes of 10 Gb/s each, which later libusb versions define.
+    /// LIBUSB_SPEED_SUPER_PLUS_X2 of later libusb versions: two lanes of 10 Gb/s each.
     private static let superSpeedPlusTwoLanes = libusb_speed(6)
 
     var isHub: Bool { UInt32(deviceClass) == LIBUSB_CLASS_HUB.rawValue }
 
-    /// Opens the device; usable on any thread while a reference on the device is kept.
+    /// Opens the device. Usable on any thread while a reference to the device is kept.
     var opener: Opener { unsafe Opener(raw: raw) }
 
     @safe
     struct Opener: @unchecked Sendable {
         fileprivate let raw: OpaquePointer
 
-        /// Opens the device node. The kernel may wake up the device first, or wait for a driver.
+        /// Opens the device node. Blocks while the kernel wakes up the device or waits for a
+        /// driver.
         func open() throws(LibUSBError) -> LibUSBHandle.Pointer {
             var handle: OpaquePointer?
             try libusb { unsafe libusb_open(raw, &handle) }

@@ -5,8 +5,8 @@ internal import CLibUSB
 internal import Platform
 internal import USB
 
-/// An opened device of the host: its transfers go through libusb on the event loop, its blocking
-/// calls through a ``SerialQueue``.
+/// An opened host device. Its transfers go through libusb on the event loop, its blocking calls
+/// through a ``SerialQueue``.
 final class LibUSBHandle: HostHandle {
     /// libusb's handle of an opened device, which libusb allows any thread to use.
     @safe
@@ -19,7 +19,8 @@ final class LibUSBHandle: HostHandle {
     /// An opened device whose node is locked.
     struct Opened: Sendable {
         let pointer: Pointer
-        /// `nil` if another process has opened the node: its descriptor holds the lock.
+        /// The lock; `nil` if another process has opened the node, whose descriptor then has the
+        /// lock.
         var lock: DeviceNodeLock?
         /// Bytes of the longest OUT transfer that libusb submits as one request; see
         /// ``SystemFiles/longestRequest(of:)``.
@@ -31,7 +32,8 @@ final class LibUSBHandle: HostHandle {
     private let pointer: Pointer
     private let context: LibUSBContext
     private let control: DeviceControl
-    /// The open device node, if another process has opened it; otherwise libusb has it.
+    /// The open device node, if another process has opened it; otherwise libusb owns the
+    /// descriptor.
     private let node: ReceivedDescriptor?
     /// Excludes other servers and rules until the device is closed.
     private var lock: DeviceNodeLock?
@@ -51,13 +53,13 @@ final class LibUSBHandle: HostHandle {
     private(set) var isClosed = false
     /// Called once when the device is closed.
     var whenClosed: (() -> Void)?
-    /// A shutdown that blocked the loop timed out: the device stays open for good.
+    /// Whether a shutdown that blocked the loop timed out, so that the device stays open.
     private var isLeftOpen = false
     private var isReleasing = false
     private var shutDownCompletions: [(Bool) -> Void] = []
     private var shutDownTimeout: Watch?
 
-    /// Takes over an opened device. One of ``shutDown(by:completion:)``, ``shutDown(by:)`` and
+    /// Takes ownership of an opened device. ``shutDown(by:completion:)``, ``shutDown(by:)`` or
     /// ``closeWhenIdle()`` closes it.
     init(
         _ opened: Opened, node: ReceivedDescriptor?, control: DeviceControl,
@@ -113,8 +115,8 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
-    /// Cancels a transfer in the kernel, which waits until the host's controller has released it
-    /// (`usb_kill_urb`). The device cannot delay that, so it happens on the loop.
+    /// Cancels a transfer. The kernel waits until the host's controller has released the transfer
+    /// (`usb_kill_urb`). The device cannot delay this call, so it may run on the loop.
     func cancel(_ id: Transfer.ID) {
         if let slot = active.first(where: { $0.transfer?.id == id }) {
             slot.cancel()
@@ -123,22 +125,22 @@ final class LibUSBHandle: HostHandle {
         }
     }
 
-    /// Completes all transfers that have ended. libusb reaps a few requests at a time, and a large
-    /// transfer has many, so this goes on until no cancelled transfer is left.
+    /// Completes all transfers that have ended. libusb reaps a few requests in a pass, and a large
+    /// transfer has many, so the passes are repeated until no cancelled transfer is left.
     func reap() {
-        var rounds = requestCount / Self.requestsPerRound + Self.spareRounds
+        var passes = requestCount / Self.requestsPerPass + Self.sparePasses
         repeat {
             context.handleEvents()
-            rounds -= 1
-        } while hasCancelled && rounds > 0
+            passes -= 1
+        } while hasCancelled && passes > 0
     }
 
-    /// Requests of one device that libusb reaps at a time.
-    private static let requestsPerRound = 26
-    /// Rounds in which libusb may be busy with other events.
-    private static let spareRounds = 4
+    /// Requests of one device that libusb reaps in a pass.
+    private static let requestsPerPass = 26
+    /// Passes in which libusb may handle other events.
+    private static let sparePasses = 4
 
-    /// The number of requests in flight, if libusb has cut each transfer into pieces of 16 KiB.
+    /// The number of requests in flight, if libusb has cut each transfer into requests of 16 KiB.
     private var requestCount: Int {
         let buffers =
             active.compactMap(\.transfer?.buffer)
@@ -207,8 +209,9 @@ final class LibUSBHandle: HostHandle {
     /// Cancels all transfers, releases the device to the host's drivers and closes it, without
     /// blocking the loop.
     ///
-    /// - Parameter completion: called once on the loop: `true` if the device was closed by
-    ///   `deadline`. Otherwise the shutdown goes on until kernel and device let it end.
+    /// - Parameter completion: called once on the loop, with `true` if the device was closed by
+    ///   `deadline`. With `false`, the shutdown continues until the kernel and the device have
+    ///   answered.
     func shutDown(by deadline: Duration, completion: @escaping (Bool) -> Void) {
         guard !isClosed && !isLeftOpen else { return completion(true) }
         shutDownCompletions.append(completion)
@@ -218,10 +221,10 @@ final class LibUSBHandle: HostHandle {
         isClosing = true
         cancelAll()
         reap()
-        // A disconnected device may have been closed by that.
+        // `reap()` may have closed the device, if `closesWhenIdle` was set.
         guard !isClosed else { return }
-        // The job is queued before `closesWhenIdle` is set: the end of the last transfer would close
-        // the device otherwise.
+        // Queues the release before it sets `closesWhenIdle`; otherwise the end of the last
+        // transfer would close the device without the release.
         release()
         closesWhenIdle = true
         closeIfIdle()
@@ -250,8 +253,8 @@ final class LibUSBHandle: HostHandle {
     /// Cancels all transfers, releases the device to the host's drivers and closes it, blocking the
     /// loop.
     ///
-    /// - Returns: `false` if that was not done by `deadline`. The device then stays open, because a
-    ///   thread or the kernel may still use it, and the kernel cleans up when the process ends.
+    /// - Returns: `false` if the device is not closed by `deadline`. It then stays open, because a
+    ///   thread or the kernel may still use it. The kernel cleans up when the process ends.
     func shutDown(by deadline: Duration) -> Bool {
         guard !isClosed && !isLeftOpen else { return true }
         shutDownCompletions = []
@@ -272,7 +275,7 @@ final class LibUSBHandle: HostHandle {
         return true
     }
 
-    /// Handles libusb's events, in place of the loop, until a condition holds.
+    /// Handles libusb's events while the loop is blocked, until a condition holds or `deadline`.
     private func wait(until deadline: Duration, for condition: () -> Bool) {
         while !condition() && loop.now < deadline {
             context.handleEvents(waiting: .milliseconds(10))

@@ -4,17 +4,18 @@ internal import CLibUSB
 internal import Glibc
 internal import USB
 
-/// One `libusb_transfer` and the memory that its data goes through; used again and again.
+/// A reusable `libusb_transfer` and the memory for its data.
 ///
-/// libusb retains it from submission to callback, so it is not freed while the kernel has it.
+/// libusb retains this object from submission to callback, so it is not freed while the kernel uses
+/// it.
 @safe
 final class LibUSBTransfer {
-    /// The description of the transfer that libusb reads and completes.
+    /// libusb's structure for the transfer.
     let raw: UnsafeMutablePointer<libusb_transfer>
-    /// The context outlives its transfers.
+    /// Retained, because the context must outlive its transfers.
     private let context: LibUSBContext
     private let memory: TransferMemory
-    /// The memory of the current transfer, unless the kernel has copied its data at submission.
+    /// The memory of the current transfer; `nil` if it has no data or uses guest memory.
     private var block: TransferMemory.Block?
     /// Whether ``cancel()`` was called since the last ``prepare(_:to:packets:)``.
     private(set) var isCancelled = false
@@ -22,7 +23,7 @@ final class LibUSBTransfer {
     /// Called on the loop after libusb has completed the transfer.
     var whenEnded: (() -> Void)?
 
-    /// - Parameter packets: how many isochronous packets there is room for.
+    /// - Parameter packets: the number of isochronous packets to allocate.
     init(
         context: LibUSBContext, memory: TransferMemory, packets: Int = 0
     ) throws(LibUSBError) {
@@ -51,7 +52,7 @@ final class LibUSBTransfer {
         isCancelled = false
     }
 
-    /// Hands the transfer to the kernel; ``whenEnded`` follows unless this throws.
+    /// Submits the transfer to the kernel; ``whenEnded`` follows unless this throws.
     func submit(to handle: LibUSBHandle.Pointer) throws(LibUSBError) {
         unsafe raw.pointee.dev_handle = handle.raw
         unsafe raw.pointee.user_data = Unmanaged.passRetained(self).toOpaque()
@@ -63,7 +64,7 @@ final class LibUSBTransfer {
         }
     }
 
-    /// Asks the kernel to end the transfer early; one that has just ended stays as it is.
+    /// Asks the kernel to end the transfer early; has no effect if the transfer has ended.
     func cancel() {
         guard !isCancelled else { return }
         isCancelled = true
@@ -72,7 +73,7 @@ final class LibUSBTransfer {
 
     // MARK: - Memory
 
-    /// Gives the transfer `count` bytes of the device's own memory, with arbitrary content.
+    /// Makes the transfer use `count` bytes of ``TransferMemory``, with arbitrary content.
     func useBlock(of count: Int) throws(LibUSBError) {
         let block = try memory.block(of: count)
         self.block = block
@@ -80,8 +81,8 @@ final class LibUSBTransfer {
         unsafe raw.pointee.length = CInt(count)
     }
 
-    /// Points the transfer to memory from which the kernel copies at submission, and which is not
-    /// accessed later.
+    /// Makes the transfer use guest memory. The kernel copies the data at submission and does not
+    /// access the memory later.
     func useGuestMemory(_ bytes: UnsafeMutableRawBufferPointer) throws(LibUSBError) {
         guard let count = CInt(exactly: bytes.count) else { throw .invalidParameter }
         unsafe raw.pointee.buffer = bytes.baseAddress?.assumingMemoryBound(to: UInt8.self)
@@ -97,7 +98,7 @@ final class LibUSBTransfer {
 
     /// Copies the first `count` bytes of a buffer into the block, from `offset` on.
     ///
-    /// - Throws: ``LibUSBError/invalidParameter`` if the buffer has fewer bytes, as a revoked one.
+    /// - Throws: ``LibUSBError/invalidParameter`` if the buffer has fewer bytes or is revoked.
     func gather(
         _ count: Int, from buffer: TransferBuffer, at offset: Int = 0
     ) throws(LibUSBError) {
@@ -108,8 +109,8 @@ final class LibUSBTransfer {
         guard copied == count else { throw .invalidParameter }
     }
 
-    /// Copies `count` bytes of the block, from `offset` on, to the beginning of a buffer; without a
-    /// block it does nothing.
+    /// Copies `count` bytes of the block, from `offset` on, to the beginning of a buffer. Does
+    /// nothing without a block.
     func scatter(_ count: Int, from offset: Int = 0, to buffer: TransferBuffer) {
         guard let block else { return }
         let end = unsafe min(offset + count, block.bytes.count)
@@ -117,7 +118,7 @@ final class LibUSBTransfer {
         unsafe buffer.copy(from: UnsafeRawBufferPointer(rebasing: source[offset..<end]))
     }
 
-    /// Keeps the block for the device's next transfer.
+    /// Returns the block to ``TransferMemory``.
     func releaseBlock() {
         if let block { memory.recycle(block) }
         block = nil
@@ -126,7 +127,8 @@ final class LibUSBTransfer {
 
 /// Makes a libusb call that submits a transfer.
 ///
-/// libusb reports ENOMEM as "no memory" for bulk and interrupt transfers only; here it is so for all.
+/// libusb reports ENOMEM as `LIBUSB_ERROR_NO_MEM` for bulk and interrupt transfers only. This
+/// function does so for all transfers.
 func submission(_ call: () -> CInt) throws(LibUSBError) {
     errno = 0
     let result = call()

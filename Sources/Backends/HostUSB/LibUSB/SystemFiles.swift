@@ -5,12 +5,12 @@ internal import Glibc
 internal import Platform
 internal import USB
 
-/// Properties of USB devices that libusb does not have, from sysfs, procfs and device nodes.
+/// Properties of USB devices that libusb does not provide, from sysfs, procfs and device nodes.
 enum SystemFiles {
-    /// Bytes of descriptors that are read; no real device has more.
+    /// Maximum bytes of descriptors that are read; no real device has more.
     private static let longestDescriptors = 0x40000
 
-    /// The driver of an interface; `usbfs` if a program has claimed it.
+    /// The driver of an interface; `usbfs` if a program has claimed the interface.
     static func driver(
         ofInterface number: UInt8, of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> String? {
@@ -21,7 +21,7 @@ enum SystemFiles {
         return nil
     }
 
-    /// The string descriptors of manufacturer and product, as far as the device has them.
+    /// The manufacturer and product strings that the device has; `nil` if it has neither.
     static func modelName(
         of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> String? {
@@ -38,7 +38,8 @@ enum SystemFiles {
         line("\(devices)/\(portPath)/\(name)")
     }
 
-    /// The speed of a device with two SuperSpeedPlus lanes (20000 Mb/s), which libusb may not know.
+    /// The speed of a device with two SuperSpeedPlus lanes (20000 Mb/s), which libusb may not know;
+    /// `nil` for other devices.
     static func speed(
         of portPath: String, devices: String = "/sys/bus/usb/devices"
     ) -> USBSpeed? {
@@ -52,7 +53,7 @@ enum SystemFiles {
         contents("\(devices)/\(portPath)/descriptors", limit: longestDescriptors)
     }
 
-    /// The error that opening a device's node would have, from its permissions.
+    /// The error of opening a device node, predicted from its permissions; `nil` if there is none.
     static func accessError(node: String) -> LibUSBError? {
         if unsafe faccessat(AT_FDCWD, node, R_OK | W_OK, AT_EACCESS) == 0 { return nil }
         return error(errno)
@@ -65,12 +66,12 @@ enum SystemFiles {
         return OwnedDescriptor(owning: number)
     }
 
-    /// Bytes of the longest bulk transfer that libusb submits as one request to usbfs. This may wait
-    /// for the lock that the kernel's drivers hold while they start.
+    /// Bytes of the longest bulk transfer that libusb submits as one request to usbfs. Blocks while
+    /// a driver of the kernel starts on the device and holds its lock.
     ///
-    /// libusb cuts longer transfers into requests of 16 KiB where the host's controller has no
-    /// scatter-gather lists. When such a transfer ends early, libusb may move data within its buffer,
-    /// OUT data as well, so that buffer must not be the guest's.
+    /// libusb cuts longer transfers into requests of 16 KiB if the host's controller has no
+    /// scatter-gather lists. When such a transfer ends early, libusb may move data within its
+    /// buffer, even OUT data. Guest memory must not be the buffer then.
     static func longestRequest(of descriptor: CInt) -> Int {
         usbvfiod_usbfs_capabilities(descriptor) & UInt32(USBDEVFS_CAP_BULK_SCATTER_GATHER) != 0
             ? .max : 0x4000
@@ -84,18 +85,18 @@ enum SystemFiles {
         }
     }
 
-    /// Whether udev's daemon runs, which in most builds of libusb reports new devices.
+    /// Whether udev's daemon runs. Most builds of libusb need it to notice new devices.
     static var hasUdev: Bool { unsafe access("/run/udev/control", F_OK) == 0 }
 
-    /// Waits until the kernel's drivers have started on a device that was just connected: opening its
-    /// node takes the lock that they hold.
+    /// Waits until the kernel's drivers have started on a new device. They hold the device's lock,
+    /// which opening its node takes.
     static func waitForDrivers(of node: String) {
         let descriptor = unsafe open(node, O_RDWR | O_CLOEXEC)
         if descriptor >= 0 { close(descriptor) }
     }
 
-    /// The programs that have a device node open, such as `qemu (process 812)`; without root's rights
-    /// only those of this user.
+    /// The other programs that have a device node open, such as `qemu (process 812)`. Without
+    /// root's rights only those of this user are found.
     static func holders(ofNode node: String, processes: String = "/proc") -> [String] {
         var holders: [String] = []
         for process in entries(processes).compactMap({ CInt($0) }).sorted()
@@ -117,8 +118,8 @@ enum SystemFiles {
         return String(decoding: target[..<count].map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }
 
-    /// The first line of a small file, without characters that control a terminal: a device chooses
-    /// its own names.
+    /// The first line of a small file, without control characters: a device's strings could contain
+    /// commands for the operator's terminal.
     static func line(_ path: String) -> String? {
         let content = String(decoding: contents(path, limit: 512), as: UTF8.self)
         let line = content.prefix { !$0.isNewline }.unicodeScalars.filter { scalar in
@@ -129,7 +130,7 @@ enum SystemFiles {
         return text.isEmpty ? nil : text
     }
 
-    /// The first `limit` bytes of a file; none if it cannot be read.
+    /// The first `limit` bytes of a file; empty if the file cannot be read.
     private static func contents(_ path: String, limit: Int) -> [UInt8] {
         let descriptor = unsafe open(path, O_RDONLY | O_CLOEXEC)
         guard descriptor >= 0 else { return [] }

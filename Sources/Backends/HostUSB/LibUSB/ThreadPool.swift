@@ -4,23 +4,24 @@ internal import Platform
 
 /// A few threads for calls that may block, shared by all devices.
 ///
-/// Each device has a ``SerialQueue``; the pool runs the jobs of different queues at the same time, on
-/// up to ``HostUSBLimits/threads`` threads. A system call that hangs occupies its thread. When jobs
-/// wait and none has started for ``HostUSBLimits/stallTime``, the pool starts a further thread, up to
-/// ``HostUSBLimits/threadsWhenStalled``: a device that hangs delays the others, but does not stop them.
+/// Each device has a ``SerialQueue``; the pool runs the jobs of different queues at the same time,
+/// on up to ``HostUSBLimits/threads`` threads. A system call that hangs occupies its thread. When
+/// jobs wait and none has started for ``HostUSBLimits/stallTime``, the pool starts a further
+/// thread, up to ``HostUSBLimits/threadsWhenStalled``. So a device that hangs delays other devices,
+/// but does not block them.
 ///
-/// Everything but the jobs happens on the event loop.
+/// All methods and completions run on the event loop.
 final class ThreadPool {
     private let loop: any EventLoop
     private let schedule = JobSchedule()
-    /// Each runs ``JobSchedule/runJobs(onThread:)`` whenever its thread has work.
+    /// The threads; a thread with work runs ``JobSchedule/runJobs(onThread:)``.
     private var threads: [Worker] = []
     private let endedJobs: Mailbox<UInt64>
     private var delivery: Watch?
     private var completions: [UInt64: () -> Void] = [:]
     private var nextJob: UInt64 = 0
     private var nextQueue: UInt64 = 0
-    /// The number of jobs started when a job first had to wait, and that time.
+    /// The number of started jobs at the last check while jobs waited, and the time of that check.
     private var stall: (startedJobs: UInt64, since: Duration)?
     private var stallTimer: Watch?
 
@@ -39,7 +40,7 @@ final class ThreadPool {
 
     var threadCount: Int { threads.count }
 
-    /// A queue whose jobs run one at a time.
+    /// Makes a queue whose jobs run one at a time.
     func makeQueue() -> SerialQueue {
         nextQueue += 1
         return SerialQueue(id: nextQueue, pool: self)
@@ -67,7 +68,7 @@ final class ThreadPool {
         checkForStall()
     }
 
-    /// Runs a job and releases its captures, which its completion may not expect any more.
+    /// Runs a job and releases its captures before its completion runs.
     private static func runOnce<Result: Sendable>(
         _ holder: Locked<(@Sendable () -> Result)?>
     ) -> Result? {
@@ -75,6 +76,8 @@ final class ThreadPool {
         return job?()
     }
 
+    /// Makes an idle thread run jobs that wait.
+    ///
     /// - Returns: `false` if no thread is idle or no job waits.
     private func wakeIdleThread() -> Bool {
         guard let thread = schedule.claimIdleThread() else { return false }
@@ -88,7 +91,8 @@ final class ThreadPool {
 
     /// Starts a thread for the jobs that wait.
     ///
-    /// - Returns: `false` if the system has no more threads; the jobs then wait for the others.
+    /// - Returns: `false` if the system has no more threads; the jobs then wait for the existing
+    ///   ones.
     private func addThread() -> Bool {
         guard let worker = try? Worker(name: "usb host", loop: loop) else { return false }
         threads.append(worker)
@@ -97,10 +101,10 @@ final class ThreadPool {
         return true
     }
 
-    /// Starts a further thread when all have been busy with the same jobs for too long.
+    /// Starts a further thread if jobs wait and none has started for ``HostUSBLimits/stallTime``.
     ///
-    /// The pool calls this itself while jobs wait and the loop runs. Code that blocks the loop until a
-    /// job has ended calls it meanwhile.
+    /// A timer calls this while jobs wait. Code that blocks the loop until a job has ended must
+    /// call it itself.
     func checkForStall() {
         let (waiting, started) = schedule.progress
         guard waiting > 0 else {
@@ -119,7 +123,8 @@ final class ThreadPool {
     }
 }
 
-/// A device's blocking calls, which run one at a time, in order, on the threads of a ``ThreadPool``.
+/// A device's blocking calls, which run one at a time, in order, on the threads of a
+/// ``ThreadPool``.
 final class SerialQueue {
     private let id: UInt64
     private let pool: ThreadPool
@@ -132,7 +137,7 @@ final class SerialQueue {
         self.pool = pool
     }
 
-    /// Runs `job` on a thread after all earlier ones of this queue, then `completion` on the loop.
+    /// Runs `job` on a thread after all earlier jobs of this queue, then `completion` on the loop.
     func run<Result: Sendable>(
         _ job: @escaping @Sendable () -> Result, completion: @escaping (Result) -> Void
     ) {
@@ -147,19 +152,19 @@ final class SerialQueue {
     func checkForStall() { pool.checkForStall() }
 }
 
-/// The jobs of a pool's queues, and which of its threads are busy; shared by all threads.
+/// The jobs of a pool's queues and the state of its threads; shared by all threads.
 private final class JobSchedule: Sendable {
     private struct State {
         /// The waiting jobs of each queue that has a job waiting or running.
         var queues: [UInt64: [@Sendable () -> Void]] = [:]
-        /// Queues that have a waiting job and none running, in the order in which they are served.
+        /// Queues that have a waiting job and no running one, in the order of service.
         var runnable: [UInt64] = []
         var isBusy: [Bool] = []
         /// Busy threads that have not taken their first job yet.
         var wakingThreads = 0
         var startedJobs: UInt64 = 0
 
-        /// Runnable queues for which no thread is on its way.
+        /// Runnable queues that no waking thread will take.
         var waitingQueues: Int { runnable.count - wakingThreads }
     }
 
@@ -179,7 +184,9 @@ private final class JobSchedule: Sendable {
         }
     }
 
-    /// Marks an idle thread busy, if there is one and a queue waits; the caller makes it run jobs.
+    /// Marks an idle thread as busy, if a queue waits. The caller makes the thread run jobs.
+    ///
+    /// - Returns: the thread's index; `nil` if no thread is idle or no queue waits.
     func claimIdleThread() -> Int? {
         state.withLock { state in
             guard state.waitingQueues > 0, let thread = state.isBusy.firstIndex(of: false) else {
@@ -200,7 +207,8 @@ private final class JobSchedule: Sendable {
         }
     }
 
-    /// The first job of the next runnable queue; `nil` makes the thread idle.
+    /// Removes and returns the first job of the next runnable queue. Without one, marks the thread
+    /// as idle and returns `nil`.
     private func nextJob(_ thread: Int) -> (queue: UInt64, job: @Sendable () -> Void)? {
         state.withLock { state in
             guard let queue = state.runnable.first, let job = state.queues[queue]?.first else {

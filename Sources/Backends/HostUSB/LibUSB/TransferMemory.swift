@@ -2,14 +2,14 @@
 
 /// The backend's own memory for the data of one device's transfers.
 ///
-/// The kernel writes IN data when libusb reaps a request, at a time when the controller may have
-/// revoked the guest's memory. So it writes to a block of this memory, and the block is copied to
-/// the guest on the event loop.
+/// The kernel writes IN data when libusb reaps a request. The controller may have revoked the
+/// guest's memory by then, so the kernel writes to a block of this memory. The event loop copies
+/// the block to guest memory.
 ///
 /// A block is reused for the next transfer of about its size, so the steady state allocates
-/// nothing. It keeps the bytes of its last use: copy from it only what the kernel has written.
+/// nothing. A block keeps the bytes of its last use: copy only bytes that the kernel has written.
 final class TransferMemory {
-    /// Contiguous bytes that one transfer uses at a time.
+    /// Contiguous bytes for one transfer at a time.
     @safe
     final class Block {
         let bytes: UnsafeMutableBufferPointer<UInt8>
@@ -28,9 +28,10 @@ final class TransferMemory {
     /// The bytes of all unused blocks.
     private(set) var keptBytes = 0
 
-    /// A block of at least `count` bytes, with arbitrary content.
+    /// Returns a block of at least `count` bytes, with arbitrary content.
     ///
-    /// - Throws: ``LibUSBError/invalidParameter`` beyond ``HostUSBLimits/transferBytes``.
+    /// - Throws: ``LibUSBError/invalidParameter`` if `count` is above
+    ///   ``HostUSBLimits/transferBytes``.
     func block(of count: Int) throws(LibUSBError) -> Block {
         guard count <= HostUSBLimits.transferBytes else { throw .invalidParameter }
         guard count <= HostUSBLimits.keptTransferBytes else { return Block(byteCount: count) }
@@ -44,8 +45,9 @@ final class TransferMemory {
 
     /// Keeps a block for the next transfer, unless it is too large.
     ///
-    /// When the device keeps too much, the size that has most of it loses blocks: a device whose
-    /// transfers change their size is served by the new ones soon.
+    /// When the kept blocks exceed ``HostUSBLimits/keptBytesPerDevice``, blocks of the size with
+    /// the most bytes are freed. So blocks of a new size soon replace those of a size that is no
+    /// longer used.
     func recycle(_ block: Block) {
         let count = unsafe block.bytes.count
         guard count <= HostUSBLimits.keptTransferBytes else { return }

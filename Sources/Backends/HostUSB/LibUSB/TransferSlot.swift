@@ -3,13 +3,15 @@
 internal import CLibUSB
 internal import USB
 
-/// A control, bulk or interrupt transfer of the guest in libusb; used again and again.
+/// A reusable libusb transfer for a control, bulk or interrupt transfer of the guest.
 ///
-/// The kernel copies OUT data at submission, so it reads a contiguous buffer from the guest's memory
-/// directly. IN data goes through ``TransferMemory``: the kernel writes it when libusb reaps the
-/// request, at a time when the controller may have revoked the guest's memory. So do the data of
-/// control transfers, which follow the setup packet, and of buffers in several segments, because
-/// usbfs takes one pointer.
+/// The kernel copies OUT data at submission, so it reads a buffer of one segment directly from
+/// guest memory, up to ``longestRequest``. Other data goes through ``TransferMemory``:
+///
+/// - IN data: the kernel writes it when libusb reaps the request, and the controller may have
+///   revoked the guest's memory by then.
+/// - Data of control transfers, which must follow the setup packet in memory.
+/// - Buffers of several segments, because usbfs takes one pointer.
 @safe
 final class TransferSlot {
     private static let setupSize = 8
@@ -22,7 +24,7 @@ final class TransferSlot {
     /// The transfer in flight.
     private(set) var transfer: Transfer?
 
-    /// Called on the loop when the submitted transfer has ended; the slot is unused again.
+    /// Called on the loop when the submitted transfer has ended and the slot can be reused.
     var whenFinished: ((TransferSlot, Transfer, Transfer.Completion) -> Void)?
 
     init(
@@ -33,7 +35,7 @@ final class TransferSlot {
         request.whenEnded = { [weak self] in self?.finish() }
     }
 
-    /// Whether an early end was asked for.
+    /// Whether ``cancel()`` was called for the transfer.
     var isCancelled: Bool { request.isCancelled }
 
     /// Starts a transfer; ``whenFinished`` follows unless this throws.
@@ -47,7 +49,7 @@ final class TransferSlot {
         }
     }
 
-    /// Asks for an early end; a transfer that has just ended stays as it is.
+    /// Cancels the transfer; has no effect if it has ended.
     func cancel() { request.cancel() }
 
     /// Completes the transfer with libusb's result.
@@ -89,7 +91,7 @@ final class TransferSlot {
         request.prepare(LIBUSB_TRANSFER_TYPE_CONTROL, to: transfer.endpoint)
         try request.useBlock(of: Self.setupSize + count)
         request.store(setup)
-        // With fewer bytes than announced the device would wait for the rest.
+        // The device would wait for missing bytes.
         if setup.direction == .out {
             try request.gather(count, from: transfer.buffer, at: Self.setupSize)
         }
@@ -113,7 +115,7 @@ final class TransferSlot {
         var status = Transfer.Status(unsafe request.raw.pointee.status)
         var transferred = unsafe max(0, Int(request.raw.pointee.actual_length))
         if transferred > transfer.buffer.count {
-            // A control transfer asked the device for more than the guest has room for.
+            // The `wLength` of a control read was larger than the guest's buffer.
             transferred = transfer.buffer.count
             if status == .completed { status = .babbled }
         }
@@ -130,7 +132,7 @@ final class TransferSlot {
         request.releaseBlock()
     }
 
-    /// Shows libusb's half of the slot to a test that plays the kernel.
+    /// Gives a test that acts as the kernel access to libusb's structure.
     func withRaw(_ body: (UnsafeMutablePointer<libusb_transfer>) -> Void) {
         unsafe body(request.raw)
     }

@@ -3,11 +3,11 @@
 internal import Glibc
 internal import Platform
 
-/// An exclusive lock on a device's node (`flock`), which the kernel releases with the last descriptor
-/// of this opening.
+/// An exclusive lock on a device node (`flock`), which the kernel releases with the last descriptor
+/// of the open file description.
 ///
-/// Without it two rules that match one device would each claim some of its interfaces. Programs that
-/// do not use the lock are excluded by the claims.
+/// Without the lock, two rules that match one device would each claim some of its interfaces. The
+/// claims exclude programs that do not use the lock.
 final class DeviceNodeLock: Sendable {
     private let descriptor: OwnedDescriptor
 
@@ -24,7 +24,7 @@ final class DeviceNodeLock: Sendable {
 
     /// Locks a node that is open already.
     ///
-    /// - Throws: ``OpeningError/locked(by:)``, for which all processes of the host are searched.
+    /// - Throws: ``OpeningError/locked(by:)``, after a search through all processes of the host.
     static func lock(_ descriptor: CInt, of node: String) throws(OpeningError) {
         guard flock(descriptor, LOCK_EX | LOCK_NB) != 0, errno == EWOULDBLOCK else {
             return
@@ -46,9 +46,10 @@ struct ReceivedNode: Sendable {
     }
 }
 
-/// Why a device's node cannot be opened and locked.
+/// The reason why a device node cannot be opened and locked.
 enum OpeningError: Error, Equatable, Sendable {
     case failed(LibUSBError)
-    /// Another `host:` device has it: of these programs, or of this one if there are none.
+    /// The node is locked. The list has the programs that have it open, except this program and
+    /// those that this user cannot see.
     case locked(by: [String])
 }

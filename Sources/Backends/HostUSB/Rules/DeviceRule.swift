@@ -8,10 +8,11 @@ package enum DeviceRule: Equatable {
     case address(bus: UInt8, address: UInt8)
     /// The device in a port, by the kernel's name: `1-2.3` is port 3 of the hub at port 2 of bus 1.
     case port(String)
-    /// A device with these ids, which the device itself states.
+    /// A device with these ids in its device descriptor, and with this serial number if there is
+    /// one.
     case ids(vendor: UInt16, product: UInt16, serial: String?)
 
-    /// Reads the rule of a specification, which must state exactly one.
+    /// Parses the rule of a specification, which must have exactly one.
     package init(_ specification: DeviceSpecification) throws(BackendError) {
         let given = Set(specification.parameters.map(\.name))
             .subtracting(DeviceSpecification.common.map(\.name))
@@ -52,7 +53,7 @@ package enum DeviceRule: Equatable {
         return true
     }
 
-    /// Whether the rule matches a device, whose serial number is not compared.
+    /// Whether the rule matches a device, apart from its serial number.
     func mayMatch(_ device: HostDeviceName) -> Bool {
         switch self {
         case .address(let bus, let address): device.bus == bus && device.address == address
@@ -66,7 +67,7 @@ package enum DeviceRule: Equatable {
         return mayMatch(device)
     }
 
-    /// An id as lsusb writes it: hexadecimal, with `0x` or without.
+    /// Parses an id as lsusb writes it: hexadecimal, with or without `0x`.
     private static func id(
         _ name: String, in specification: DeviceSpecification
     ) throws(BackendError) -> UInt16? {
@@ -105,13 +106,13 @@ extension DeviceRule: CustomStringConvertible {
     }
 }
 
-/// A value as it is written in a specification.
+/// Escapes a value for a specification.
 private func doubledCommas(_ text: String) -> String {
     text.split(separator: ",", omittingEmptySubsequences: false).joined(separator: ",,")
 }
 
-/// Text without spaces at its ends and with single ones inside: names and serial numbers are compared
-/// and shown so.
+/// Removes spaces at the ends of a text and reduces others to single ones. Names and serial numbers
+/// are compared and shown in this form.
 func collapsingSpaces(_ text: String) -> String {
     text.split(separator: " ").joined(separator: " ")
 }

@@ -17,16 +17,16 @@ enum Diagnosis {
         return BackendError("no device \(bus):\(address); this host has:\(list)")
     }
 
-    /// A request has brought a descriptor that is not an open device.
+    /// The error for a received descriptor that is not an open device node.
     static func notANode(_ rule: DeviceRule, _ error: LibUSBError) -> BackendError {
         BackendError(
-            "the descriptor that was passed for \(rule) is not that of a device node under "
-                + "/dev/bus/usb, opened for reading and writing: \(error)")
+            "the descriptor passed for \(rule) is not a device node under /dev/bus/usb that is "
+                + "open for reading and writing: \(error)")
     }
 
     static func wrongNode(_ rule: DeviceRule, _ name: HostDeviceName) -> BackendError {
         BackendError(
-            "the descriptor that was passed for \(rule) is that of another device: "
+            "the descriptor passed for \(rule) belongs to another device: "
                 + "\(name.specification) (\(name.displayName))")
     }
 
@@ -49,8 +49,8 @@ enum Diagnosis {
                 start + "permission denied. Run as root, or write into "
                     + "/etc/udev/rules.d/70-usbvfiod.rules\n"
                     + "  \(name.udevRule)\n"
-                    + "then run `udevadm control --reload && udevadm trigger` "
-                    + "as a member of that group")
+                    + "then run `udevadm control --reload && udevadm trigger` as root, "
+                    + "and usbvfiod as a member of that group")
         case .noDevice:
             return BackendError(start + "it was unplugged, or the node is missing")
         default:
@@ -58,7 +58,7 @@ enum Diagnosis {
         }
     }
 
-    /// - Parameter seesAll: whether the programs of all users were searched, which needs root's rights.
+    /// - Parameter seesAll: whether the search covered the programs of all users, which needs root.
     static func cannotOpen(
         _ name: HostDeviceName, _ error: OpeningError, seesAll: Bool = geteuid() == 0
     ) -> BackendError {
@@ -91,7 +91,7 @@ enum Diagnosis {
             "'\(rule)' matches \(candidates.count) devices; name one of them:\(list)")
     }
 
-    /// The kernel has no memory for a transfer.
+    /// The warning when the kernel has no memory for a transfer.
     static func memoryLimit(
         _ count: Int, file: String = "/sys/module/usbcore/parameters/usbfs_memory_mb"
     ) -> String {
@@ -107,6 +107,6 @@ enum Diagnosis {
     }
 
     static let noHotplug =
-        "the host's udev daemon does not run (/run/udev/control is missing): a device that is "
-        + "connected may not be noticed"
+        "the host's udev daemon does not run (/run/udev/control is missing): new devices may "
+        + "not be noticed"
 }

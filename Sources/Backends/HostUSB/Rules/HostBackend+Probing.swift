@@ -9,10 +9,9 @@ internal import USB
 extension HostBackend {
     // MARK: - Connection
 
-    /// Looks for a device that the rule matches, unless one is selected.
+    /// Probes for a device that the rule matches, unless one is selected.
     ///
-    /// The kernel may still be busy with a new device, so names are read and nodes are opened by
-    /// ``jobs``.
+    /// The kernel may still be busy with a new device, so ``jobs`` reads names and opens nodes.
     func probe() {
         guard bus != nil, current == nil else { return }
         if isProbing {
@@ -63,7 +62,7 @@ extension HostBackend {
         probe()
     }
 
-    /// Opens the first device that can be opened: other programs or rules may have some of them.
+    /// Opens the first device that other programs and rules do not use.
     private func openFirst(of present: [(node: LibUSBDevice, name: HostDeviceName)]) {
         isProbing = true
         let choices = present.map { (opener: $0.node.opener, name: $0.name) }
@@ -74,10 +73,10 @@ extension HostBackend {
         } completion: { [weak self] first in
             guard let self else { return }
             isProbing = false
-            // This closure keeps the references that the openers need.
+            // This closure retains the devices, whose references the openers need.
             let (node, name) = present[first.index]
             if present.count > 1, case .success = first.result {
-                logger.notice("\(rule) matches \(present.count) devices; taking \(name.portRule)")
+                logger.notice("\(rule) matches \(present.count) devices; using \(name.portRule)")
             }
             deviceOpened(node, name, first.result)
             reprobeIfNeeded()
@@ -91,7 +90,7 @@ extension HostBackend {
         do throws(OpeningError) {
             let opened = try result.get()
             guard bus != nil, current == nil else { return opened.pointer.close() }
-            // A disconnection until now was not observed, because the device was not selected yet.
+            // The backend has not observed a disconnection of this device, which was not selected.
             guard context.has(node) else {
                 opened.pointer.close()
                 return reportDisconnection(of: name)
@@ -113,7 +112,7 @@ extension HostBackend {
         }
     }
 
-    /// Takes over a device that another process has opened, without blocking the loop.
+    /// Adopts a device that another process has opened, without blocking the loop.
     func adoptLater(_ descriptor: consuming OwnedDescriptor) {
         isProbing = true
         let number = descriptor.rawValue
@@ -137,8 +136,10 @@ extension HostBackend {
         }
     }
 
-    /// - Parameter isListed: whether the device is in libusb's own list, so that its disconnection is
-    ///   reported.
+    /// Locks the node of an adopted device and reads the device's strings.
+    ///
+    /// - Parameter isListed: whether the device is in libusb's own list, so that its disconnection
+    ///   is reported.
     private func lock(
         _ node: LibUSBDevice, isListed: Bool, _ pointer: LibUSBHandle.Pointer, _ number: CInt,
         _ received: ReceivedDescriptor
@@ -176,13 +177,13 @@ extension HostBackend {
             } catch {
                 current = nil
                 fail(error, closing: session)
-                // There may be another device, whose interfaces can be claimed.
+                // The interfaces of another matching device may be free.
                 probe()
             }
         }
     }
 
-    /// Attaches a device whose interfaces are claimed, except those that have problems.
+    /// Attaches a device whose interfaces are claimed, and logs a warning for each problem.
     func attach(
         _ session: HostDeviceSession, to bus: any USBBus, problems: [String]
     ) throws(BackendError) {
@@ -212,9 +213,9 @@ extension HostBackend {
         session.whenClosed = { [weak self] in self?.removeDisconnected() }
     }
 
-    /// Closes a device whose transfers failed as if it had been disconnected, although it is still
-    /// connected: the kernel ends transfers so when it releases their interface. After a moment the
-    /// device may be selected again.
+    /// Closes a device that is still connected, although its transfers failed as if it were
+    /// disconnected: the kernel ends transfers in this way when it releases their interface. The
+    /// device may be selected again after ``accessRetryDelay``.
     private func closeForReturn(_ session: HostDeviceSession) {
         closing.append(session)
         session.whenClosed = { [weak self, weak session] in
@@ -234,7 +235,7 @@ extension HostBackend {
         closing.removeAll { $0.isClosed && !context.has($0.node) }
     }
 
-    /// The device that the rule had selected is disconnected.
+    /// Closes the selected device after its disconnection.
     private func sessionDisconnected(_ session: HostDeviceSession) {
         guard session === current else { return }
         current = nil
@@ -251,12 +252,12 @@ extension HostBackend {
     private func reportDisconnection(of device: HostDeviceName) {
         let name = "\(device.specification) (\(device.displayName))"
         guard rule.isPersistent else {
-            if startCompletion != nil { return fail(BackendError("\(name) is gone")) }
-            logger.warning("\(name) is gone")
+            if startCompletion != nil { return fail(BackendError("\(name) was disconnected")) }
+            logger.warning("\(name) was disconnected")
             return
         }
-        logger.warning("\(name) is gone; \(rule) waits for it to come back")
-        // Its successor may be connected already.
+        logger.warning("\(name) was disconnected; \(rule) waits for a device")
+        // The device may be connected again already.
         probeTimer = loop.schedule(at: loop.now) { [weak self] in self?.probe() }
         completeStart()
     }
@@ -281,7 +282,7 @@ extension HostBackend: LibUSBContextObserver {
     }
 }
 
-/// The first of several devices that can be opened, or why none can.
+/// The first of several devices that can be opened, or the error if none can.
 struct FirstOpened<Opened: Sendable>: Sendable {
     let index: Int
     let result: Result<Opened, OpeningError>
@@ -300,7 +301,7 @@ struct FirstOpened<Opened: Sendable>: Sendable {
                 failures.append((index, error))
             }
         }
-        // udev may still permit the access; a lock is kept.
+        // Access is worth another attempt, because udev may grant it; a lock remains.
         let failure = failures.first { $0.error == .failed(.access) } ?? failures[0]
         (index, result) = (failure.index, .failure(failure.error))
     }

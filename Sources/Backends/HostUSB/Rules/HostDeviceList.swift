@@ -6,11 +6,11 @@ internal import USB
 
 /// A device of the host in the list of `usbvfiod devices`.
 ///
-/// Texts of the device have no characters that control a terminal.
+/// Control characters are removed from the device's strings.
 public struct HostDeviceEntry: Equatable, Sendable {
-    /// The number of its bus, as in `lsusb`.
+    /// The bus number, as in `lsusb`.
     public let bus: UInt8
-    /// Its address on the bus, which `lsusb` calls "Device".
+    /// The address on the bus, which `lsusb` calls "Device".
     public let address: UInt8
     /// `idVendor`, four hexadecimal digits.
     public let vendor: String
@@ -22,20 +22,20 @@ public struct HostDeviceEntry: Equatable, Sendable {
     public let productName: String?
     /// The serial number's string descriptor.
     public let serial: String?
-    /// The data rate, such as `480 Mb/s`, if it is known.
+    /// The data rate, such as `480 Mb/s`; `nil` if it is unknown.
     public let speed: String?
     /// The names of the device's class or of its interfaces' classes, each once.
     public let classes: [String]
-    /// Whether it is a hub, which cannot be passed through.
+    /// Whether the device is a hub, which cannot be passed through.
     public let isHub: Bool
-    /// The values of `--device` for it: by port, then by ids if they match no other device. Empty for
-    /// a hub.
+    /// The specifications that select the device: by port, then by ids if these match no other
+    /// device. Empty for a hub.
     public let specifications: [String]
-    /// Why this program cannot open it, and what to do.
+    /// The reason why this program cannot open the device, and what to do; `nil` if it can.
     public let obstacle: String?
 }
 
-/// The list of the host's devices, for which no device is opened.
+/// The list of the host's devices, which is read without opening a device.
 public enum HostDeviceList {
     /// The connected devices, by bus and address.
     public static func read() throws(BackendError) -> [HostDeviceEntry] {
@@ -69,7 +69,7 @@ public enum HostDeviceList {
 
     private static func nodes() throws(BackendError) -> [LibUSBDevice] {
         do {
-            // No event is awaited, so this loop does not run.
+            // The loop never runs: reading the list needs no events.
             return try LibUSBContext(loop: EpollLoop()).devices()
         } catch let error as LibUSBError {
             throw Diagnosis.noUSB(error)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The properties of a host's device that rules compare and messages show.
+/// The properties of a host device that rules compare and messages show.
 struct HostDeviceName: Equatable, Sendable {
     var bus: UInt8
     var address: UInt8
@@ -12,7 +12,7 @@ struct HostDeviceName: Equatable, Sendable {
     var modelName: String?
     var serial: String?
 
-    /// Takes the properties that are known without waiting for the kernel: no string descriptors.
+    /// Reads the properties that never block: all but the string descriptors.
     init(withoutStrings device: LibUSBDevice) {
         self.init(
             bus: device.bus, address: device.address, vendor: device.vendor,
@@ -34,7 +34,7 @@ struct HostDeviceName: Equatable, Sendable {
         self.serial = serial
     }
 
-    /// Adds model name and serial number. This waits while a driver of the kernel starts on the
+    /// Adds the model name and the serial number. Blocks while a driver of the kernel starts on the
     /// device.
     func addingStrings() -> HostDeviceName {
         var name = self
@@ -46,13 +46,14 @@ struct HostDeviceName: Equatable, Sendable {
     /// The specification of the device at its present address.
     var specification: String { "\(DeviceRule.address(bus: bus, address: address))" }
 
-    /// The rule for its port.
+    /// The rule for the device's port.
     var portRule: DeviceRule { .port(portPath) }
 
-    /// The rule for the device in any port; without a serial number it matches others of its kind.
+    /// The rule for the device in any port. Without a serial number it matches all devices of the
+    /// kind.
     var idRule: DeviceRule { .ids(vendor: vendor, product: product, serial: serial) }
 
-    /// `46f4:0001 QEMU USB HARDDRIVE`.
+    /// Ids and model name, such as `46f4:0001 QEMU USB HARDDRIVE`.
     var displayName: String {
         "\(hex(vendor)):\(hex(product))" + (modelName.map { " \($0)" } ?? "")
     }

@@ -2,7 +2,8 @@
 
 internal import USB
 
-/// The requests to endpoint 0: the standard ones, and the two vendor requests of gadget zero.
+/// The control requests of the test device: standard requests, and gadget zero's two vendor
+/// requests.
 struct ControlRequests {
     /// `bRequest` of gadget zero's vendor requests.
     private enum VendorRequest {
@@ -44,7 +45,7 @@ struct ControlRequests {
 
     // MARK: - Requests
 
-    /// The descriptor that a request asks for, if faults can apply to it.
+    /// Returns the requested descriptor, if faults can apply to it.
     func descriptor(
         for setup: SetupPacket
     ) -> (subject: DescriptorFault.Subject, bytes: [UInt8])? {
@@ -56,7 +57,7 @@ struct ControlRequests {
         return (subject, bytes)
     }
 
-    /// Answers a request.
+    /// Executes a request and returns its completion.
     mutating func handle(
         _ transfer: Transfer, _ setup: SetupPacket
     ) -> (completion: Transfer.Completion, change: DefaultControlPipe.Change?) {

@@ -8,14 +8,14 @@ enum PatternKind: String, CaseIterable {
     case zero
     /// Each packet counts from 0 to 62 over and over (usbtest's pattern 1).
     case mod63
-    /// No pattern: data is neither written nor checked, so a guest reads what its memory had before.
+    /// No pattern: data is neither written nor checked. IN transfers leave guest memory unchanged.
     case none
 }
 
 /// A pattern for the packet size of one endpoint.
 struct DataPattern {
     private let kind: PatternKind
-    /// The pattern of a number of whole packets.
+    /// The pattern for several whole packets.
     private let block: [UInt8]
 
     init(_ kind: PatternKind, maxPacketSize: Int) {

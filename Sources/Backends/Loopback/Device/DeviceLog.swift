@@ -3,8 +3,8 @@
 internal import Logging
 internal import USB
 
-/// The log lines of the test device: faults that took effect, and data that is not the pattern. Lines
-/// beyond a limit are logged at debug level.
+/// The log of the test device: its faults, and data that differs from the pattern. Lines beyond a
+/// limit are logged at debug level.
 struct DeviceLog {
     let device: String
     let logger: Logger
@@ -15,7 +15,6 @@ struct DeviceLog {
         self.logger = logger
     }
 
-    /// Logs a fault.
     func fault(_ fault: FaultPlan.Fault) {
         let level: Logger.Level = fault.occurrence > LoopbackLimits.faultsLogged ? .debug : .notice
         logger.log(
@@ -24,7 +23,7 @@ struct DeviceLog {
         )
     }
 
-    /// Logs a byte that differs from the pattern.
+    /// Logs the first byte of a transfer that differs from the pattern.
     mutating func mismatch(_ mismatch: SourceSink.Mismatch, at pipe: Pipe, pattern: PatternKind) {
         mismatches += 1
         let level: Logger.Level =

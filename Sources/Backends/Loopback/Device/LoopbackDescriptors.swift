@@ -2,14 +2,14 @@
 
 internal import USB
 
-/// The descriptors of the test device: the IDs of Linux's gadget zero, which test drivers bind to, and
-/// its two configurations.
+/// The descriptors of the test device: the two configurations of Linux's gadget zero, and its IDs,
+/// to which test drivers bind.
 enum LoopbackDescriptors {
     static let vendor: UInt16 = 0x0525
     static let product: UInt16 = 0xa4a0
 
-    /// `bConfigurationValue` of the configuration with sources and sinks, which is the first one, so
-    /// that hosts choose it.
+    /// `bConfigurationValue` of the configuration with sources and sinks. It is the first one,
+    /// because hosts choose that.
     static let sourceSink: UInt8 = 3
     /// `bConfigurationValue` of the configuration that loops data back.
     static let loopback: UInt8 = 2
@@ -84,8 +84,7 @@ enum LoopbackDescriptors {
         }
     }
 
-    /// `wMaxPacketSize`, which at high speed has the additional transactions of a microframe in bits
-    /// 12:11.
+    /// `wMaxPacketSize`. At high speed bits 12:11 are the additional transactions in a microframe.
     private static func isoPacketField(_ settings: LoopbackSettings) -> UInt16 {
         let additional = settings.speed == .high ? settings.isoMult - 1 : 0
         return UInt16(settings.isoPacket) | UInt16(additional) << 11

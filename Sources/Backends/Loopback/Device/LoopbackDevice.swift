@@ -6,9 +6,10 @@ internal import USB
 
 /// The test device, which is gadget zero to Linux (docs/loopback.md).
 ///
-/// In configuration 3 its endpoints are sources and sinks of a pattern; in configuration 2 data that goes
-/// OUT comes back IN. Most transfers complete within ``submit(_:)``. The others wait in the queue of
-/// their endpoint: for looped data, for room in the loopback queue, or for the end of a fault.
+/// In configuration 3 its endpoints are sources and sinks of a pattern. In configuration 2 the bulk
+/// IN endpoint returns the data of the bulk OUT endpoint. Most transfers complete within
+/// ``submit(_:)``. The others wait in the queue of their endpoint: for looped data, for space in
+/// the loopback queue, or for the end of a fault.
 final class LoopbackDevice: USBDevice {
     let speed: USBSpeed
     let summary: String
@@ -23,7 +24,7 @@ final class LoopbackDevice: USBDevice {
     private var loopback: PacketQueue
     private var faults = FaultPlan()
     private var log: DeviceLog
-    /// By the raw value of the pipe.
+    /// The queues of the endpoints, indexed by the raw value of the pipe.
     private let queues = Pipe.allCases.map { _ in PipeQueue() }
 
     init(_ settings: LoopbackSettings, loop: any EventLoop, logger: Logger) {
@@ -73,7 +74,7 @@ final class LoopbackDevice: USBDevice {
             return
         }
         queue(pipe).transfers.append(pending)
-        // The first transfer may have waited for this one to be queued.
+        // A NAK fault may end when this transfer is queued.
         processQueue(pipe)
     }
 
@@ -93,7 +94,7 @@ final class LoopbackDevice: USBDevice {
 
     private func queue(_ pipe: Pipe) -> PipeQueue { queues[pipe.rawValue] }
 
-    /// Completes the transfers that wait at an endpoint, up to the first that must wait on.
+    /// Completes the waiting transfers of an endpoint, up to the first that must still wait.
     private func processQueue(_ pipe: Pipe) {
         completeReady(pipe)
         pumpLoopback(after: pipe)
@@ -110,8 +111,8 @@ final class LoopbackDevice: USBDevice {
         }
     }
 
-    /// Moves looped data until neither bulk endpoint makes progress: data in the queue completes IN
-    /// transfers, and room in it completes OUT transfers.
+    /// Moves looped data until neither bulk endpoint makes progress: data in the loopback queue
+    /// completes IN transfers, and free space completes OUT transfers.
     private func pumpLoopback(after pipe: Pipe) {
         guard pipe.isBulk, control.isLoopback else { return }
         var changes: UInt64
@@ -122,7 +123,7 @@ final class LoopbackDevice: USBDevice {
         } while loopback.changes != changes
     }
 
-    /// Completes a transfer if nothing makes it wait.
+    /// Completes a transfer unless it must wait.
     ///
     /// - Returns: whether the transfer is complete.
     private func process(_ pending: inout PendingTransfer, _ pipe: Pipe) -> Bool {
@@ -169,7 +170,7 @@ final class LoopbackDevice: USBDevice {
 
     // MARK: - Faults
 
-    /// Replaces the fault rules, and ends all NAK faults of the old ones.
+    /// Replaces the fault rules, and ends all NAK faults of the old rules.
     func setFaults(_ rules: [FaultRule]) {
         faults = FaultPlan(rules)
         for pipe in Pipe.allCases {
@@ -195,7 +196,7 @@ final class LoopbackDevice: USBDevice {
                 self?.processQueue(pipe)
             }
         case .disconnect(let reconnect):
-            // The transfer is not completed: it ends with the port.
+            // The transfer is never completed; ``detached()`` removes it.
             pending.nak = .forever
             port?.disconnect()
             onDisconnect?(reconnect)
@@ -214,7 +215,8 @@ final class LoopbackDevice: USBDevice {
 
     /// Completes a transfer with an error for which the host halts the endpoint.
     ///
-    /// Transfers behind it wait for one turn of the event loop, in which the host can cancel them.
+    /// The transfers behind it wait for one turn of the event loop, so that the host can cancel
+    /// them.
     private func fail(_ transfer: Transfer, _ status: Transfer.Status, _ pipe: Pipe) {
         complete(transfer, status, status == .babbled ? transfer.buffer.count : 0)
         guard pipe.canHalt else { return }
@@ -230,9 +232,9 @@ final class LoopbackDevice: USBDevice {
 
     /// Checks the data of an OUT transfer.
     ///
-    /// Behind the packet with a wrong byte the endpoint is halted: a transfer with further packets ends
-    /// with a stall, otherwise the next transfer is stalled. Isochronous endpoints have no handshake and
-    /// accept everything.
+    /// A wrong byte halts the endpoint after the packet that contains it. The device stalls the
+    /// transfer if it has further packets, otherwise the next transfer. Isochronous endpoints have
+    /// no handshake and accept all data.
     private func sink(_ transfer: Transfer, _ pipe: Pipe, _ fault: FaultRule.Action?) {
         let count = transfer.buffer.count
         guard let mismatch = sourceSink.check(transfer.buffer, at: pipe, fault) else {
@@ -282,7 +284,7 @@ final class LoopbackDevice: USBDevice {
         send(completion, transfer, fault)
         switch change {
         case .configuration, .alternateSetting:
-            // The transfers were for endpoints of the previous configuration or setting.
+            // The queued transfers belong to the previous configuration or alternate setting.
             loopback.removeAll()
             for pipe in Pipe.allCases where pipe != .control { completeAll(pipe, .failed) }
         case .haltSet(let endpoint), .haltCleared(let endpoint):
@@ -291,7 +293,7 @@ final class LoopbackDevice: USBDevice {
         }
     }
 
-    /// The bytes of a requested descriptor, if a fault rule applies to it.
+    /// Returns the faulty bytes of a requested descriptor, if a fault rule applies to it.
     private func faultyDescriptor(for setup: SetupPacket) -> [UInt8]? {
         guard let (subject, bytes) = control.descriptor(for: setup),
             let fault = faults.fault(for: subject),
@@ -301,7 +303,7 @@ final class LoopbackDevice: USBDevice {
         return action.apply(to: bytes, subject)
     }
 
-    /// Completes a control transfer, shortened or corrupted by a fault.
+    /// Completes a control transfer; a fault may shorten or corrupt its data.
     private func send(
         _ completion: Transfer.Completion, _ transfer: Transfer, _ fault: FaultRule.Action?
     ) {

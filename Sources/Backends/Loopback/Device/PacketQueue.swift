@@ -2,23 +2,25 @@
 
 internal import USB
 
-/// The data of configuration 2 on its way from the OUT endpoint to the IN endpoint.
+/// The loopback queue of configuration 2, which takes data from the OUT endpoint to the IN
+/// endpoint.
 ///
-/// It is a ring of bytes with the positions of short packets, so packets stay apart as on a wire: an IN
-/// transfer ends when it is full or with a short packet, which may be a zero-length one. Packets of
-/// full size follow each other without a border.
+/// The queue is a ring of bytes and a list of the positions at which short packets end. An IN
+/// transfer completes when its buffer is full, or at the end of a short packet, which may be a
+/// zero-length packet. The ring does not mark the ends of full-size packets.
 struct PacketQueue {
     /// A short packet.
     private struct ShortPacket {
-        /// The end of the packet, counted in bytes that were ever written.
+        /// The end of the packet, as a value of `written`.
         var end: Int
         /// Whether it is a zero-length packet, which is sent after all bytes before it.
         var isEmpty: Bool
     }
 
     private var bytes: [UInt8]
-    /// Bytes ever written to and read from the ring.
+    /// Bytes written to the ring since it was last emptied.
     private var written = 0
+    /// Bytes read from the ring since it was last emptied.
     private var read = 0
     private var shortPackets: [ShortPacket] = []
     private let maxPacketSize: Int
@@ -38,10 +40,10 @@ struct PacketQueue {
         changes &+= 1
     }
 
-    /// Writes the data of an OUT transfer from `moved` on, as far as there is room.
+    /// Writes the data of an OUT transfer from offset `moved` on, until the queue is full.
     ///
     /// - Parameter wrong: the offset of a byte to invert.
-    /// - Returns: whether all data is written.
+    /// - Returns: whether the transfer is complete.
     mutating func put(
         _ buffer: TransferBuffer, moved: inout Int, inverting wrong: Int? = nil
     ) -> Bool {
@@ -66,7 +68,7 @@ struct PacketQueue {
         return true
     }
 
-    /// Reads data for an IN transfer, up to `limit` bytes in all.
+    /// Reads data for an IN transfer until it has `limit` bytes, `moved` of which it has already.
     ///
     /// - Returns: whether the transfer is complete.
     mutating func take(into buffer: TransferBuffer, moved: inout Int, limit: Int) -> Bool {

@@ -8,7 +8,7 @@ struct PendingTransfer {
     let transfer: Transfer
     /// Bytes that have moved so far.
     var moved = 0
-    /// Whether the fault rules have been evaluated for the transfer, which happens once.
+    /// Whether the fault rules have been evaluated for the transfer.
     var isEvaluated = false
     /// The fault that a rule has chosen for the transfer.
     var fault: FaultRule.Action?
@@ -18,7 +18,7 @@ struct PendingTransfer {
     /// The end of a NAK fault.
     enum NAK {
         case forever
-        /// A time of the event loop's clock.
+        /// A deadline on the event loop's clock.
         case until(Duration)
         /// Until this number of further transfers waits.
         case queued(Int)
@@ -30,21 +30,18 @@ final class PipeQueue {
     var transfers: [PendingTransfer] = []
     /// Fires when the first transfer's NAK or the pause ends.
     var timer: Watch?
-    /// Whether the device waits for the host to cancel what it submitted behind a failed transfer.
+    /// Whether the queue waits for the host to cancel the transfers behind a failed one.
     var isPaused = false
 
     /// Whether the next transfer can be processed as soon as it is submitted.
     var isIdle: Bool { transfers.isEmpty && !isPaused }
 
-    /// Removes a transfer.
     func remove(_ id: Transfer.ID) -> (transfer: PendingTransfer, wasFirst: Bool)? {
         guard let index = transfers.firstIndex(where: { $0.transfer.id == id }) else { return nil }
         return (transfers.remove(at: index), index == 0)
     }
 
-    /// Removes all transfers, and ends a pause.
-    ///
-    /// - Returns: the transfers.
+    /// Removes and returns all transfers, and ends a pause.
     @discardableResult
     func removeAll() -> [PendingTransfer] {
         defer {

@@ -23,10 +23,10 @@ struct SourceSink {
         isochronous = DataPattern(settings.pattern, maxPacketSize: settings.isoPacket)
     }
 
-    /// Fills an IN transfer: the whole buffer, or what a service interval holds if the endpoint is
-    /// isochronous.
+    /// Fills the buffer of an IN transfer. An isochronous transfer gets at most the bytes of one
+    /// service interval.
     ///
-    /// - Returns: the bytes that the device sends.
+    /// - Returns: the number of bytes that the device sends.
     func fill(_ buffer: TransferBuffer, at pipe: Pipe, _ fault: FaultRule.Action?) -> Int {
         var count = buffer.count
         if pipe == .isoIn { count = min(count, settings.isoBytesPerInterval) }
@@ -38,7 +38,8 @@ struct SourceSink {
 
     /// Checks an OUT transfer.
     ///
-    /// - Returns: the first byte that differs; `nil` if the data is right or the device has no pattern.
+    /// - Returns: the first byte that differs; `nil` if the data is right or the device has no
+    ///   pattern.
     func check(_ buffer: TransferBuffer, at pipe: Pipe, _ fault: FaultRule.Action?) -> Mismatch? {
         let pattern = pattern(pipe)
         if let (offset, byte) = pattern.firstDifference(in: buffer) {
@@ -51,7 +52,7 @@ struct SourceSink {
         return Mismatch(offset: offset, byte: ~byte)
     }
 
-    /// The bytes of an OUT transfer up to the end of the packet with the mismatch.
+    /// The number of bytes of an OUT transfer up to the end of the packet with the mismatch.
     func acceptedBytes(before mismatch: Mismatch, of count: Int, at pipe: Pipe) -> Int {
         let packet = pipe == .bulkOut ? settings.bulkPacket : settings.interruptPacket
         return min(count, (mismatch.offset / packet + 1) * packet)
@@ -67,7 +68,7 @@ struct SourceSink {
 }
 
 extension TransferBuffer {
-    /// Inverts the byte at `offset`, if it is among the first `count`.
+    /// Inverts the byte at `offset`; does nothing if `offset` is not below `count`.
     func invert(_ offset: Int, of count: Int) {
         guard offset < count, let byte = bytes(from: offset, count: 1).first else { return }
         copy(from: [~byte], at: offset)

@@ -4,7 +4,7 @@ internal import USB
 
 /// An error in a descriptor that the device sends.
 enum DescriptorFault: String, CaseIterable {
-    /// Only the first half is sent.
+    /// The device sends only the first half of the descriptor.
     case truncated
     /// A length field is larger than the descriptor.
     case overlong
@@ -34,7 +34,7 @@ enum DescriptorFault: String, CaseIterable {
         }
     }
 
-    /// The descriptor with this error.
+    /// Returns the bytes of a descriptor with this error.
     func apply(to bytes: [UInt8], _ subject: Subject) -> [UInt8] {
         var bytes = bytes
         switch (self, subject) {
@@ -45,7 +45,7 @@ enum DescriptorFault: String, CaseIterable {
                 UInt16(clamping: bytes.count + 1024),
                 at: ConfigurationDescriptor.Field.totalLength)
         case (.contradictory, .device):
-            // A packet size is a power of two, or the exponent 9.
+            // `bMaxPacketSize0` must be 8, 16, 32 or 64, or at SuperSpeed the exponent 9.
             bytes.replace(7, at: DeviceDescriptor.Field.maxPacketSize)
             bytes.replace(0xff, at: DeviceDescriptor.Field.configurationCount)
         case (.contradictory, .configuration):
@@ -67,12 +67,12 @@ enum DescriptorFault: String, CaseIterable {
 }
 
 extension [UInt8] {
-    /// Replaces the byte at an offset, if it is there.
+    /// Replaces the byte at an offset; does nothing beyond the end.
     fileprivate mutating func replace(_ byte: UInt8, at offset: Int) {
         if indices.contains(offset) { self[offset] = byte }
     }
 
-    /// Replaces the two bytes at an offset, as far as they are there, least significant byte first.
+    /// Stores a little-endian word at an offset; ignores bytes beyond the end.
     fileprivate mutating func replaceWord(_ value: UInt16, at offset: Int) {
         replace(UInt8(truncatingIfNeeded: value), at: offset)
         replace(UInt8(truncatingIfNeeded: value >> 8), at: offset + 1)

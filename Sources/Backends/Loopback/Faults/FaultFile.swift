@@ -11,7 +11,7 @@ enum FaultFile {
         let bytes: [UInt8]
         do throws(Errno) {
             let file = try RandomAccessFile(opening: path, [])
-            // One byte more than the limit shows that a file is too large.
+            // Reads one byte more than the limit, to detect a file that is too large.
             bytes = try file.contents(atMost: LoopbackLimits.faultScript + 1)
         } catch {
             throw BackendError("cannot read the faults in '\(path)': \(error)")

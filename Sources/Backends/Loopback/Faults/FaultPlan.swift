@@ -4,22 +4,22 @@ internal import USB
 
 /// The fault rules of a device with their counters. Equal rules and transfers give equal faults.
 struct FaultPlan {
-    /// A rule that takes effect on a transfer.
+    /// A fault that a rule causes on a transfer.
     struct Fault {
         var rule: FaultRule
-        /// The number of the transfer among those that the rule applies to, counted from 1.
+        /// The number of the transfer, counted from 1, among those that the rule applies to.
         var number: Int
-        /// The number of times that the rule has taken effect, with this one.
+        /// The number of faults that the rule has caused, including this one.
         var occurrence: Int
     }
 
     private struct Entry {
         let rule: FaultRule
-        /// Transfers that the rule applied to.
+        /// The number of transfers that the rule applied to.
         var seen = 0
-        /// Bytes that the rule's endpoint has moved.
+        /// The number of bytes that the rule's endpoint has moved.
         var bytes: UInt64 = 0
-        /// Faults.
+        /// The number of faults that the rule has caused.
         var fired = 0
         var generator: SplitMix64
 
@@ -46,13 +46,13 @@ struct FaultPlan {
         }
     }
 
-    /// The fault for the next transfer of a pipe. It is called once for each transfer.
+    /// Returns the fault for the next transfer of a pipe; call it once for each transfer.
     mutating func fault(for transfer: Transfer, at pipe: Pipe) -> Fault? {
         guard hasRules(for: pipe) else { return nil }
         return nextFault { $0.target == .pipe(pipe) && $0.applies(to: transfer) }
     }
 
-    /// The fault for the next request for a descriptor. It is called once for each request.
+    /// Returns the fault for the next request for a descriptor; call it once for each request.
     mutating func fault(for subject: DescriptorFault.Subject) -> Fault? {
         nextFault { $0.target == .descriptor(subject) }
     }
@@ -69,7 +69,8 @@ struct FaultPlan {
         pipesWithRules >> UInt8(pipe.rawValue) & 1 != 0
     }
 
-    /// The fault of the first rule that matches and is due. All rules that match count the transfer.
+    /// Returns the fault of the first matching rule that is due. All matching rules count the
+    /// transfer.
     private mutating func nextFault(where matches: (FaultRule) -> Bool) -> Fault? {
         var fault: Fault?
         for index in entries.indices where matches(entries[index].rule) {

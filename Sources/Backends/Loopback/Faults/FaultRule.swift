@@ -2,7 +2,7 @@
 
 internal import USB
 
-/// A rule of a fault script: a fault, the endpoint or descriptor that it applies to, and when.
+/// A rule of a fault script: a fault, its endpoint or descriptor, and its conditions.
 struct FaultRule: Equatable {
     /// The endpoint or the descriptor that the rule applies to.
     enum Target: Equatable {
@@ -18,7 +18,7 @@ struct FaultRule: Equatable {
         case nak(until: NAKEnd)
         /// A short packet: an IN transfer has at most this number of bytes.
         case short(Int)
-        /// The device sends too much.
+        /// The device sends more data than the transfer has room for.
         case babble
         /// A transaction error.
         case error
@@ -33,7 +33,7 @@ struct FaultRule: Equatable {
     enum NAKEnd: Equatable {
         case never
         case after(Duration)
-        /// When this number of further transfers waits.
+        /// NAK until this number of further transfers waits.
         case queued(Int)
     }
 
@@ -41,9 +41,9 @@ struct FaultRule: Equatable {
     var action: Action
     /// The only `bRequest` of control transfers that the rule applies to; `nil`: all.
     var request: UInt8?
-    /// The number of transfers to leave alone first.
+    /// The number of transfers that pass before the first fault.
     var after = 0
-    /// The number of bytes that the endpoint moves first.
+    /// The number of bytes that the endpoint moves before the first fault.
     var afterBytes: UInt64 = 0
     /// The probability of the fault, for each transfer that the rule applies to.
     var probability = 1.0
@@ -72,7 +72,7 @@ struct FaultRule: Equatable {
         case .nak(until: .never): "no answer until it cancels the transfer"
         case .nak(until: .after(let time)): "an answer \(time.milliseconds) ms late"
         case .nak(until: .queued(let count)): "no answer until \(count) more transfers wait"
-        case .short(let bytes): "\(bytes) bytes (Linux: -EREMOTEIO if that is not allowed)"
+        case .short(let bytes): "\(bytes) bytes (Linux: -EREMOTEIO with URB_SHORT_NOT_OK)"
         case .babble: "too much data (Linux: -EOVERFLOW)"
         case .error: "a transaction error (Linux: -EPROTO, on bulk endpoints after 4 retries)"
         case .corrupt(let offset): "byte \(offset) inverted"

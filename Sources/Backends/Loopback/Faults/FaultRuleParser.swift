@@ -21,16 +21,16 @@ struct FaultRuleParser {
 
     private let text: String
     private let words: [Substring]
-    /// The keys that have not been used yet.
+    /// The keys that no condition or fault has read yet.
     private var keys: [(name: Substring, value: Substring)] = []
 
-    /// A parser for the words of a rule, of which there is at least one.
+    /// Creates a parser for the words of a rule, at least one.
     init(_ words: [Substring]) {
         self.words = words
         text = words.joined(separator: " ")
     }
 
-    /// The rule.
+    /// Parses the rule.
     mutating func parse() throws(FaultRuleError) -> FaultRule {
         let target = try target()
         guard words.count > 1 else {
@@ -136,7 +136,7 @@ struct FaultRuleParser {
         rule.times = try times(isRepeated: probability != nil || isLasting(rule))
     }
 
-    /// Whether the fault is a lasting property of the device, so that it has no limit by default.
+    /// Whether the fault repeats without a limit unless the rule has `times`.
     private func isLasting(_ rule: FaultRule) -> Bool {
         if case .descriptor = rule.action { return true }
         return words[1] == "slow"

@@ -14,7 +14,7 @@ struct FaultScriptError: Error, Equatable {
 ///
 /// See docs/loopback.md for the rules.
 enum FaultScript {
-    /// The rules of a script.
+    /// Parses the rules of a script.
     static func parse(_ text: String) throws(FaultScriptError) -> [FaultRule] {
         guard text.utf8.count <= LoopbackLimits.faultScript else {
             throw FaultScriptError(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The pseudorandom number generator SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
-/// Generators, 2014). Equal seeds give equal numbers on every machine.
+/// The pseudorandom number generator SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom
+/// Number Generators, 2014). Equal seeds give equal numbers on every machine.
 struct SplitMix64 {
     private var state: UInt64
 

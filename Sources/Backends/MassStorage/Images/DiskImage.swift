@@ -5,7 +5,7 @@ internal import SystemPackage
 
 /// The contents of the medium: bytes at offsets.
 ///
-/// The event loop calls it without waiting, a worker thread with waiting. Both never access
+/// The event loop reads and writes without waiting, the worker with waiting. They never access
 /// overlapping ranges at the same time.
 protocol DiskImage: AnyObject, Sendable {
     /// The size, a multiple of ``blockSize`` that does not change while the image is open.
@@ -27,7 +27,7 @@ protocol DiskImage: AnyObject, Sendable {
         _ segments: IOVectors, at offset: UInt64, durably: Bool, waiting: Bool
     ) throws(Errno) -> Int
 
-    /// Waits until all data written before survive a loss of power.
+    /// Blocks until all data written before is on the disk.
     func flush() throws(Errno)
 
     /// Deallocates a range, which reads as zeroes afterwards.
@@ -60,7 +60,7 @@ final class NoImage: DiskImage {
     func zeroRange(at offset: UInt64, count: UInt64) throws(Errno) { throw .ioError }
 }
 
-/// The result of a read or write of several system calls.
+/// The result of a read or write.
 struct IOResult: Sendable, Equatable {
     /// Bytes moved before the error.
     var count: Int

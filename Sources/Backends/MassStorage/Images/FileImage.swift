@@ -9,7 +9,7 @@ final class FileImage: DiskImage {
     enum CacheMode: String, CaseIterable, Sendable {
         /// The page cache, until the guest flushes it.
         case writeback
-        /// None: a write ends when the data are on the disk.
+        /// None: a write ends when the data is on the disk.
         case writethrough
         /// The disk's own cache only (`O_DIRECT`), until the guest flushes it.
         case none
@@ -23,7 +23,7 @@ final class FileImage: DiskImage {
     private let file: RandomAccessFile
     /// The file opened with `O_DIRECT`, for aligned accesses; other accesses use ``file``.
     private let directFile: RandomAccessFile?
-    /// The error because of which the page cache is used in spite of ``CacheMode/none``.
+    /// The error of opening with `O_DIRECT`; ``CacheMode/none`` then uses the page cache.
     let directError: Errno?
 
     private var isDirect: Bool { directFile != nil }
@@ -96,7 +96,7 @@ final class FileImage: DiskImage {
         }
     }
 
-    /// The absolute path without links, which names the image in every process.
+    /// The absolute path without symbolic links, which is the same for every name of the image.
     static func canonicalPath(
         _ file: borrowing RandomAccessFile, named path: String
     ) throws(ImageError) -> String {
@@ -133,7 +133,8 @@ final class FileImage: DiskImage {
         return try file.write(segments, at: offset, durably: durably, waiting: true)
     }
 
-    /// Whether offset and segments are aligned for direct I/O. A page satisfies every disk.
+    /// Whether offset and segments are aligned to a page, which suffices for direct I/O on any
+    /// disk.
     private func isAlignedForDirectIO(_ segments: IOVectors, _ offset: UInt64) -> Bool {
         offset % 4096 == 0 && segments.isAligned(to: 4096)
     }

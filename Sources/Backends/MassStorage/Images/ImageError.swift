@@ -2,7 +2,7 @@
 
 internal import SystemPackage
 
-/// The reason why a file cannot be used as an image, as a message for the operator.
+/// The reason why a file cannot be used as an image, in words for the operator.
 struct ImageError: Error, Equatable {
     let reason: String
 

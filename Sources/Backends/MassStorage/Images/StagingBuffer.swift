@@ -3,12 +3,12 @@
 internal import Platform
 internal import USB
 
-/// The memory through which the worker moves data between an image and a transfer, as only the
-/// event loop may access the transfer's buffer.
+/// Memory that the worker reads from or writes to an image. The event loop copies it to or from a
+/// transfer's buffer, which the worker must not access.
 ///
-/// It is page-aligned for direct I/O, and not zeroed: callers copy out only bytes that they have
-/// copied or read in. It needs no lock, because the event loop accesses it only while no job of the
-/// worker does.
+/// The memory is page-aligned for direct I/O. It is not zeroed: callers copy out only bytes that
+/// they have filled. It needs no lock, because the event loop accesses it only while the worker has
+/// no job that uses it.
 @safe
 final class StagingBuffer: @unchecked Sendable {
     private let bytes: UnsafeMutableRawBufferPointer
@@ -30,7 +30,8 @@ final class StagingBuffer: @unchecked Sendable {
 
     /// Copies `count` bytes of a transfer's buffer, from `offset` on, to the beginning.
     ///
-    /// - Returns: the number of bytes copied, which is smaller if the buffer is shorter or revoked.
+    /// - Returns: the number of bytes copied: fewer than `count` if the transfer's buffer ends
+    ///   before or is inaccessible.
     func fill(from buffer: TransferBuffer, at offset: Int, count: Int) -> Int {
         unsafe buffer.copy(
             into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<count]), at: offset)

@@ -31,7 +31,7 @@ struct CommandDescriptorBlock: Equatable {
 
     func isSet(_ byte: Int, bit: UInt8) -> Bool { bytes[byte] & 1 << bit != 0 }
 
-    /// Refuses a CDB with a nonzero field, whose function is not supported.
+    /// Throws INVALID FIELD IN CDB if a field of an unsupported function is not zero.
     func requireZero(_ byte: Int, mask: UInt8 = 0xff) throws(SenseData) {
         let wrong = bytes[byte] & mask
         guard wrong == 0 else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The size of a logical block in bytes, the one that every guest and firmware supports.
+/// The size of a logical block in bytes. Every guest and firmware supports 512.
 let blockSize = 512
 
 /// A range of logical blocks that lies on the medium.

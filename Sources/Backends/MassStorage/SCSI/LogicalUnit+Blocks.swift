@@ -6,7 +6,7 @@ internal import Platform
 extension LogicalUnit {
     // MARK: - Capacity
 
-    /// READ CAPACITY (10). For a medium that is too large for it the address is FFFFFFFFh.
+    /// READ CAPACITY (10). A last LBA of more than 32 bits is reported as FFFFFFFFh.
     func readCapacity10(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
         guard cdb.isSet(8, bit: 0) || cdb[2..<6] == 0 else {
             throw .invalidField(inCommand: 2)
@@ -73,8 +73,8 @@ extension LogicalUnit {
         return extent.count == 0 ? .good : .write(extent, durably: true)
     }
 
-    /// VERIFY (10), (12), (16), with BYTCHK 0 (the medium is readable) or 1 (it holds the Data-Out
-    /// bytes).
+    /// VERIFY (10), (12), (16). BYTCHK 0 checks that the blocks are readable, BYTCHK 1 compares
+    /// them with the Data-Out bytes.
     func verify(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
         try requireNoProtection(cdb)
         try cdb.requireZero(1, mask: 0x04)

@@ -153,16 +153,16 @@ extension LogicalUnit {
         return .good
     }
 
-    /// Checks a block descriptor, which may only repeat the present values.
+    /// Checks a block descriptor, which may only repeat the current values.
     private func checkBlockDescriptor(
         _ list: [UInt8], at start: Int, count: Int, isLong: Bool, countField: Int
     ) throws(SenseData) {
         guard count == (isLong ? 16 : 8) else { throw .invalidField(inParameters: countField) }
         let numberBytes = isLong ? 8 : 4
         let number = list.bigEndian(start..<start + numberBytes)
-        let present = isLong ? blockCount : UInt64(UInt32(clamping: blockCount))
+        let current = isLong ? blockCount : UInt64(UInt32(clamping: blockCount))
         // 0 leaves the number of blocks unchanged.
-        guard number == 0 || number == present else {
+        guard number == 0 || number == current else {
             throw .invalidField(inParameters: start)
         }
         let sizeField = start + (isLong ? 12 : 5)

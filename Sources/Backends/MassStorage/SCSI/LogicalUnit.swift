@@ -4,12 +4,12 @@ internal import Platform
 
 /// The logical unit: a SCSI direct-access block device (SPC-4, SBC-3), without input or output.
 ///
-/// ``execute(_:at:)`` validates a command and returns the ``Action`` that the device carries out.
+/// ``execute(_:at:)`` validates a command and returns the ``Action`` that the device executes.
 /// ``mediumOperationCompleted(_:)`` changes the state that depends on the success of a medium
 /// operation.
 ///
-/// A port reset establishes no unit attention condition (29h): the host requested it, and its log
-/// would show a fault where there is none.
+/// A port reset establishes no unit attention condition (29h): the host requested the reset, and
+/// would log the condition as an error.
 struct LogicalUnit {
     /// The result of a command's validation: its status, or the data transfer or medium operation
     /// that it needs.
@@ -33,13 +33,13 @@ struct LogicalUnit {
     let identity: InquiryIdentity
     /// CMDQUE: the transport queues commands, as UAS does.
     var supportsCommandQueuing = false
-    /// Blocks of the medium, or of the previous one if there is no medium.
+    /// The number of blocks of the medium, or of the previous one if there is no medium.
     private(set) var blockCount: UInt64
     private(set) var isReadOnly: Bool
     /// WCE at power-on.
     let defaultWriteCache: Bool
 
-    /// WCE: the status of a write may be sent before the data are on the disk.
+    /// WCE: the status of a write may be sent before the data is on the disk.
     var isWriteCacheEnabled: Bool
     /// The medium is inserted and loaded; commands can access it.
     private(set) var isMediumPresent = true
@@ -49,7 +49,7 @@ struct LogicalUnit {
     private(set) var isRemovalPrevented = false
     /// Sense data of the last command, until REQUEST SENSE or the next command clears them.
     private var sense = SenseData.none
-    /// The deferred error of a command whose status was sent before (SPC-4, 4.5.7).
+    /// The error of a command whose status was sent before it occurred (SPC-4, 4.5.7).
     private var deferredError: SenseData?
     private var unitAttention: SenseData?
 
@@ -121,14 +121,14 @@ struct LogicalUnit {
 
     // MARK: - Medium
 
-    /// Removes the medium on the operator's request; later commands find none.
+    /// Removes the medium on the operator's request; later commands report MEDIUM NOT PRESENT.
     mutating func removeMedium() {
         isMediumInserted = false
         isMediumPresent = false
     }
 
-    /// Inserts a medium on the operator's request. The unit attention that reports it comes with
-    /// the host's next command.
+    /// Inserts a medium on the operator's request. The host's next command reports it as a unit
+    /// attention.
     mutating func insertMedium(blockCount: UInt64, isReadOnly: Bool) {
         precondition(blockCount > 0, "a medium has at least one block")
         self.blockCount = blockCount
@@ -271,8 +271,7 @@ struct LogicalUnit {
         return .reply(bytes.truncated(to: Int(cdb[4])))
     }
 
-    /// START STOP UNIT (SBC-3, 5.25). There is nothing to spin down, but stopping flushes the
-    /// cache.
+    /// START STOP UNIT (SBC-3, 5.25). Stopping the unit only flushes the cache.
     private mutating func startStopUnit(_ cdb: CommandDescriptorBlock) throws(SenseData) -> Action {
         let powerCondition = cdb[4] >> 4
         let loadsOrEjects = cdb.isSet(4, bit: 1)

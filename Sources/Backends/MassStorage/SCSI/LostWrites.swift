@@ -6,9 +6,9 @@ internal import SystemPackage
 /// The error of acknowledged writes that did not reach the disk.
 ///
 /// The kernel reports a writeback error to one flush only and considers the data written
-/// afterwards. The command of that flush may be gone, because the guest has reset the device or the
-/// operator has removed it. So every later flush fails until the error has been reported to the
-/// guest.
+/// afterwards. The command of that flush may have been aborted, because the guest has reset the
+/// device or the operator has detached it. So every later flush fails until the error has been
+/// reported to the guest.
 final class LostWrites: Sendable {
     private let error = Locked<Errno?>(nil)
 

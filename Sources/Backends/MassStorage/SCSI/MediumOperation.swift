@@ -7,7 +7,7 @@ internal import SystemPackage
 /// An operation on the medium that runs on the worker and has no data stage.
 enum MediumOperation: Equatable, Sendable {
     case flush
-    /// IMMED: the status does not wait; an error is a deferred error of a later command.
+    /// IMMED: the status is sent before the flush; the next command reports an error of it.
     case flushInBackground
     /// Flushes, then ejects the medium.
     case eject
@@ -104,8 +104,8 @@ extension DiskImage {
         }
     }
 
-    /// Unmaps blocks. An image that cannot punch holes keeps them, as UNMAP is a hint. `EINVAL` is
-    /// the error of a disk with larger blocks for a range that is not aligned to them.
+    /// Unmaps blocks. An image that cannot punch holes keeps them, as UNMAP is a hint. A disk
+    /// with larger blocks reports `EINVAL` for a range that is not aligned to them.
     private func unmap(_ extent: Extent) -> SenseData? {
         do throws(Errno) {
             try punchHole(at: extent.byteOffset, count: UInt64(extent.byteCount))

@@ -2,7 +2,7 @@
 
 internal import Platform
 
-/// Sense data (SPC-4, 4.5): the reason of a CHECK CONDITION status.
+/// Sense data (SPC-4, 4.5): the reason for a CHECK CONDITION status.
 ///
 /// Command validation throws it. With Bulk-Only Transport the host fetches it by REQUEST SENSE; UAS
 /// sends it with the status.
@@ -57,7 +57,7 @@ struct SenseData: Error, Equatable, Sendable {
     static let miscompare = SenseData(.miscompare, 0x1d00)
     /// POWER ON, RESET, OR BUS DEVICE RESET OCCURRED.
     static let resetOccurred = SenseData(.unitAttention, 0x2900)
-    /// DATA PHASE ERROR: the memory of a transfer is inaccessible, or the data end too early.
+    /// DATA PHASE ERROR: the memory of a transfer is inaccessible, or the data ends too early.
     static let dataPhaseError = SenseData(.abortedCommand, 0x4b00)
 
     static func unrecoveredReadError(block: UInt64) -> Self {

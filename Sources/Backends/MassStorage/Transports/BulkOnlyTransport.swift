@@ -6,11 +6,12 @@ internal import USB
 ///
 /// A command has up to three stages: the host sends a command block wrapper (CBW), data moves in
 /// one direction, and the device sends a command status wrapper (CSW). The owner calls
-/// ``begin(_:)`` with the data stage that the device intends, and asks for each transfer that the
-/// host submits which action to take. When host and device disagree, the "thirteen cases" of
-/// section 6.7 apply: a device that moves less than the host expects halts the endpoint of the data
-/// stage; a device that would move more, or in the other direction, moves nothing and reports a
-/// phase error.
+/// ``begin(_:)`` with the data stage that the device intends, and asks for the action for each
+/// transfer that the host submits.
+///
+/// When host and device disagree, the "thirteen cases" of section 6.7 apply. A device that moves
+/// less than the host expects halts the endpoint of the data stage. A device that would move more,
+/// or in the other direction, moves nothing and reports a phase error.
 struct BulkOnlyTransport {
     enum Phase: Equatable {
         /// The next OUT transfer is a CBW.
@@ -101,7 +102,7 @@ struct BulkOnlyTransport {
 
     /// Parses the CBW of an OUT transfer.
     ///
-    /// - Returns: `nil` if the CBW is invalid; only reset recovery leads on.
+    /// - Returns: `nil` if the CBW is invalid; the transport then requires reset recovery.
     mutating func receiveCommand(_ bytes: Span<UInt8>) -> CommandBlockWrapper? {
         guard let wrapper = CommandBlockWrapper(bytes) else {
             phase = .resetRequired
@@ -158,8 +159,7 @@ struct BulkOnlyTransport {
     }
 
     private func dataAction(_ count: Int) -> InAction {
-        // All packets but the last are full. The transfer has no room for the rest of a full
-        // packet.
+        // All packets but the last are full, and this transfer ends within a full packet.
         if remaining > count && count % maxPacketSize != 0 { return .babble }
         return .data(count: min(count, remaining))
     }

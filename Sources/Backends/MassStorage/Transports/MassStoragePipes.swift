@@ -19,7 +19,8 @@ struct MassStoragePipes {
     /// Transfers of the status pipe by stream. The queue of a stream is kept when it becomes empty.
     private var statusTransfers: [UInt16: Deque<Transfer>] = [:]
     private var commandTransfers: Deque<Transfer> = []
-    /// A reply or a status transfer has been added since no reply had a transfer.
+    /// Whether a reply may have a status transfer: set when either is added, cleared when
+    /// ``nextStatus()`` finds none.
     private var mayHaveStatus = false
 
     /// The next step of the device.
@@ -38,11 +39,11 @@ struct MassStoragePipes {
         case status(Transfer, count: Int, UASReply?)
         /// Completes a data transfer of UAS for which nothing is left to move.
         case discard(Transfer)
-        /// Fails a transfer of an endpoint that does not exist, as the device is not configured.
+        /// Fails a bulk transfer, because the device is not configured.
         case fail(Transfer)
         /// Stalls a transfer of a halted endpoint.
         case stall(Transfer)
-        /// Ends a command whose transfer contradicts it.
+        /// Ends a command, because the length of a transfer contradicts it.
         case phaseError(Transfer)
         /// Fails a transfer that is smaller than the device's next packet.
         case babble(Transfer)
@@ -144,12 +145,12 @@ struct MassStoragePipes {
         return inTransfers.removeAll(of: stream) + outTransfers.removeAll(of: stream)
     }
 
-    /// The medium has been removed or replaced.
+    /// Marks queued UAS commands stale, because the medium has been removed or replaced.
     mutating func mediumChanged() { uas.mediumChanged() }
 
     /// Starts the data stage of a command.
     ///
-    /// - Returns: `false` if the host expects another one; the command has ended then.
+    /// - Returns: `false` if the host expects a different one; the command then has ended.
     mutating func begin(_ stage: DataStage) -> Bool {
         if usesUAS {
             uas.begin(stage)
@@ -191,7 +192,7 @@ struct MassStoragePipes {
         applyHalts()
     }
 
-    /// Ends a command of Bulk-Only Transport that a transfer contradicts.
+    /// Ends a command of Bulk-Only Transport with a phase error.
     mutating func finishWithPhaseError() {
         bulkOnly.finish(.phaseError)
         applyHalts()
@@ -227,7 +228,8 @@ extension MassStoragePipes {
         if control.isHalted(MassStorageDescriptors.outEndpoint) {
             return .stall(outTransfers.removeFirst())
         }
-        // Usually the transfer has to wait, and reading its buffer's size is not free.
+        // Checked first: usually the transfer has to wait, and reading its buffer's size is not
+        // free.
         guard bulkOnly.acceptsOut else { return nil }
         switch bulkOnly.action(forOut: outTransfers[0].buffer.count) {
         case .wait: return nil

@@ -22,11 +22,11 @@ struct UASTransport {
     /// The effect of a request on the current command, the logical unit and the command pipe.
     enum RequestEffect {
         case none
-        /// The current command is aborted, without status.
+        /// The current command is aborted; it gets no status.
         case abort
         /// The logical unit is reset. The current command, if any, is aborted.
         case reset
-        /// The command pipe halts: there is no stream for a reply.
+        /// The command pipe halts: the request has no valid tag to which a reply could go.
         case refuse
     }
 
@@ -41,7 +41,7 @@ struct UASTransport {
     /// Streams of the status and data pipes; 0 without streams.
     var streamCount = 0
 
-    /// The tag of the current command, which is the one in execution.
+    /// The tag of the current command, the one being executed.
     private(set) var current: UInt16?
     /// The direction of the current command's data stage; `nil` outside of it.
     private(set) var direction: Direction?
@@ -49,7 +49,7 @@ struct UASTransport {
     private(set) var position = 0
     private var remaining = 0
     private var dataRequest = DataRequest.none
-    /// The reply of the current command, which has ended before the requested data transfer
+    /// The status of the current command, if it has ended before the requested data transfer
     /// arrived.
     private var delayedReply: UASReply.Content?
     /// Data transfers that were requested for aborted commands and have not arrived.
@@ -70,7 +70,7 @@ struct UASTransport {
         (surplusIn, surplusOut) = (0, 0)
     }
 
-    /// Marks the queued commands stale: they are not for the medium that is inserted next.
+    /// Marks the queued commands stale: they were sent for the medium that has been removed.
     mutating func mediumChanged() { mediumGeneration += 1 }
 
     /// Whether a command arrived before the medium was changed.
@@ -78,7 +78,7 @@ struct UASTransport {
 
     // MARK: - Command pipe
 
-    /// Whether the next request can be processed; its reply needs room.
+    /// Whether the next request can be processed: there is room for its reply.
     var acceptsRequests: Bool { replies.count < MassStorageLimits.uasReplies }
 
     /// Queues a command, or executes a task management function.
@@ -133,13 +133,13 @@ struct UASTransport {
 
     private func hasStream(_ tag: UInt16) -> Bool { tag > 0 && Int(tag) <= streamCount }
 
-    /// Whether a command has this tag. It has it until the host has fetched its status.
+    /// Whether a command has this tag, which it keeps until the host has fetched its status.
     private func isInUse(_ tag: UInt16) -> Bool {
         current == tag || queue.contains { $0.tag == tag }
             || replies.contains { $0.tag == tag && $0.isOfCommand }
     }
 
-    /// Aborts the commands whose tags match, with their replies.
+    /// Aborts the commands whose tags match, and drops their replies.
     ///
     /// - Returns: whether the current command is among them.
     private mutating func abort(where matches: (UInt16) -> Bool) -> Bool {
@@ -245,7 +245,7 @@ struct UASTransport {
         return remaining > count && isShort ? .mismatch : .data(count: min(count, remaining))
     }
 
-    /// The host has cancelled a data transfer before it was accepted; it may have been requested.
+    /// Records that the host has cancelled a waiting data transfer, perhaps the requested one.
     mutating func dataTransferCancelled() {
         if dataRequest == .sent { dataRequest = .answered }
     }

@@ -2,7 +2,7 @@
 
 internal import FoundationEssentials
 
-/// Why a request has been refused or has failed.
+/// The reason why a request was refused or failed.
 public struct ControlError: Error, Equatable, CustomStringConvertible {
     /// The error for programs.
     public enum Code: String, Codable, Sendable {
@@ -34,16 +34,16 @@ public struct ControlError: Error, Equatable, CustomStringConvertible {
 public struct ControlDevice: Codable, Equatable, Sendable {
     public enum State: String, Codable, Sendable {
         case attached
-        /// The device is in no port, because the host device behind it is disconnected, for example.
+        /// The device is in no port, for example because its host device is disconnected.
         case waiting
-        /// The device is removed and its last data is being written.
+        /// The device is off the bus, and its last data is being written.
         case detaching
     }
 
     public let id: String
     /// The specification with which the device was attached.
     public let specification: String
-    /// The device in a few words, with the present medium.
+    /// The device in a few words, with the current medium.
     public let summary: String?
     public let speed: String?
     /// The port of the root hub, from 1.

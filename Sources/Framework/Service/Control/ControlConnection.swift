@@ -7,8 +7,8 @@ internal import SystemPackage
 
 /// A client of the control socket. Its requests are executed and answered in their order.
 ///
-/// Nothing is received while a request is executed or an answer is unsent, so a client can make the
-/// program hold one line, one descriptor and one answer.
+/// Nothing is received while a request is executed or an answer is unsent, so the memory and the
+/// descriptors that a client occupies are bounded.
 final class ControlConnection {
     /// Executes a request and calls back once with the answer, at once or later.
     typealias Handler =
@@ -25,8 +25,8 @@ final class ControlConnection {
     private var watch: Watch?
     private var watchedEvents: Readiness = []
     private var timer: Watch?
-    /// The next pass, when more lines than one pass may execute have been received.
-    private var nextPass: Watch?
+    /// Continues in the next turn, if more lines have been received than one turn may execute.
+    private var nextTurn: Watch?
     private var endNotification: Watch?
 
     private var input = ControlLines()
@@ -35,7 +35,7 @@ final class ControlConnection {
     private var isExecuting = false
     /// Whether the client has shut down its sending side.
     private var inputHasEnded = false
-    /// Whether the connection ends when its answers are sent, because the input is no longer lines.
+    /// Whether the connection ends when its answers are sent, because the input is invalid.
     private var endsWhenSent = false
     private var isAdvancing = false
 
@@ -61,7 +61,7 @@ final class ControlConnection {
         guard socket != nil else { return }
         watch = nil
         timer = nil
-        nextPass = nil
+        nextTurn = nil
         socket = nil
         input.removeAll()
         output = []
@@ -73,13 +73,13 @@ final class ControlConnection {
         }
     }
 
-    // MARK: - Passes
+    // MARK: - Turns
 
     /// Executes the lines that have been received, then waits for the next event.
     private func advance() {
         isAdvancing = true
         defer { isAdvancing = false }
-        nextPass = nil
+        nextTurn = nil
         var count = 0
         while count < ServiceLimits.requestsPerTurn, canExecute, let line = input.next() {
             count += 1
@@ -88,9 +88,9 @@ final class ControlConnection {
         input.compact()
         guard socket != nil else { return }
         if count == ServiceLimits.requestsPerTurn {
-            nextPass = loop.schedule(at: loop.now) { [weak self] in self?.advance() }
+            nextTurn = loop.schedule(at: loop.now) { [weak self] in self?.advance() }
         }
-        let isIdle = !isExecuting && output.isEmpty && nextPass == nil
+        let isIdle = !isExecuting && output.isEmpty && nextTurn == nil
         if isIdle && (endsWhenSent || inputHasEnded) { return end() }
         var events: Readiness = []
         if !output.isEmpty { events.insert(.writable) }
@@ -108,7 +108,7 @@ final class ControlConnection {
         guard events != watchedEvents || watch == nil, let socket else { return }
         watch = nil
         watchedEvents = events
-        // epoll reports a hangup even to a watch for no events, on every pass.
+        // epoll reports a hangup even to a watch for no events, in every turn.
         guard !events.isEmpty else { return }
         do throws(Errno) {
             watch = try loop.watch(socket.descriptor, for: events) { [weak self] _ in
@@ -149,8 +149,8 @@ final class ControlConnection {
         }
     }
 
-    /// Answers input that is no line. The beginning of the next line cannot be found, so the connection
-    /// ends.
+    /// Answers invalid input. The beginning of the next line cannot be found, so the connection
+    /// ends then.
     private func refuseInput(_ reason: String) {
         input.removeAll()
         endsWhenSent = true
@@ -178,7 +178,7 @@ final class ControlConnection {
         }
         guard !chunk.isEmpty else {
             inputHasEnded = true
-            if !input.isEmpty { refuseInput("the last line has no end") }
+            if !input.isEmpty { refuseInput("the last line has no line feed") }
             return
         }
         input.append(chunk, descriptors)
@@ -209,7 +209,7 @@ final class ControlConnection {
             return
         }
         output.removeFirst(sent)
-        // The client reads, so the time for the rest starts anew.
+        // The client is reading, so the timeout starts anew.
         timer = nil
     }
 }

@@ -15,16 +15,16 @@ struct ControlLines {
     private static let lineFeed = UInt8(ascii: "\n")
 
     private var bytes: [UInt8] = []
-    /// How many of the bytes have been returned as lines. They are removed all at once.
+    /// The number of bytes that ``next()`` has returned as lines; ``compact()`` removes them.
     private var consumed = 0
-    /// How many of the bytes are known to contain no further line feed.
+    /// The offset from which to search for the next line feed.
     private var scanned = 0
     /// The descriptors of lines in `bytes`, in the order of the lines.
     private var descriptors: [MessageDescriptors] = []
 
     var isEmpty: Bool { bytes.isEmpty }
 
-    /// How many more bytes may be received: the longest line and its line feed.
+    /// The number of bytes that may still be received, up to the longest line and its line feed.
     var room: Int { ServiceLimits.controlLine + 1 - bytes.count }
 
     /// Whether the bytes begin a line that is longer than a line may be.
@@ -34,8 +34,8 @@ struct ControlLines {
 
     /// Appends bytes that one `recvmsg` has returned, at least one, and their descriptors.
     ///
-    /// Descriptors belong to the line of the last byte that they came with: the kernel joins earlier
-    /// bytes to those of a message with descriptors, and never later ones.
+    /// Descriptors belong to the line of the last byte that they came with: the kernel may return
+    /// earlier bytes with those of a message with descriptors, but never later ones.
     mutating func append(_ chunk: [UInt8], _ received: consuming DescriptorList) {
         bytes += chunk
         guard !received.isEmpty || received.isTruncated else { return }
@@ -84,7 +84,7 @@ extension ControlLines.Line {
         guard let descriptors else { return nil }
         guard !descriptors.list.isTruncated, descriptors.list.count == 1 else {
             throw ControlError(
-                .badRequest, "more descriptors came than the one that a request may have")
+                .badRequest, "more than one descriptor came with the request")
         }
         guard request.takesDescriptor else {
             throw ControlError(.badRequest, "a descriptor came with a request that needs none")

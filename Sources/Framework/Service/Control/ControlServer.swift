@@ -47,7 +47,7 @@ public final class ControlServer {
         }
     }
 
-    /// How many clients are connected.
+    /// The number of connected clients.
     package var clientCount: Int { connections.count }
 
     // MARK: - Clients

@@ -34,7 +34,7 @@ enum ControlSocketRequest {
     /// Parses a line, without its line feed.
     ///
     /// - Parameter operations: the operations of the catalog.
-    /// - Throws: what is wrong with the line, for its answer.
+    /// - Throws: the error for the answer, if the line is not a valid request.
     init(line: [UInt8], operations: [BackendOperation]) throws(ControlError) {
         var fields: [String: ArgumentValue]
         do {

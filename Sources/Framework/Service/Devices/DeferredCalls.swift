@@ -2,7 +2,7 @@
 
 internal import Platform
 
-/// Calls that are made on the loop after the present callback has returned.
+/// Calls that the loop makes after the current callback has returned.
 final class DeferredCalls {
     private let loop: any EventLoop
     private var watches: [Int: Watch] = [:]
@@ -10,7 +10,7 @@ final class DeferredCalls {
 
     init(_ loop: any EventLoop) { self.loop = loop }
 
-    /// Calls a closure in the next pass of the loop.
+    /// Calls a closure later in this turn of the loop, or in the next turn.
     func call(_ body: @escaping () -> Void) {
         let number = nextNumber
         nextNumber &+= 1

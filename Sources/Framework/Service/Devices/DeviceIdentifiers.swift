@@ -4,7 +4,7 @@ internal import BackendKit
 
 /// Chooses the ids of devices: the operator's choice, or the scheme and a number.
 ///
-/// A number is used once, because an id that a script remembers must not come to mean another device.
+/// No number is used twice, so that an id that a script has stored never names another device.
 struct DeviceIdentifiers {
     /// The last number used for each scheme.
     private var numbers: [String: Int] = [:]
@@ -13,8 +13,8 @@ struct DeviceIdentifiers {
     ///
     /// - Parameters:
     ///   - wanted: the id in the request.
-    ///   - taken: the ids of the present devices.
-    /// - Throws: if the id has no form or is taken, or the request and the specification differ.
+    ///   - taken: the ids of the existing devices.
+    /// - Throws: if the id is malformed or taken, or the specification has a different one.
     mutating func identifier(
         for specification: DeviceSpecification, wanted: String?, taken: [String]
     ) throws(ControlError) -> String {
@@ -27,7 +27,7 @@ struct DeviceIdentifiers {
         }
         if let wanted, let chosen, wanted != chosen {
             throw ControlError(
-                .badRequest, "the device is called both '\(wanted)' and '\(chosen)'")
+                .badRequest, "the request has two ids for the device, '\(wanted)' and '\(chosen)'")
         }
         guard let id = wanted ?? chosen else { return next(specification.scheme, taken) }
         guard !taken.contains(id) else {

@@ -7,7 +7,7 @@ internal import USB
 
 /// The devices of the program with their backends, in the order in which they were attached.
 ///
-/// Requests take a device by its id. A device executes one request at a time.
+/// Requests name a device by its id. A device executes one request at a time.
 public final class DeviceTable {
     private final class Entry {
         let id: String
@@ -59,8 +59,8 @@ public final class DeviceTable {
     ///   - text: the specification or bare name.
     ///   - id: the device's id, unless the specification has one.
     ///   - descriptor: the file or device node of the specification, if a client has opened it.
-    ///   - completion: called on the loop, at once or later. Until then the device is in the table, as
-    ///     waiting.
+    ///   - completion: called on the loop, at once or later. Until then the table lists the device
+    ///     as waiting.
     func attach(
         _ text: String, id: String? = nil, descriptor: ReceivedDescriptor? = nil,
         completion: @escaping (Result<ControlDevice, ControlError>) -> Void
@@ -96,8 +96,8 @@ public final class DeviceTable {
         guard text.utf8.count <= ServiceLimits.specification else {
             throw ControlError(
                 .badRequest,
-                "a specification of \(text.utf8.count) bytes; \(ServiceLimits.specification) are allowed"
-            )
+                "the specification has \(text.utf8.count) bytes; at most "
+                    + "\(ServiceLimits.specification) are allowed")
         }
         guard count + opened.count < ServiceLimits.devices else {
             throw ControlError(
@@ -151,7 +151,7 @@ public final class DeviceTable {
         entry.isBusy = true
         backend.execute(call) { [self] error in
             entry.isBusy = false
-            // Until the backend returns it may still hold what it used, such as the old image.
+            // Until the backend returns it may still use objects such as the old image.
             deferred.call {
                 completion(
                     error.map { ControlError($0.tookEffect ? .failed : .refused, $0.reason) })
@@ -178,8 +178,8 @@ public final class DeviceTable {
         }
     }
 
-    /// Releases a removed device's backend, then calls back. The backend must not be deallocated while
-    /// it is running, as it is when it calls its completion.
+    /// Releases a removed device's backend, then calls `completion`. Both are deferred, because the
+    /// backend must not be deallocated while one of its functions runs.
     private func release(_ entry: Entry, completion: @escaping () -> Void) {
         var last: Entry? = entry
         deferred.call {
@@ -223,7 +223,7 @@ public final class DeviceTable {
 
     // MARK: - Listing
 
-    /// How many devices there are.
+    /// The number of devices.
     public var count: Int { entries.count }
 
     /// The devices as answers describe them.

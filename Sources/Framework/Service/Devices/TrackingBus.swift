@@ -4,7 +4,7 @@ internal import USB
 
 /// The bus of one backend, which remembers the device that the backend has attached.
 ///
-/// It does not keep the device alive: one that disconnects by itself is never detached from the bus.
+/// The reference is weak: a device that disconnects by itself is never detached from the bus.
 final class TrackingBus: USBBus {
     private let bus: any USBBus
     private(set) weak var device: (any USBDevice)?

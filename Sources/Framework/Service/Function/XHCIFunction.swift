@@ -11,19 +11,21 @@ internal import XHCI
 /// The controller as a PCI function behind vfio-user: a ``VFIODevice`` made of a ``Controller``, a
 /// configuration space and MSI-X messages.
 ///
-/// It only connects the three: the controller interprets registers, the session interprets messages.
-/// It exists as long as the program; ``clientDisconnected()`` prepares it for the next client.
+/// It only connects the three: the controller interprets registers, the session interprets
+/// messages. It exists as long as the program; ``clientDisconnected()`` prepares it for the next
+/// client.
 ///
 /// While the controller waits for guest memory that is accessed by messages, the client's requests
-/// are served within ``service(now:)``; ``Controller`` says which of them are allowed then.
+/// are served within ``service(now:)``; ``Controller`` documents which of them are allowed then.
 final class XHCIFunction: VFIODevice {
-    /// The time for which the controller does not access guest memory after the client has unmapped
-    /// some, unless the guest accesses the function before.
+    /// The time for which the controller pauses after the client has unmapped memory. An access of
+    /// the guest ends the pause.
     ///
-    /// QEMU remaps memory, for example when firmware write-protects its own, by unmapping a region,
-    /// perhaps all of main memory, and mapping it again in other pieces. A controller that read a ring
-    /// in between would find nothing there and fail. The guest is stopped meanwhile, so its next
-    /// access shows that the memory is mapped again; the timeout is for a guest that makes none.
+    /// QEMU remaps memory, for example when firmware write-protects its own: it unmaps a region,
+    /// perhaps all of main memory, and maps it again in other regions. A controller that read a
+    /// ring in between would find no memory there and fail. The guest is stopped meanwhile, so its
+    /// next access shows that the memory is mapped again; the timeout is for a guest that makes
+    /// none.
     static let remappingTime: Duration = .milliseconds(50)
 
     let controller: Controller
@@ -52,7 +54,7 @@ final class XHCIFunction: VFIODevice {
             repeating: .absent, count: InterruptDescription.PCI.count)
         types[InterruptDescription.PCI.msix] = InterruptDescription(
             count: layout.vectorCount, flags: [.eventFD, .maskable])
-        // It is never raised, but QEMU prints a warning for a device without it.
+        // The error interrupt is never raised, but QEMU prints a warning for a device without it.
         types[InterruptDescription.PCI.error] = InterruptDescription(count: 1, flags: .eventFD)
         interrupts = types
     }
@@ -66,7 +68,7 @@ final class XHCIFunction: VFIODevice {
         return controller.service(now: now)
     }
 
-    /// Prepares for a client, to whom accesses to memory without a descriptor are sent.
+    /// Prepares for a client, which serves accesses to memory without a descriptor.
     func clientConnected(_ connection: Connection) {
         let remote = RemoteMemoryByMessages(connection)
         remoteMemory = remote
@@ -78,7 +80,7 @@ final class XHCIFunction: VFIODevice {
         pausedUntil = nil
         remoteMemory = nil
         messages.disconnectAll()
-        // Revokes the memory of all transfers, so that the regions are unmapped with their release.
+        // Revokes all leases, so that the regions are unmapped when they are released.
         reset()
         _ = memory.unmapAll()
     }

@@ -6,9 +6,9 @@ internal import XHCI
 
 /// The controller's PCI identity: header, BARs and capabilities (xHCI 1.1, 5.2).
 ///
-/// The IDs are those of QEMU's `qemu-xhci`, which every guest has a driver and no guest a workaround
-/// for. There is no interrupt pin, because it would cost Cloud Hypervisor a message for each register
-/// access, and no power management or PCI Express capability, because no driver needs one.
+/// The IDs are those of QEMU's `qemu-xhci`: every guest has a driver for it, and none applies a
+/// workaround. There is no interrupt pin, because it would cost Cloud Hypervisor a message for each
+/// register access, and no power management or PCI Express capability, because no driver needs one.
 enum XHCIIdentity {
     static let header = PCIHeader(
         classCode: 0x0c_03_30, vendorID: 0x1b36, deviceID: 0x000d, revisionID: 0x01,
@@ -19,7 +19,8 @@ enum XHCIIdentity {
     static let registers = BaseAddressRegister(
         index: 0, width: .bits64, size: Controller.registerSpaceSize)
 
-    /// BAR 2, MSI-X table and PBA: apart from the registers, so that a client can trap either.
+    /// BAR 2, MSI-X table and PBA: apart from the registers, so that a client can trap each
+    /// separately.
     static let interruptMemory = BaseAddressRegister(index: 2, width: .bits32, size: 0x2000)
 
     static func interruptLayout(vectors: Int) -> MSIXLayout {

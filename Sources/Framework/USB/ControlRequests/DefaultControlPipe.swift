@@ -3,10 +3,10 @@
 /// The device side of the default control pipe: answers standard requests for an emulated device
 /// (USB 2.0, 9.4; USB 3.2, 9.4).
 ///
-/// It holds the state that those requests change: configuration, alternate settings, halted endpoints
-/// and features. Requests of a class or a vendor are left to the device, and so are standard requests
-/// to an interface that depend on its class, such as GET_DESCRIPTOR of a report descriptor. It has no
-/// port: the device completes the transfer.
+/// It holds the state that those requests change: configuration, alternate settings, halted
+/// endpoints and features. Requests of a class or a vendor are left to the device, and so are
+/// standard requests to an interface that depend on its class, such as GET_DESCRIPTOR of a report
+/// descriptor. It has no port: the device completes the transfer.
 ///
 ///     case .control(let setup):
 ///         switch controlPipe.handle(transfer, setup) {
@@ -16,14 +16,14 @@
 ///
 /// SET_ADDRESS is accepted and has no effect, because the controller assigns addresses.
 ///
-/// It is a value without a thread of its own; a device uses it on the event loop.
+/// A device uses it on the event loop.
 public struct DefaultControlPipe: Sendable {
     /// A change of state by a request, for devices that must act on it.
     public enum Change: Hashable, Sendable {
-        /// SET_CONFIGURATION selected a configuration, which may be the present one, or 0 for none.
+        /// SET_CONFIGURATION selected a configuration, which may be the current one, or 0 for none.
         /// All settings, halts and features are back at their defaults.
         case configuration(UInt8)
-        /// SET_INTERFACE selected an alternate setting, which may be the present one.
+        /// SET_INTERFACE selected an alternate setting, which may be the current one.
         case alternateSetting(UInt8, interface: UInt8)
         /// CLEAR_FEATURE(ENDPOINT_HALT). The endpoint may not have been halted.
         case haltCleared(EndpointAddress)
@@ -33,8 +33,8 @@ public struct DefaultControlPipe: Sendable {
 
     /// The result of ``handle(_:_:)``.
     public enum Outcome: Sendable {
-        /// A standard request: the device passes the completion to ``USBPort/complete(_:)`` and acts
-        /// on the change, if there is one.
+        /// A standard request: the device passes the completion to ``USBPort/complete(_:)`` and
+        /// acts on the change, if there is one.
         case answered(Transfer.Completion, Change?)
         /// The device must answer the request itself.
         case forDevice
@@ -125,7 +125,7 @@ public struct DefaultControlPipe: Sendable {
         case (.setIsochronousDelay, .out): return acceptLinkTiming(setup, length: 0)
         case (.setDescriptor, _), (.synchFrame, _): return .refused
         default:
-            // Some classes define requests of their own among the standard ones of an interface.
+            // Some classes define further standard requests to an interface.
             return setup.recipient == .interface ? .forDevice : .refused
         }
     }
@@ -170,7 +170,8 @@ public struct DefaultControlPipe: Sendable {
         return .accepted(.alternateSetting(setting, interface: number))
     }
 
-    /// Accepts SET_SEL and SET_ISOCH_DELAY at SuperSpeed, where an emulated device has no use for them.
+    /// Accepts SET_SEL and SET_ISOCH_DELAY at SuperSpeed, where an emulated device has no use for
+    /// them.
     private func acceptLinkTiming(_ setup: SetupPacket, length: UInt16) -> Answer {
         guard description.speed.isSuperSpeed, setup.recipient == .device, setup.length == length
         else { return .refused }
@@ -180,7 +181,8 @@ public struct DefaultControlPipe: Sendable {
     // MARK: - Status and features
 
     private func getStatus(_ setup: SetupPacket) -> Answer {
-        // The value selects the kind of status (USB 3.2, table 9-7); only 0, the standard one, is here.
+        // The value selects the kind of status (USB 3.2, table 9-7); only 0, the standard one, is
+        // supported.
         guard setup.value == 0 else { return .refused }
         switch setup.recipient {
         case .device:

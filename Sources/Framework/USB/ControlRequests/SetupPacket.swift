@@ -10,7 +10,7 @@ public struct SetupPacket: Hashable, Sendable {
     public var value: UInt16
     /// `wIndex`.
     public var index: UInt16
-    /// `wLength`: the length of an OUT data stage in bytes, and the most of an IN data stage.
+    /// `wLength`: the length of an OUT data stage in bytes, and the maximum of an IN data stage.
     public var length: UInt16
 
     /// A packet from its five fields.
@@ -24,8 +24,8 @@ public struct SetupPacket: Hashable, Sendable {
         self.length = length
     }
 
-    /// A packet from its eight bytes, of which the first is the least significant one, as in a Setup
-    /// Stage TRB (xHCI 6.4.1.2.1).
+    /// A packet from its eight bytes, of which the first is the least significant one, as in a
+    /// Setup Stage TRB (xHCI 6.4.1.2.1).
     public init(wire: UInt64) {
         self.init(
             requestType: UInt8(truncatingIfNeeded: wire),

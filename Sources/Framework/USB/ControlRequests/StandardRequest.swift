@@ -78,8 +78,8 @@ extension SetupPacket {
         }
     }
 
-    /// The type and index of the descriptor that GET_DESCRIPTOR asks the device for; `nil` for other
-    /// requests and recipients (USB 2.0, 9.4.3).
+    /// The type and index of the descriptor that GET_DESCRIPTOR asks the device for; `nil` for
+    /// other requests and recipients (USB 2.0, 9.4.3).
     public var requestedDescriptor: (type: DescriptorType, index: UInt8)? {
         guard standardRequest == .getDescriptor, direction == .in, recipient == .device else {
             return nil

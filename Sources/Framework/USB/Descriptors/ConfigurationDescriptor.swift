@@ -2,7 +2,8 @@
 
 /// A configuration descriptor with the interfaces and endpoints that follow it (USB 2.0, 9.6.3).
 ///
-/// ``DeviceDescription/descriptor(_:index:)`` builds its bytes; ``all(in:superSpeed:)`` parses them.
+/// ``DeviceDescription/descriptor(_:index:)`` builds its bytes; ``all(in:superSpeed:)`` parses
+/// them.
 public struct ConfigurationDescriptor: Hashable, Sendable {
     /// Offsets of fields, for ``RawDescriptor``.
     public enum Field {
@@ -30,12 +31,12 @@ public struct ConfigurationDescriptor: Hashable, Sendable {
         static let reserved: UInt8 = 1 << 7
     }
 
-    /// Bytes of the descriptor without those that follow it.
+    /// The length of the descriptor in bytes, without those that follow it.
     static let size = 9
 
     /// `bConfigurationValue`, by which a host selects the configuration.
     ///
-    /// It is not 0, except in the descriptors of a device that breaks the rules.
+    /// It is not 0, except in the descriptors of a device that violates the specification.
     public var value: UInt8
     /// `iConfiguration`: an index in ``DeviceDescription/strings``, counted from 1; 0 is no string.
     public var string: UInt8
@@ -45,8 +46,8 @@ public struct ConfigurationDescriptor: Hashable, Sendable {
     public var supportsRemoteWakeup: Bool
     /// `bMaxPower`: the current that the device draws from the bus at most, in milliamperes.
     public var milliamperes: Int
-    /// All settings of all interfaces, in the order of the descriptors: the settings of one interface
-    /// follow each other.
+    /// All settings of all interfaces, in the order of the descriptors: the settings of one
+    /// interface follow each other.
     public var interfaces: [InterfaceDescriptor]
 
     /// A configuration.

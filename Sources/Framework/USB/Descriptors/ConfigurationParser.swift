@@ -3,12 +3,12 @@
 extension ConfigurationDescriptor {
     /// The configurations in a device's descriptors, each with its interfaces and endpoints.
     ///
-    /// The bytes are the device's own, and it may lie about lengths, counts and numbers. So only the
-    /// descriptors themselves count: `wTotalLength`, `bNumInterfaces` and `bNumEndpoints` are
-    /// ignored, and descriptors that are too short for their type are skipped. The result for a
+    /// The bytes come from the device, so lengths, counts and numbers in them may be wrong. Only
+    /// the descriptors themselves are used: `wTotalLength`, `bNumInterfaces` and `bNumEndpoints`
+    /// are ignored, and descriptors that are too short for their type are skipped. The result for a
     /// prefix of the bytes is a prefix of the result. Configurations beyond
-    /// ``USBLimits/configurations`` and interface numbers beyond ``USBLimits/interfaces`` are
-    /// left out, with all that follows up to the next interface or configuration.
+    /// ``USBLimits/configurations`` and interface numbers beyond ``USBLimits/interfaces`` are left
+    /// out, with all that follows up to the next interface or configuration.
     ///
     /// Descriptors of other types are kept with the endpoint or interface before them.
     ///
@@ -33,7 +33,7 @@ private struct ConfigurationParser {
     private(set) var configurations: [ConfigurationDescriptor] = []
     /// Interface numbers of the last configuration.
     private var numbers: Set<UInt8> = []
-    /// Whether what follows belongs to the last interface of the last configuration.
+    /// Whether further descriptors belong to the last interface of the last configuration.
     private var isInInterface = false
     /// Whether the last endpoint has its companion, which is the first one behind it.
     private var hasCompanion = false

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Builds the bytes of one descriptor: `bLength`, `bDescriptorType`, then the fields that are appended.
+/// Builds the bytes of one descriptor: `bLength`, `bDescriptorType`, then the fields that are
+/// appended.
 ///
-/// All descriptors of this module are built by it. A device builds its class descriptors so too:
+/// All descriptors of this module are built by it. A device builds its class descriptors with it
+/// too:
 ///
 ///     let pipeUsage = DescriptorBuilder.bytes(of: DescriptorType(rawValue: 0x24)) {
 ///         $0.append(pipeID)

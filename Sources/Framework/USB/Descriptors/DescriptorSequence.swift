@@ -2,7 +2,7 @@
 
 /// One descriptor in a byte array, of any type (USB 2.0, 9.5).
 ///
-/// The bytes may be a hostile device's. It is certain only that the first two are there.
+/// The bytes may come from a hostile device. Only the first two are sure to exist.
 public struct RawDescriptor: Hashable, Sendable {
     /// The offset of the descriptor's first byte in the array that was parsed.
     public let offset: Int
@@ -28,11 +28,11 @@ public struct RawDescriptor: Hashable, Sendable {
 
 /// The descriptors in a byte array, one after the other.
 ///
-/// The array may be any bytes: what a device has sent, or the part of it that a host has asked for.
+/// The array may contain any bytes, for example the part of a configuration that a host requested.
 /// Only the length byte of each descriptor is used, never a count or a total length of another one.
 /// Iteration ends at the end of the array or at a descriptor whose length is below 2, and no
 /// descriptor reaches beyond the array. A short one is not skipped: its reader checks that a field
-/// is there.
+/// exists.
 public struct DescriptorSequence: Sequence, IteratorProtocol {
     private let bytes: [UInt8]
     private let includesTruncated: Bool
@@ -42,8 +42,8 @@ public struct DescriptorSequence: Sequence, IteratorProtocol {
     ///
     /// - Parameters:
     ///   - bytes: descriptors, one after the other.
-    ///   - includesTruncated: whether a last descriptor that is longer than the rest of the array is
-    ///     included, with the bytes that are there. A host may ask for fewer bytes than a
+    ///   - includesTruncated: whether a last descriptor that is longer than the rest of the array
+    ///     is included, with the bytes that are there. A host may ask for fewer bytes than a
     ///     configuration has. By default the sequence ends before such a descriptor.
     public init(_ bytes: [UInt8], includesTruncated: Bool = false) {
         self.bytes = bytes

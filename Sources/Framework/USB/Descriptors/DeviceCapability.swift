@@ -2,10 +2,11 @@
 
 /// A device capability descriptor in the binary device object store, BOS (USB 3.2, 9.6.2).
 public enum DeviceCapability: Hashable, Sendable {
-    /// USB 2.0 Extension: whether the device supports link power management, LPM (USB 3.2, 9.6.2.1).
+    /// USB 2.0 Extension: whether the device supports link power management, LPM (USB 3.2,
+    /// 9.6.2.1).
     case usb2Extension(linkPowerManagement: Bool)
-    /// SuperSpeed USB (USB 3.2, 9.6.2.2): `wSpeedsSupported`, a bit for each speed from low speed on;
-    /// `bFunctionalitySupport`, the lowest of them with full function, from 0 for low speed on;
+    /// SuperSpeed USB (USB 3.2, 9.6.2.2): `wSpeedsSupported`, a bit for each speed from low speed
+    /// on; `bFunctionalitySupport`, the lowest of them with full function, from 0 for low speed on;
     /// `bU1DevExitLat` and `wU2DevExitLat`, the times in microseconds to leave U1 and U2.
     case superSpeed(
         speeds: UInt16, fullFunctionSpeed: UInt8, u1ExitLatency: UInt8, u2ExitLatency: UInt16)

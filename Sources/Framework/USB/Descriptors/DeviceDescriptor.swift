@@ -30,7 +30,8 @@ public struct DeviceDescriptor: Hashable, Sendable {
     /// `iSerialNumber`; see ``manufacturerString``.
     public var serialNumberString: UInt8
 
-    /// A device descriptor, by default with manufacturer, product and serial number in strings 1 to 3.
+    /// A device descriptor, by default with manufacturer, product and serial number in strings 1 to
+    /// 3.
     public init(
         usbVersion: UInt16, deviceClass: USBClass = .perInterface, maxPacketSize: Int,
         vendor: UInt16, product: UInt16, release: UInt16 = 0x0100,

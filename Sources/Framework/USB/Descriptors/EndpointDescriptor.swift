@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// An endpoint descriptor, at SuperSpeed with its companion (USB 2.0, 9.6.6; USB 3.2, 9.6.6 and 9.6.7).
+/// An endpoint descriptor, at SuperSpeed with its companion (USB 2.0, 9.6.6; USB 3.2, 9.6.6 and
+/// 9.6.7).
 public struct EndpointDescriptor: Hashable, Sendable {
     /// Offsets of fields, for ``RawDescriptor``.
     public enum Field {
@@ -36,7 +37,7 @@ public struct EndpointDescriptor: Hashable, Sendable {
         }
     }
 
-    /// Bytes of the descriptor without those that follow it.
+    /// The length of the descriptor in bytes, without those that follow it.
     static let size = 7
 
     /// `bEndpointAddress`.
@@ -48,8 +49,8 @@ public struct EndpointDescriptor: Hashable, Sendable {
     public var maxPacketSize: UInt16
     /// `bInterval` of a periodic endpoint.
     ///
-    /// An interrupt endpoint at low or full speed: the interval in frames (1 ms), from 1. Others: the
-    /// interval is 2^(n-1) frames at full speed, and 2^(n-1) microframes (125 µs) above.
+    /// An interrupt endpoint at low or full speed: the interval in frames (1 ms), from 1. Others:
+    /// the interval is 2^(n-1) frames at full speed, and 2^(n-1) microframes (125 µs) above.
     public var interval: UInt8
     /// The companion, which every endpoint has at SuperSpeed and none at other speeds.
     public var companion: SuperSpeedCompanion
@@ -114,7 +115,8 @@ public struct SuperSpeedCompanion: Hashable, Sendable {
 
     /// Packets in a burst, 1 to 16: `bMaxBurst` plus one.
     public var burst: Int
-    /// `bmAttributes`: MaxStreams of a bulk endpoint, the multiplier minus one of an isochronous one.
+    /// `bmAttributes`: MaxStreams of a bulk endpoint, the multiplier minus one of an isochronous
+    /// one.
     public var attributes: UInt8
     /// `wBytesPerInterval`: bytes that a periodic endpoint moves in a service interval.
     public var bytesPerInterval: UInt16

@@ -21,7 +21,7 @@ public struct InterfaceDescriptor: Hashable, Sendable {
         public static let string = 8
     }
 
-    /// Bytes of the descriptor without those that follow it.
+    /// The length of the descriptor in bytes, without those that follow it.
     static let size = 9
 
     /// `bInterfaceNumber`, counted from 0.

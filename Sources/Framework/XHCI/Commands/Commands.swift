@@ -5,7 +5,7 @@
 /// A command updates the output contexts before its Command Completion Event is posted.
 extension Engine {
     /// Executes a command and posts its Command Completion Event. Stop Endpoint posts its event
-    /// later, when the endpoint's transfers have ended.
+    /// later, when the device has completed the endpoint's transfers.
     ///
     /// - Parameter pointer: the address of the command TRB.
     mutating func execute(_ command: CommandTRB, at pointer: UInt64, now: Duration) {

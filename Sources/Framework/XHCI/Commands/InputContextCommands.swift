@@ -97,7 +97,7 @@ extension Engine {
         return .success
     }
 
-    /// Whether an Endpoint Context may be added with a DCI.
+    /// Whether Configure Endpoint may add an Endpoint Context at a DCI.
     ///
     /// Only an isochronous endpoint may have a Max Packet Size of 0: that of alternate setting 0
     /// has no bandwidth (USB 2.0 5.6.3).

@@ -10,8 +10,9 @@ struct TransferEvent {
     var interrupts: Bool
 }
 
-/// Iterates over the events of a completed TD (xHCI 4.10.1, 4.11.5.2), and finds the ring position at which
-/// a failed or stopped one resumes.
+/// Iterates over the Transfer Events of a completed TD: which of its TRBs get one, short packets,
+/// residues and Event Data (xHCI 4.10.1, 4.11.5.2). It also finds the ring position at which a
+/// failed or stopped TD resumes.
 ///
 /// The cursor does not hold the TD, which is passed to each step.
 struct CompletionCursor {
@@ -116,10 +117,11 @@ struct CompletionCursor {
         let wasShort = isShort
         if residue > 0 { isShort = true }
         if isShort {
-            // One event reports the short packet: at its TRB, or at the first one with IOC or ISP.
-            let asked =
+            // One event reports the short packet: at its TRB if that has IOC or ISP, otherwise at
+            // the next TRB with IOC.
+            let requestsEvent =
                 trb.interruptOnCompletion || (!wasShort && trb.interruptOnShortPacket)
-            guard asked, !hasReportedShort, trb.hasData else { return nil }
+            guard requestsEvent, !hasReportedShort, trb.hasData else { return nil }
             hasReportedShort = true
             return event(.shortPacket, at: position, trb, length: residue)
         }

@@ -2,18 +2,19 @@
 
 internal import USB
 
-/// A control request whose Data Stage comes in pieces, each queued when the one before has completed
-/// (xHCI 4.11.2.2), as FreeBSD did before 2020 with more than 1024 bytes.
+/// A control request whose Data Stage is queued in several TDs, each after the previous one has
+/// completed (xHCI 4.11.2.2). FreeBSD before 2020 does so with more than 1024 bytes.
 ///
-/// A device is always given a whole request, so the data stays here in between: data of the device is
-/// copied to the guest piece by piece, and data of the guest is collected until the Status Stage.
+/// The request has parts: the Setup Stage with the first Data Stage TD, further Data Stage TDs, and
+/// the Status Stage. A device gets the whole request, so its data is staged here: IN data is copied
+/// to the guest part by part, and OUT data is collected until the Status Stage.
 struct ControlDataStage {
     let setup: SetupPacket
     /// wLength bytes.
     private let data: MemoryLease
-    /// Bytes of the pieces that have completed.
+    /// Bytes of the parts that have completed.
     private var moved = 0
-    /// How the device has completed an IN request.
+    /// The device's completion of an IN request.
     private var result = TransferDescriptor.Outcome.completed(transferred: 0)
 
     /// - Returns: `nil` if there is no staging memory for it.
@@ -30,35 +31,36 @@ struct ControlDataStage {
     /// The bytes of wLength that have not moved yet.
     var remaining: Int { Int(setup.length) - moved }
 
-    /// Whether the device is given the request with a stage: a device sends its data in the Setup
-    /// Stage, and has received all data in the Status Stage.
+    /// Whether a part submits the request to the device: the Setup Stage of an IN request, or the
+    /// Status Stage of an OUT request, when all data has been collected.
     func involvesDevice(_ stages: ControlStages?) -> Bool {
         stages == (setup.direction == .in ? .setup : .status)
     }
 
-    /// The data for the device: room for wLength bytes, or the bytes that were collected.
+    /// The buffer for the device: wLength bytes for IN, the collected bytes for OUT.
     var buffer: TransferBuffer {
         let count = setup.direction == .in ? Int(setup.length) : moved
         return data.buffer.slice(from: 0, count: count)
     }
 
-    /// Records how the device has completed the request.
+    /// Records the device's completion of the request.
     mutating func record(_ outcome: TransferDescriptor.Outcome) { result = outcome }
 
-    /// The outcome of a piece of `count` bytes: an error of the device is reported where its data ends.
+    /// The outcome of a part of `count` bytes. The part in which the device's data ends reports its
+    /// error.
     func outcome(ofBytes count: Int) -> TransferDescriptor.Outcome {
         guard setup.direction == .in else { return .completed(transferred: count) }
         switch result {
         case .completed(let sent): return .completed(transferred: min(sent - moved, count))
         case .cancelled(let sent): return .cancelled(transferred: min(sent - moved, count))
         case .failed(let code, let sent, _):
-            let rest = sent - moved
-            // The Status Stage has no bytes, and is the last that can report it.
-            return rest < count || count == 0
-                ? .failed(code, transferred: rest) : .completed(transferred: count)
+            let unmoved = sent - moved
+            // The Status Stage has no bytes, and is the last part that can report the error.
+            return unmoved < count || count == 0
+                ? .failed(code, transferred: unmoved) : .completed(transferred: count)
         }
     }
 
-    /// Advances past a piece of `count` bytes.
+    /// Advances past a part of `count` bytes.
     mutating func advance(_ count: Int) { moved += count }
 }

@@ -7,8 +7,8 @@ internal import USB
 extension Endpoint {
     // MARK: - Stop Endpoint
 
-    /// Starts Stop Endpoint: cancels all in-flight transfers, newest first, so that no device starts
-    /// the next transfer because its predecessor was cancelled.
+    /// Starts Stop Endpoint: cancels all in-flight transfers, newest first, so that no device
+    /// starts the next transfer because its predecessor was cancelled.
     mutating func beginStop(_ owner: SlotIdentity) {
         isStopping = true
         for queue in queues.indices {
@@ -24,8 +24,8 @@ extension Endpoint {
     /// Completes Stop Endpoint (xHCI 4.6.9).
     ///
     /// Posts the events of TDs that completed in the meantime, then one Stopped event for each ring
-    /// with the residue of its first TD that did not, and requeues the rest. A transfer that the device
-    /// has not completed by now loses its memory. An idle endpoint or stream gets no event.
+    /// with the residue of its first TD that has not, and requeues the rest. The lease of a
+    /// transfer that the device still has is revoked. An idle endpoint or stream gets no event.
     ///
     /// - Returns: `false` if the endpoint halted while TDs were retired.
     mutating func finishStop(_ owner: SlotIdentity, _ bus: inout SystemBus) -> Bool {
@@ -56,7 +56,7 @@ extension Endpoint {
         var transferred = 0
         if let head, case .cancelled(let count) = head.outcome {
             transferred = count
-            // Before the lease is revoked, which the data may be in.
+            // Before `requeue` revokes the lease, whose staging memory may have the data.
             _ = writeBack(head, transferred, bus)
         }
         requeue(queue, after: count, owner)
@@ -66,11 +66,11 @@ extension Endpoint {
         return (cursor, head)
     }
 
-    /// Completes a halt of the controller, which began as Stop Endpoint does. The endpoint stays in the
-    /// Running state: TDs that have completed get their events when the controller runs again, and
-    /// the rest is requeued.
+    /// Completes a halt of the controller, which began as Stop Endpoint does. The endpoint stays in
+    /// the Running state: TDs that have completed get their events when the controller runs again,
+    /// and the rest is requeued.
     ///
-    /// - Returns: whether the endpoint is to be serviced then.
+    /// - Returns: whether the endpoint has work when the controller runs again.
     mutating func finishHalt(_ owner: SlotIdentity, _ bus: SystemBus) -> Bool {
         var isRunnable = false
         for queue in queues.indices
@@ -102,14 +102,14 @@ extension Endpoint {
     mutating func setDequeuePointer(_ command: CommandTRB, _ bus: SystemBus) -> CompletionCode {
         var queue = 0
         if streams != nil {
-            // SCT is ignored: it is known, and FreeBSD leaves it out.
+            // SCT is ignored: the Stream Context has it, and FreeBSD does not set it here.
             do throws(StreamError) {
                 queue = try queueIndex(ofStream: command.stream, bus)
             } catch {
                 return .trbError
             }
         }
-        queues[queue].ring = command.dequeuePointer
+        queues[queue].dequeuePointer = command.dequeuePointer
         queues[queue].progress = .nothing
         queues[queue].hasFailed = false
         request = nil
@@ -120,10 +120,10 @@ extension Endpoint {
 
     // MARK: - Removal
 
-    /// Drops the endpoint: its transfers are cancelled without events and their memory is revoked.
+    /// Drops the endpoint: its transfers are cancelled without events and their leases revoked.
     mutating func drop(_ owner: SlotIdentity, _ bus: SystemBus) {
         requeueAll(owner)
-        bus.leases.putBack(leases)
+        bus.leases.recycle(leases)
         leases = []
         setDisabled()
         guard index > 1, let device = owner.connection?.device else { return }
@@ -131,7 +131,7 @@ extension Endpoint {
         if streams != nil { device.setStreams(0, for: address) }
     }
 
-    /// Fails all in-flight transfers of a device that was detached, and revokes their memory.
+    /// Fails all in-flight transfers of a device that was detached, and revokes their leases.
     mutating func failAll() {
         for queue in queues.indices {
             for position in queues[queue].inFlight.indices

@@ -3,7 +3,10 @@
 internal import DMA
 internal import USB
 
-/// The way of a TD from the device's completion to its events.
+/// Completion of TDs: records the outcome of a transfer, retires TDs in order, halts the endpoint
+/// after an error (xHCI 4.8.3, 4.10.2) and requeues TDs.
+///
+/// ``CompletionCursor`` decides which TRBs of a TD get an event, and which residue it has.
 extension Endpoint {
     /// Records the outcome of a transfer; `false` if it is not in flight at this endpoint.
     mutating func record(_ completion: Transfer.Completion) -> Bool {
@@ -28,7 +31,7 @@ extension Endpoint {
             case .failed, .disconnected: .failed(.usbTransactionError, transferred: transferred)
             }
         let recorded =
-            request == nil ? outcome : recordPiece(outcome, queues[queue].inFlight[position])
+            request == nil ? outcome : recordPart(outcome, queues[queue].inFlight[position])
         queues[queue].setOutcome(recorded, at: position)
         streams?.markRunnable(queue)
         return true
@@ -55,7 +58,7 @@ extension Endpoint {
             switch outcome {
             case .completed(let transferred): complete(head, transferred, owner, &bus)
             case .cancelled(let transferred):
-                // Not by a command: the port was reset.
+                // No command cancelled this transfer: its port was reset.
                 fail(head, queue, .usbTransactionError, transferred, entry: nil, owner, &bus)
             case .failed(let code, let transferred, let entry):
                 fail(head, queue, code, transferred, entry: entry, owner, &bus)
@@ -77,7 +80,7 @@ extension Endpoint {
         let isWritten = writeBack(descriptor, transferred, bus)
         // Before the events: the guest reuses the memory as soon as it sees one.
         endLease(of: descriptor)
-        if isWritten { finishPiece(descriptor, transferred) } else { request = nil }
+        if isWritten { finishPart(descriptor, transferred) } else { request = nil }
         let code: CompletionCode? =
             !isWritten ? .dataBufferError : descriptor.isTruncated ? .bandwidthOverrunError : nil
         var cursor = CompletionCursor(descriptor, transferred: transferred, code: code)
@@ -106,8 +109,8 @@ extension Endpoint {
         post(&cursor, descriptor, owner, &bus)
     }
 
-    /// Retires the completed TDs of other streams than the one that halts the endpoint: their data has
-    /// moved, and must not move again.
+    /// Retires the completed TDs of other streams than the one that halts the endpoint: their data
+    /// has moved, and must not move again.
     mutating func retireCompletedStreams(
         except halted: Int?, _ owner: SlotIdentity, _ bus: inout SystemBus
     ) {
@@ -122,15 +125,16 @@ extension Endpoint {
         }
     }
 
-    /// Ends all access of the device to the memory of a TD. The memory of a piece is the request's.
+    /// Ends all access of the device to the memory of a TD. The memory of a part of a
+    /// control request belongs to the request.
     mutating func endLease(of descriptor: borrowing TransferDescriptor) {
-        guard !descriptor.isPiece, let lease = descriptor.buffer.endLease() else { return }
+        guard !descriptor.isPart, let lease = descriptor.buffer.endLease() else { return }
         leases.append(lease)
     }
 
     /// Copies data in staging memory to the guest's memory.
     ///
-    /// - Returns: `false` if the guest's memory cannot be written, or the data was lost with a lease.
+    /// - Returns: `false` if guest memory cannot be written, or the lease of the data was revoked.
     func writeBack(
         _ descriptor: borrowing TransferDescriptor, _ transferred: Int, _ bus: SystemBus
     ) -> Bool {
@@ -167,15 +171,16 @@ extension Endpoint {
         for queue in queues.indices { requeue(queue, owner) }
     }
 
-    /// Requeues the in-flight TDs of a queue except the first `count`, which have completed and keep
-    /// their events. The device cancels what it still has, and its memory is revoked.
+    /// Requeues the in-flight TDs of a queue except the first `count`, which have completed and
+    /// keep their events. Transfers that the device still has are cancelled and their leases
+    /// revoked.
     ///
     /// The dequeue pointer moves to the first TRB of the first TD that is requeued.
     mutating func requeue(
         _ queue: Int, after count: Int = 0, _ owner: SlotIdentity
     ) {
-        // TDs that are not due yet are behind those in flight.
-        if let position = schedule?.clear() { queues[queue].ring = position }
+        // Isochronous TDs that are not due yet follow those in flight on the ring.
+        if let position = schedule?.clear() { queues[queue].dequeuePointer = position }
         for descriptor in queues[queue].rewind(to: count).reversed() {
             load.remove(descriptor)
             // The request begins again with its Setup Stage.
@@ -193,7 +198,7 @@ extension Endpoint {
         var preview = cursor
         while preview.next(descriptor) != nil {}
         guard let restart = preview.restart else { return }
-        queues[queue].ring = restart.position
+        queues[queue].dequeuePointer = restart.position
         queues[queue].progress = restart.progress
     }
 }

@@ -10,7 +10,7 @@ internal import USB
 extension Endpoint {
     /// Submits the TD that is due, or reads the next one from the ring.
     ///
-    /// - Returns: whether there was something to do.
+    /// - Returns: whether there was work.
     mutating func advanceSchedule(
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
         budget: inout Int, now: Int64
@@ -33,8 +33,7 @@ extension Endpoint {
         return true
     }
 
-    /// The microframe in which the endpoint is to be serviced next; `nil` while it waits for its
-    /// device.
+    /// The microframe of the endpoint's next service; `nil` while it waits for its device.
     var wakeTime: Int64? {
         // An endpoint with streams has no queue before its first use.
         guard let schedule, acceptsTransfers(0) else { return nil }
@@ -79,7 +78,7 @@ extension Endpoint {
         bus.post(
             .transferEvent(
                 kind == .isochronousIn ? .ringOverrun : .ringUnderrun, slot: owner.slot,
-                endpoint: index, pointer: queues[0].ring.address, length: 0),
+                endpoint: index, pointer: queues[0].dequeuePointer.address, length: 0),
             to: owner.interrupter)
     }
 }

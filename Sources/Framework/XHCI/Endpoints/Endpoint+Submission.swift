@@ -3,15 +3,15 @@
 internal import DMA
 internal import USB
 
-/// The way of a TD from a transfer ring to the device.
+/// Submission of TDs: reads ahead on a transfer ring, within the limits on TDs, bytes and TRBs in
+/// flight, and passes the transfers to the device.
 extension Endpoint {
     /// Whether the limits of TDs, bytes and TRBs in flight allow one more TD of a queue.
     func hasCredits(_ queue: Int) -> Bool {
-        // One more TRB than this may be in flight as one TD, or nothing large could start.
         guard load.trbs < XHCILimits.trbsInFlight else { return load.transfers == 0 }
         let count = queues[queue].inFlight.count
-        // A stream with nothing in flight must not wait for others: the device may wait for just this
-        // one.
+        // A stream with nothing in flight does not wait for other streams: the device may wait for
+        // just this one.
         guard count > 0 else { return true }
         if kind == .control
             || queues[queue].inFlight[count - 1].isFailed && !kind.isIsochronous
@@ -33,10 +33,10 @@ extension Endpoint {
         _ queue: Int, _ bus: SystemBus, budget: inout Int
     ) -> TransferDescriptor? {
         let descriptor = TransferRingReader.read(
-            kind, at: queues[queue].ring, start: queues[queue].progress,
+            kind, at: queues[queue].dequeuePointer, start: queues[queue].progress,
             continuing: request?.setup.direction, bus, budget: &budget)
         guard let descriptor else { return nil }
-        queues[queue].ring = descriptor.end
+        queues[queue].dequeuePointer = descriptor.end
         queues[queue].progress = .nothing
         return descriptor
     }
@@ -50,10 +50,10 @@ extension Endpoint {
     ) -> Bool {
         guard acceptsTransfers(queue), let descriptor = readNext(queue, bus, budget: &budget)
         else { return false }
-        if descriptor.isPiece {
-            submitPiece(descriptor, owner, bus, &sequence)
+        if descriptor.isPart {
+            submitPart(descriptor, owner, bus, &sequence)
         } else {
-            // A Setup Stage ends a request that has not come to its Status Stage.
+            // A Setup Stage ends a request that has not reached its Status Stage.
             if descriptor.isControl { request = nil }
             submit(descriptor, queue, owner, bus, &sequence)
         }
@@ -84,7 +84,7 @@ extension Endpoint {
             transferKind = .isochronous
             limit = schedule.payload
         }
-        let lease = leases.popLast() ?? bus.leases.take()
+        let lease = leases.popLast() ?? bus.leases.unusedLease()
         do throws(DMAError) {
             try descriptor.fill(lease, descriptor.direction, bus.memory, bus.leases.budget)
         } catch {
@@ -115,7 +115,7 @@ extension Endpoint {
         submit(descriptor, queue, transferKind, buffer, owner, &sequence)
     }
 
-    /// Whether the device is attached and its port enabled.
+    /// Whether the device is attached and its port is enabled.
     func canReachDevice(_ owner: SlotIdentity, _ bus: SystemBus) -> Bool {
         guard let connection = owner.connection, connection.isAttached else { return false }
         return bus.registers.isPortEnabled(connection.port)

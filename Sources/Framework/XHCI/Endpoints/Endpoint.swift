@@ -3,7 +3,7 @@
 internal import DMA
 internal import USB
 
-/// What an endpoint knows of the slot it belongs to.
+/// The properties of a slot that its endpoints use.
 struct SlotIdentity {
     let slot: Int
     let connection: PortConnection?
@@ -13,12 +13,12 @@ struct SlotIdentity {
 
 /// An endpoint with its transfer ring, or with one for each of its streams (xHCI 4.8, 4.9.2, 4.12).
 ///
-/// TDs are read ahead as far as the credits allow and complete in order. An error or a stop requeues
+/// TDs are read ahead within the credits and complete in order. An error or a stop requeues
 /// the TDs that have not completed: they are read from the ring again when the endpoint runs again.
 ///
 /// Beside this file: Endpoint+Submission (from a ring to the device), Endpoint+Completion (from the
-/// device to events), Endpoint+Commands, Endpoint+Control (control requests in pieces) and
-/// Endpoint+Isochronous.
+/// device to events), Endpoint+Commands, Endpoint+Control (control requests with a split Data
+/// Stage) and Endpoint+Isochronous.
 struct Endpoint {
     /// The Device Context Index.
     let index: Int
@@ -33,9 +33,9 @@ struct Endpoint {
     var leases: [MemoryLease] = []
     /// `nil` for an endpoint without streams.
     var streams: StreamTable?
-    /// Stop Endpoint, or a halt of the controller, waits for the device to complete what it cancels.
+    /// Whether Stop Endpoint or a halt waits for the device to complete cancelled transfers.
     var isStopping = false
-    /// The control request in progress whose Data Stage comes in pieces.
+    /// The control request in progress whose Data Stage is queued in several TDs.
     var request: ControlDataStage?
     /// The service intervals of an isochronous endpoint.
     var schedule: IsochronousSchedule?
@@ -43,7 +43,7 @@ struct Endpoint {
     private let contextAddress: UInt64
     private var contextInfo: UInt32
 
-    /// An endpoint in the Running state, as Address Device and Configure Endpoint make it.
+    /// Creates an endpoint in the Running state, as Address Device and Configure Endpoint do.
     init(index: Int, context: EndpointContext, contextAddress: UInt64) {
         self.index = index
         kind = context.kind
@@ -62,7 +62,7 @@ struct Endpoint {
 
     /// The result of one service of an endpoint.
     enum ServiceResult {
-        /// There is nothing to do until something happens.
+        /// The endpoint has no work until a doorbell, a completion or its wake time.
         case idle
         /// The budget is spent before the work is done.
         case more
@@ -73,7 +73,7 @@ struct Endpoint {
     /// Handles a doorbell: a stopped endpoint runs again. The Stream ID must be 0 for an endpoint
     /// without streams (xHCI 5.6).
     ///
-    /// - Returns: whether the endpoint is to be serviced.
+    /// - Returns: whether the endpoint has work.
     mutating func ringDoorbell(
         stream: Int, _ owner: SlotIdentity, _ bus: inout SystemBus
     ) -> Bool {
@@ -90,8 +90,8 @@ struct Endpoint {
         }
     }
 
-    /// Halts the endpoint after a doorbell for a stream that does not exist (xHCI 4.8.3). The event has
-    /// no TRB to point to.
+    /// Halts the endpoint after a doorbell for a stream that does not exist (xHCI 4.8.3). The event
+    /// has no TRB to point to.
     private mutating func halt(
         for error: StreamError, _ owner: SlotIdentity, _ bus: inout SystemBus
     ) {
@@ -111,8 +111,7 @@ struct Endpoint {
     /// Posts the events of TDs that have completed and submits the next ones.
     ///
     /// - Parameters:
-    ///   - budget: the work that may be done (``XHCILimits/workPerEndpoint``); what is done is
-    ///     subtracted.
+    ///   - budget: the work that may be done in this service pass; reduced by the work done.
     ///   - microframe: the time for isochronous TDs.
     mutating func service(
         _ owner: SlotIdentity, _ bus: inout SystemBus, _ sequence: inout UInt64,
@@ -178,7 +177,7 @@ struct Endpoint {
         contextInfo[bits: 0...2] = UInt32(new.rawValue)
         if streams == nil {
             bus.store(
-                queues[0].ring.rawValue,
+                queues[0].dequeuePointer.rawValue,
                 at: contextAddress &+ EndpointContext.dequeuePointerOffset)
         } else if new != .running {
             for queue in queues.indices { storeStreamContext(queue, bus) }

@@ -4,7 +4,7 @@
 struct EndpointSet {
     /// By slot, one bit for each Device Context Index.
     private var endpoints: [UInt32]
-    /// A bit for each slot whose endpoints are not zero.
+    /// One bit for each slot that has endpoints in the set.
     private var slots: (UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0)
 
     init(slots: Int) { endpoints = Array(repeating: 0, count: slots + 1) }
@@ -35,8 +35,8 @@ struct EndpointSet {
         firstSlot(from: 0).map { pop($0) }
     }
 
-    /// Removes and returns endpoints of the first slot at or after a cursor that has any, one bit for
-    /// each; of the cursor's own slot only those from its endpoint on. Wraps around at the end.
+    /// Removes and returns endpoints of the first slot at or after a cursor that has any, one bit
+    /// for each; of the cursor's own slot only those from its endpoint on. Wraps around at the end.
     mutating func popFirst(
         from start: (slot: Int, endpoint: Int)
     ) -> (slot: Int, endpoints: UInt32)? {

@@ -5,10 +5,10 @@ internal import DequeModule
 /// The service intervals of an isochronous endpoint and the TDs assigned to them (xHCI 4.11.2.3 to
 /// 4.11.2.5, 4.14.2.1). All times are microframes since the controller was started.
 ///
-/// Each TD has a service interval of its own: the next one, or the one that its Frame ID names. It is
-/// due at the end of that interval, when its data would have been on the bus. A TD that is on the ring
-/// in time is never missed because this process was late: the schedule catches up, so that the
-/// endpoint keeps its rate.
+/// Each TD has a service interval of its own: the next one, or the one that its Frame ID names. It
+/// is due at the end of that interval, when its data would have been on the bus. If this process is
+/// late by up to ``XHCILimits/isochronousLag``, the schedule catches up: no TD that was on the ring
+/// in time is missed, and the endpoint keeps its rate.
 struct IsochronousSchedule {
     /// The service interval of a TD.
     enum ScheduleDecision: Equatable {
@@ -86,12 +86,12 @@ struct IsochronousSchedule {
 
     // MARK: - TDs
 
-    /// Whether no more TDs are to be read ahead.
+    /// Whether no further TD may be read ahead.
     var isFull: Bool {
         descriptors.count >= XHCILimits.isochronousAhead || trbs >= XHCILimits.trbsInFlight
     }
 
-    /// Appends a TD. One that needs no service interval is due with the one before.
+    /// Appends a TD. One that needs no service interval is due with the TD before it.
     mutating func append(_ descriptor: consuming TransferDescriptor, due: Int64?, now: Int64) {
         descriptor.due = due ?? descriptors.last?.due ?? now
         descriptor.interruptsAtOnce = descriptor.wantsInterrupt

@@ -2,28 +2,29 @@
 
 internal import DequeModule
 
-/// Doorbells rung for streams and not handled yet (xHCI 4.7, 5.6): each stream once, in order.
+/// Stream doorbells that were rung and not handled yet (xHCI 4.7, 5.6): each stream once, in order.
 struct PendingStreamDoorbells {
-    struct Ring: Hashable {
+    struct Doorbell: Hashable {
         let slot: Int
         let endpoint: Int
         let stream: Int
     }
 
-    private var rings: Deque<Ring> = []
-    private var known: Set<Ring> = []
+    private var doorbells: Deque<Doorbell> = []
+    private var known: Set<Doorbell> = []
 
-    var isEmpty: Bool { rings.isEmpty }
+    var isEmpty: Bool { doorbells.isEmpty }
 
     /// Adds a doorbell; those beyond ``XHCILimits/streamDoorbells`` are dropped.
-    mutating func insert(_ ring: Ring) {
-        guard rings.count < XHCILimits.streamDoorbells, known.insert(ring).inserted else { return }
-        rings.append(ring)
+    mutating func insert(_ doorbell: Doorbell) {
+        guard doorbells.count < XHCILimits.streamDoorbells, known.insert(doorbell).inserted
+        else { return }
+        doorbells.append(doorbell)
     }
 
-    mutating func popFirst() -> Ring? {
-        guard let ring = rings.popFirst() else { return nil }
-        known.remove(ring)
-        return ring
+    mutating func popFirst() -> Doorbell? {
+        guard let doorbell = doorbells.popFirst() else { return nil }
+        known.remove(doorbell)
+        return doorbell
     }
 }

@@ -3,7 +3,7 @@
 internal import USB
 
 /// Memory of this process that a transfer uses instead of guest memory: for immediate data, for a
-/// control request in pieces, and for guest memory that this process cannot access in place.
+/// split Data Stage, and for guest memory that this process cannot access directly.
 @safe
 final class StagingMemory {
     let bytes: UnsafeMutableRawBufferPointer
@@ -16,7 +16,7 @@ final class StagingMemory {
         budget = nil
     }
 
-    /// Allocates `count` zero bytes of a budget; `nil` if it does not have them.
+    /// Allocates `count` zero bytes of a budget; `nil` if it has fewer left.
     init?(count: Int, of budget: StagingBudget) {
         guard budget.used + count <= XHCILimits.stagingBytes else { return nil }
         budget.used += count

@@ -3,7 +3,7 @@
 internal import DMA
 internal import DequeModule
 
-/// Why a Stream ID names no stream (xHCI 4.12.2.1).
+/// The error of a Stream ID that names no stream (xHCI 4.12.2.1).
 enum StreamError: Error {
     /// The Stream ID is reserved or too large.
     case invalidID
@@ -11,11 +11,11 @@ enum StreamError: Error {
     case invalidType
 }
 
-/// The streams of a bulk endpoint (xHCI 4.12, 6.2.4), each with a transfer ring found through the primary
-/// Stream Context Array, or through a secondary one.
+/// The streams of a bulk endpoint (xHCI 4.12, 6.2.4), each with a transfer ring found through the
+/// primary Stream Context Array, or through a secondary one.
 ///
-/// A Stream Context is read when its stream is first used and written when the endpoint stops. Streams
-/// have indices in the order of their first use, which are those of their queues in
+/// A Stream Context is read when its stream is first used and written when the endpoint stops.
+/// Streams have indices in the order of their first use, which are those of their queues in
 /// ``Endpoint/queues``.
 struct StreamTable {
     private struct Stream {
@@ -37,7 +37,7 @@ struct StreamTable {
 
     /// The streams used so far.
     private var streams: [Stream] = []
-    /// Their indices by Stream ID.
+    /// The indices of these streams, by Stream ID.
     private var indexByID: [Int: Int] = [:]
     private var runnable: Deque<Int> = []
     /// Streams with TDs to submit when the endpoint has credits again.
@@ -114,21 +114,21 @@ struct StreamTable {
     /// Stores the dequeue pointer of a stream and its Stopped EDTLA in its context.
     func store(_ queue: TransferQueue, at index: Int, _ bus: SystemBus) {
         let stream = streams[index]
-        bus.store(queue.ring.rawValue | stream.type, at: stream.contextAddress)
+        bus.store(queue.dequeuePointer.rawValue | stream.type, at: stream.contextAddress)
         let accumulated = UInt32(truncatingIfNeeded: queue.progress.accumulated) & 0xff_ffff
         bus.store(accumulated, at: stream.contextAddress &+ 8)
     }
 
     // MARK: - Runnable streams
 
-    /// Marks a stream that has something to do.
+    /// Marks a stream runnable.
     mutating func markRunnable(_ index: Int) {
         guard streams.indices.contains(index), !streams[index].isRunnable else { return }
         streams[index].isRunnable = true
         runnable.append(index)
     }
 
-    /// Removes and returns the next stream that has something to do.
+    /// Removes and returns the next runnable stream.
     mutating func popRunnable() -> Int? {
         guard let index = runnable.popFirst() else { return nil }
         streams[index].isRunnable = false
@@ -137,7 +137,7 @@ struct StreamTable {
 
     var hasRunnable: Bool { !runnable.isEmpty }
 
-    /// Marks a stream that has to wait until TDs of others are retired.
+    /// Marks a stream that waits until TDs of other streams are retired.
     mutating func markWaitingForCredits(_ index: Int) {
         guard !streams[index].isWaitingForCredits else { return }
         streams[index].isWaitingForCredits = true

@@ -14,11 +14,11 @@ extension TransferDescriptor {
         return total
     }
 
-    /// Adds the data of all TRBs to a lease: in place where this process can access them, else in
-    /// staging memory, which is filled for an OUT transfer.
+    /// Adds the data of all TRBs to a lease. If this process cannot access all of it directly, the
+    /// lease gets staging memory instead, which is filled for an OUT transfer.
     ///
-    /// - Throws: if a part is not in the guest's memory, or may not be written, or if there is no
-    ///   staging memory.
+    /// - Throws: if data is not in guest memory or may not be written, or if the staging memory is
+    ///   exhausted.
     func fill(
         _ lease: MemoryLease, _ direction: Direction, _ memory: GuestMemory,
         _ budget: StagingBudget
@@ -92,7 +92,7 @@ extension TransferDescriptor {
         }
     }
 
-    /// IDT: up to eight bytes in the TRB itself (xHCI 4.11.7).
+    /// Appends immediate data (IDT): up to eight bytes in the TRB itself (xHCI 4.11.7).
     private static func appendImmediate(
         _ trb: TransferTRB, from offset: Int, count: Int, to lease: MemoryLease
     ) {

@@ -2,11 +2,11 @@
 
 internal import USB
 
-/// A transfer descriptor (TD, xHCI 4.11): the TRBs of one transfer, from when they are read until their
-/// events are posted.
+/// A transfer descriptor (TD, xHCI 4.11): the TRBs of one transfer, from when they are read until
+/// their events are posted.
 ///
-/// On a control endpoint it has the TRBs of all stages. A TD of No Op TRBs, or one that breaks a rule,
-/// only has events.
+/// On a control endpoint it has the TRBs of all stages. A TD of No Op TRBs and a malformed TD are
+/// not submitted and only have events.
 struct TransferDescriptor {
     var id = Transfer.ID(rawValue: 0)
     /// The TRBs in order, with those Link TRBs that have IOC set.
@@ -29,22 +29,23 @@ struct TransferDescriptor {
     var due: Int64 = 0
     /// Isochronous: the TD has an interrupt.
     var interruptsAtOnce = false
-    /// Isochronous: the TRBs have more bytes than a service interval.
+    /// Isochronous: the TRBs have more bytes than Max ESIT Payload.
     var isTruncated = false
-    /// The data of all TRBs; of a piece of a control request, in the request's staging memory.
+    /// The data of all TRBs; of a part of a control request, in the request's staging memory.
     var buffer = TransferBuffer()
 
     enum Outcome {
         case completed(transferred: Int)
         case cancelled(transferred: Int)
-        /// `entry` is the TRB of the error, if it is not the one at `transferred` bytes.
+        /// `entry` is the TRB that failed, if it is not the one at `transferred` bytes.
         case failed(CompletionCode, transferred: Int, entry: Int? = nil)
     }
 
     var isControl: Bool { stages != nil }
 
-    /// Whether it is a piece of a control request whose Data Stage comes in pieces.
-    var isPiece: Bool { isControl && stages != .all }
+    /// Whether the TD is a part of a control request with a split Data Stage
+    /// (``ControlDataStage``).
+    var isPart: Bool { isControl && stages != .all }
 
     /// The data bytes of the TRB at an index.
     func length(ofEntry index: Int) -> Int {
@@ -52,7 +53,8 @@ struct TransferDescriptor {
         return index == 0 ? max(0, length - start.bytes) : length
     }
 
-    /// Whether no further TD may be submitted before this one is retired.
+    /// Whether the TD has failed. No further TD is submitted until it is retired, except on an
+    /// isochronous endpoint.
     var isFailed: Bool {
         if case .failed = outcome { return true }
         return false
@@ -63,11 +65,11 @@ struct TransferDescriptor {
 enum ControlStages {
     /// The whole request.
     case all
-    /// The Setup Stage and the first piece of the Data Stage.
+    /// The Setup Stage and the first TD of a split Data Stage.
     case setup
-    /// A further piece of the Data Stage.
+    /// A further TD of a split Data Stage.
     case data
-    /// The Status Stage after a Data Stage in pieces.
+    /// The Status Stage after a split Data Stage.
     case status
 }
 

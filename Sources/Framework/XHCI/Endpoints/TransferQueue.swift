@@ -5,17 +5,17 @@ internal import USB
 /// A transfer ring in use (xHCI 4.9.2): its dequeue pointer, and the TDs in flight.
 struct TransferQueue {
     /// The next TRB to read.
-    var ring: RingPosition
+    var dequeuePointer: RingPosition
     /// The part of that TRB that has been executed.
     var progress = PartialTransfer.nothing
     /// Whether the TD at the dequeue pointer has halted the endpoint.
     var hasFailed = false
     /// TDs that were read and are not retired, in ring order.
     private(set) var inFlight = DescriptorQueue()
-    /// The device has no TD before this position.
+    /// Every TD before this position has its outcome.
     private var firstPending = 0
 
-    init(_ ring: RingPosition) { self.ring = ring }
+    init(_ dequeuePointer: RingPosition) { self.dequeuePointer = dequeuePointer }
 
     /// The position of a transfer that the device has. Devices complete in order, so it is nearly
     /// always the first.
@@ -62,7 +62,7 @@ struct TransferQueue {
         let removed = inFlight.removeLast(from: position)
         firstPending = 0
         if let first = removed.first, let entry = first.entries.first {
-            ring = entry.position
+            dequeuePointer = entry.position
             progress = first.start
         }
         return removed

@@ -189,7 +189,7 @@ final class RegisterFile {
             command.insert(.reset)
             status.insert(.notReady)
         }
-        // Save completes at once. Restore is not supported: SRE makes the driver initialise the
+        // Save completes at once. Restore is not supported: SRE makes the driver initialize the
         // controller again (xHCI 4.23.2).
         if new.contains(.saveState) { status.remove(.saveRestoreError) }
         if new.contains(.restoreState) { status.insert(.saveRestoreError) }

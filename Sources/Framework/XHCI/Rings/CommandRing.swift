@@ -2,11 +2,12 @@
 
 internal import DMA
 
-/// The command ring (xHCI 4.6.1, 4.9.3): its dequeue pointer, and the Stop Endpoint command in progress.
+/// The command ring (xHCI 4.6.1, 4.9.3): its dequeue pointer, and the Stop Endpoint command in
+/// progress.
 struct CommandRing {
     /// The next TRB to read.
-    var position = RingPosition(rawValue: 0)
-    /// Whether the ring may have commands that were not read.
+    var dequeuePointer = RingPosition(rawValue: 0)
+    /// Whether the ring may have commands that have not been read.
     var mayHaveMore = false
     /// The Stop Endpoint command that waits for the device to complete cancelled transfers.
     var pendingStop: PendingStop?
@@ -38,10 +39,10 @@ extension Engine {
                 commands.mayHaveMore = false
                 break
             }
-            // A doorbell may have been rung before the command was queued, while this waited for memory.
+            // While the TRB was loaded, a doorbell may have been rung that precedes the command.
             handleDoorbells()
             guard registers.streamDoorbells.isEmpty else {
-                commands.position = entry.position
+                commands.dequeuePointer = entry.position
                 return true
             }
             execute(CommandTRB(entry.trb), at: entry.position.address, now: now)
@@ -57,7 +58,7 @@ extension Engine {
         commands.mayHaveMore = true
         guard !registers.commandRing.isRunning else { return }
         registers.commandRing.run()
-        commands.position = registers.commandRing.start
+        commands.dequeuePointer = registers.commandRing.start
     }
 
     /// Executes CS and CA of CRCR (xHCI 4.6.1.1, 4.6.1.2).
@@ -68,18 +69,18 @@ extension Engine {
             guard request == .abort else { return }
             finish(stop, aborted: true)
         }
-        registers.commandRing.stop(at: commands.position)
+        registers.commandRing.stop(at: commands.dequeuePointer)
         commands.mayHaveMore = false
         bus.post(
             .commandCompletion(
-                .commandRingStopped, pointer: commands.position.address, slot: 0),
+                .commandRingStopped, pointer: commands.dequeuePointer.address, slot: 0),
             to: 0)
     }
 
-    /// The next command TRB that is the controller's.
+    /// Reads the next command TRB; `nil` if the driver still owns it.
     private mutating func nextCommand() -> RingEntry? {
         for _ in 0...XHCILimits.linkTRBsPerTD {
-            let position = commands.position
+            let position = commands.dequeuePointer
             let fetched: TRB?
             do throws(DMAError) {
                 fetched = try bus.fetch(at: position)
@@ -89,10 +90,10 @@ extension Engine {
             }
             guard let trb = fetched else { return nil }
             guard let link = LinkTRB(trb) else {
-                commands.position = position.next
+                commands.dequeuePointer = position.next
                 return RingEntry(trb: trb, position: position)
             }
-            commands.position = position.following(link)
+            commands.dequeuePointer = position.following(link)
             if TransferTRB(trb).interruptOnCompletion {
                 complete(.success, at: position.address, slot: 0)
             }
@@ -111,8 +112,8 @@ extension Engine {
 
     // MARK: - Stop Endpoint
 
-    /// Starts Stop Endpoint (xHCI 4.6.9), which ends when the device has completed the transfers that it
-    /// cancels, or after ``XHCILimits/cancelTimeout``.
+    /// Starts Stop Endpoint (xHCI 4.6.9), which ends when the device has completed the transfers
+    /// that it cancels, or after ``XHCILimits/cancelTimeout``.
     mutating func stopEndpoint(_ command: CommandTRB, at pointer: UInt64, now: Duration) {
         let slot = command.slot
         let endpoint = command.endpoint

@@ -7,10 +7,10 @@ extension GuestMemory {
     /// Loads a TRB if its cycle bit is `cycle`.
     ///
     /// The control word is loaded first, with acquire: if the producer has handed the TRB over, the
-    /// other words are the TRB's. Each word is loaded once. Memory that only messages reach is
-    /// asked for the rest only if the cycle bit matches.
+    /// other words are the TRB's. Each word is loaded once. In memory that only messages reach, the
+    /// other words are loaded only if the cycle bit matches.
     ///
-    /// - Throws: also for an address that is not a multiple of four; no ring has one.
+    /// - Throws: also for an address that is not a multiple of four, which no ring has.
     func loadTRB(at address: GuestAddress, cycle: Bool) throws(DMAError) -> TRB? {
         try requireWords(address)
         guard let mapped = mappedValue(TRB.self, at: address, writing: false) else {

@@ -13,7 +13,7 @@ struct TransferRingReader {
     /// Data bytes of the TRBs so far.
     private var dataLength = 0
     private var linkCount = 0
-    /// TRBs loaded so far, including the one that ended the reading.
+    /// TRBs loaded so far, including the last one, even if the guest still owns it.
     private var fetchCount = 0
 
     private enum ReadError: Error {

@@ -4,8 +4,8 @@ internal import USB
 
 /// The root hub: the ports and the devices attached to them (xHCI 4.19).
 ///
-/// Like the register file it is called at any moment, so it does not call the engine: the engine is
-/// notified of a detached device through the inbox.
+/// Its methods may be called at any moment, like those of the register file, so they do not call
+/// the engine. The inbox notifies the engine of a detached device.
 final class RootHub {
     private let registers: RegisterFile
     private let inbox: DeviceInbox
@@ -17,7 +17,7 @@ final class RootHub {
         connections = Array(repeating: nil, count: registers.capabilities.ports)
     }
 
-    /// A device may hold its port, which holds it.
+    /// Detaches all devices: a device may retain its connection, which retains the device.
     deinit {
         for connection in connections { connection?.detach() }
     }
@@ -69,17 +69,17 @@ final class RootHub {
     }
 
     /// Applies port register writes of the guest to the device of a port.
-    func applyEffects(port: Int) {
-        let effects = registers.ports[port].deviceActions
-        guard !effects.isEmpty else { return }
+    func applyDeviceActions(port: Int) {
+        let actions = registers.ports[port].deviceActions
+        guard !actions.isEmpty else { return }
         registers.ports[port].deviceActions = []
         let device = connections[port]?.device
-        if effects.contains(.reset) {
+        if actions.contains(.reset) {
             device?.reset()
             registers.ports[port].finishReset()
         }
-        if effects.contains(.suspend) { device?.setSuspended(true) }
-        if effects.contains(.resume) { device?.setSuspended(false) }
+        if actions.contains(.suspend) { device?.setSuspended(true) }
+        if actions.contains(.resume) { device?.setSuspended(false) }
     }
 
     /// Resumes the port of a device that signals remote wakeup.

@@ -6,11 +6,11 @@ import TestKit
 import Testing
 import VFIOClient
 
-/// Guest memory that a monitor unmaps and maps again while the controller runs.
+/// Guest memory that a VMM unmaps and maps again while the controller runs.
 ///
-/// QEMU does so whenever firmware protects or opens the memory that shadows its ROMs: it unmaps all of
-/// main memory and maps it again in other regions, and in between there is none.
-private final class RearrangedMemory {
+/// QEMU does so when firmware changes the protection of the memory that shadows its ROMs: it unmaps
+/// all of main memory and maps it again in other regions.
+private final class RemappedMemory {
     private let bench: Bench
     private let ram: SharedMemory
     let client: QEMUClient
@@ -46,7 +46,7 @@ private final class RearrangedMemory {
 
     func add() throws { try client.add(.init(address: 0, contents: ram, isShared: true)) }
 
-    /// Rings the doorbell of the command ring. The write is posted: no answer is awaited.
+    /// Rings the doorbell of the command ring. The write is posted: it has no reply.
     func ringDoorbell() throws {
         let doorbells: UInt32 = try client.readRegister(Register.doorbellOffset)
         try client.writeRegister(UInt64(doorbells & ~3), UInt32(0))
@@ -64,7 +64,7 @@ private final class RearrangedMemory {
         return try client.readRegister(operational + Register.status, as: UInt32.self) & 4 != 0
     }
 
-    /// Runs one pass of the loop without waiting.
+    /// Runs one turn of the loop without waiting.
     func turn() throws { try bench.server.turn(until: now) }
 
     func turn(for time: Duration) throws {
@@ -73,13 +73,13 @@ private final class RearrangedMemory {
     }
 }
 
-struct RearrangedMemoryTests {
-    /// The controller does not access memory for 50 ms after some of it was unmapped. An attempt that
-    /// takes longer, because the machine is busy, proves nothing and is repeated.
+struct RemappedMemoryTests {
+    /// The controller is paused for 50 ms after an unmap. An attempt that takes longer, because the
+    /// machine is busy, proves nothing and is repeated.
     @Test("memory that is mapped again in time causes no error")
-    func rearranged() throws {
+    func remapped() throws {
         let isComplete = try holdsEventually {
-            let memory = try RearrangedMemory()
+            let memory = try RemappedMemory()
             // The controller fetches the command only after the memory has been removed.
             try memory.ringDoorbell()
             let start = memory.now
@@ -94,18 +94,18 @@ struct RearrangedMemoryTests {
         #expect(isComplete, "no attempt took less than 50 ms")
     }
 
-    @Test("memory that stays unmapped is an error when the guest uses the controller")
-    func staysAway() throws {
-        let memory = try RearrangedMemory()
+    @Test("memory that stays unmapped is an error at the guest's next register write")
+    func unmappedWithDoorbell() throws {
+        let memory = try RemappedMemory()
         try memory.remove()
         try memory.ringDoorbell()
         try memory.turn()
         #expect(try memory.hasFailed())
     }
 
-    @Test("memory that stays unmapped is an error after a while, though the guest does nothing")
-    func restEnds() throws {
-        let memory = try RearrangedMemory()
+    @Test("memory that stays unmapped is an error after 50 ms without a register write")
+    func unmappedWithoutAccess() throws {
+        let memory = try RemappedMemory()
         try memory.ringDoorbell()
         try memory.remove()
         try memory.turn(for: .milliseconds(100))
