@@ -8,10 +8,13 @@ internal import USB
 /// The request has parts: the Setup Stage with the first Data Stage TD, further Data Stage TDs, and
 /// the Status Stage. A device gets the whole request, so its data is staged here: IN data is copied
 /// to the guest part by part, and OUT data is collected until the Status Stage.
-struct ControlDataStage {
+///
+/// A device that has not completed the request in time loses its access to the data.
+final class ControlDataStage {
     let setup: SetupPacket
     /// wLength bytes.
-    private let data: MemoryLease
+    private let memory: StagingMemory
+    private let data = MemoryLease()
     /// Bytes of the parts that have completed.
     private var moved = 0
     /// The device's completion of an IN request.
@@ -21,7 +24,15 @@ struct ControlDataStage {
     init?(_ setup: SetupPacket, _ budget: StagingBudget) {
         guard let memory = StagingMemory(count: Int(setup.length), of: budget) else { return nil }
         self.setup = setup
-        data = MemoryLease()
+        self.memory = memory
+        unsafe data.replace(withStaged: memory.bytes, keeping: memory)
+    }
+
+    deinit { data.end() }
+
+    /// Ends all access of the device to the data, which stays.
+    func revoke() {
+        data.end()
         unsafe data.replace(withStaged: memory.bytes, keeping: memory)
     }
 
@@ -44,7 +55,7 @@ struct ControlDataStage {
     }
 
     /// Records the device's completion of the request.
-    mutating func record(_ outcome: TransferDescriptor.Outcome) { result = outcome }
+    func record(_ outcome: TransferDescriptor.Outcome) { result = outcome }
 
     /// The outcome of a part of `count` bytes. The part in which the device's data ends reports its
     /// error.
@@ -62,5 +73,5 @@ struct ControlDataStage {
     }
 
     /// Advances past a part of `count` bytes.
-    mutating func advance(_ count: Int) { moved += count }
+    func advance(_ count: Int) { moved += count }
 }

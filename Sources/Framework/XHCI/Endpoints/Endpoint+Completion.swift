@@ -183,6 +183,7 @@ extension Endpoint {
         if let position = schedule?.clear() { queues[queue].dequeuePointer = position }
         for descriptor in queues[queue].rewind(to: count).reversed() {
             load.remove(descriptor)
+            if descriptor.isPart { request?.revoke() }
             // The request begins again with its Setup Stage.
             if descriptor.stages == .setup { request = nil }
             endLease(of: descriptor)
