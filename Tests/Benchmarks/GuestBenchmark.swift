@@ -62,7 +62,7 @@ struct GuestBenchmark {
         let script = folder.appending(path: "guest-script")
         try Data(Self.script.utf8).write(to: script)
         progress("guest: fio in a virtual machine, about two minutes")
-        let text = try CompletedProgram(
+        let run = try CompletedProgram(
             [
                 "scripts/bed/boot", "--script", script.path,
                 "-device",
@@ -73,17 +73,16 @@ struct GuestBenchmark {
                 "-drive", "if=none,id=attached,format=raw,file=\(images[3])",
                 "-device", "usb-uas,bus=usb.0,id=uas",
                 "-device", "scsi-hd,bus=uas.0,drive=attached,product=usb-uas",
-            ], within: .seconds(300)
-        ).output
+            ], within: .seconds(300))
         try program.terminate()
-        section.rows = try Self.rows(text)
+        section.rows = try Self.rows(run)
         return section
     }
 
     /// Parses the lines `result DISK,PATTERN,KB/s`.
-    private static func rows(_ text: String) throws -> [Report.Row] {
+    private static func rows(_ run: CompletedProgram) throws -> [Report.Row] {
         var rates: [String: [String: [Double]]] = [:]
-        for line in text.split(whereSeparator: \.isNewline) where line.hasPrefix("result ") {
+        for line in run.output.split(whereSeparator: \.isNewline) where line.hasPrefix("result ") {
             let fields = line.dropFirst(7).split(separator: ",").map(String.init)
             guard fields.count == 3, let index = Int(fields[1]), let rate = Double(fields[2]),
                 patterns.indices.contains(index)
@@ -92,7 +91,9 @@ struct GuestBenchmark {
                 rate * 1024 / 1e6)
         }
         guard !rates.isEmpty else {
-            throw BenchmarkError("the guest has printed no results: \(text.suffix(2000))")
+            throw BenchmarkError(
+                "the guest has printed no results: \(run.output.suffix(2000)) \(run.errors.suffix(1000))"
+            )
         }
         return patterns.map { pattern in
             let rates = rates[pattern.name] ?? [:]

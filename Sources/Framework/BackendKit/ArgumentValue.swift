@@ -11,7 +11,9 @@ public enum ArgumentValue: Equatable, Sendable, Codable {
     /// A JSON value of another type, which no argument takes.
     case other
 
-    /// Decodes a single value. A value of another type becomes ``other``.
+    /// Decodes a single value.
+    ///
+    /// A value of another type becomes ``other``.
     public init(from decoder: any Decoder) throws {
         let container = try decoder.singleValueContainer()
         if let text = try? container.decode(String.self) {
@@ -25,7 +27,9 @@ public enum ArgumentValue: Equatable, Sendable, Codable {
         }
     }
 
-    /// Encodes a single value. ``other`` becomes `null`.
+    /// Encodes a single value.
+    ///
+    /// ``other`` becomes `null`.
     public func encode(to encoder: any Encoder) throws {
         var container = encoder.singleValueContainer()
         switch self {

@@ -19,8 +19,9 @@ public final class Mapping {
     /// Checks ``isIntact`` without a reference to the mapping.
     public let integrity: Integrity
 
-    /// Checks whether the file still has all pages of a mapping. It is a number, so that it can be
-    /// copied and checked at each access.
+    /// Checks whether the file still has all pages of a mapping.
+    ///
+    /// It is a number, so that it can be copied and checked at each access.
     ///
     /// It is valid while the mapping exists.
     public struct Integrity: Sendable {

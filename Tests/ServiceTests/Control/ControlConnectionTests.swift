@@ -145,7 +145,7 @@ struct ControlConnectionTests {
         let client = try bench.client()
         try client.wire.send(Array(#"{"request":"attach","spec":"fake"}"#.utf8))
         _ = Glibc.shutdown(try #require(client.wire.socketNumber), CInt(SHUT_WR))
-        #expect(try client.answer().error?.contains("no end") == true)
+        #expect(try client.answer().error?.contains("no line feed") == true)
         #expect(try client.wire.isClosedByServer())
         #expect(bench.backends.isEmpty)
     }

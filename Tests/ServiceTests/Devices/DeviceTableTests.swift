@@ -71,7 +71,7 @@ struct DeviceTableTests {
             ("tape:file=x", nil, .refused, "there are: fake, fixed"),
             ("fake:colour=red", nil, .refused, "'colour' is not a parameter"),
             ("", nil, .refused, "names no device"),
-            ("fake:id=a", "b", .badRequest, "both"),
+            ("fake:id=a", "b", .badRequest, "two ids"),
             ("fake", "present", .idTaken, "'present'"),
             ("fake", "", .refused, "cannot be the id"),
             ("fake", "a b", .refused, "cannot be the id"),

@@ -131,8 +131,7 @@ struct MemoryLeaseTests {
         #expect(guest.answersCommands)
     }
 
-    @Test func `TDs that a device completes together with another do not delay commands`() throws
-    {
+    @Test func `TDs that a device completes together with another do not delay commands`() throws {
         for _ in 0..<3 {
             input.submit(.normal(guest.memory.allocate(512), 512, .interruptOnCompletion))
         }

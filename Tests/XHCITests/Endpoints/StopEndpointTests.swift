@@ -134,8 +134,7 @@ struct StopEndpointTests {
                 == guest.memory.bytes(at: buffer, count: 1536))
     }
 
-    @Test func `a device that does not complete its transfer does not delay the command`() throws
-    {
+    @Test func `a device that does not complete its transfer does not delay the command`() throws {
         device.cancelsAtOnce = false
         input.submit(chain)
         guest.machine.pass(.milliseconds(1))
