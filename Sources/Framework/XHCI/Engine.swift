@@ -192,7 +192,8 @@ struct Engine {
             wrapTime = nil
             return
         }
-        if let wrapTime, wrapTime <= now { bus.post(.microframeWrap, to: 0) }
+        // A wrap while the ring is full has no event, since such events would wait without bound.
+        if let wrapTime, wrapTime <= now, bus.hasRoom(in: 1) { bus.post(.microframeWrap, to: 0) }
         wrapTime = registers.microframes.nextWrap(now: now)
     }
 

@@ -86,6 +86,52 @@ struct EventRingTests {
         #expect(got.filter { $0.isTransfer }.map(\.pointer) == addresses)
     }
 
+    /// Consumes all events, and those that wait for space.
+    private func drain(_ guest: Guest) -> [GuestEvent] {
+        guest.driver.updatesDequeuePointer = true
+        var events: [GuestEvent] = []
+        for _ in 0..<80 {
+            guest.driver.acknowledge()
+            events += guest.driver.takeAll(after: .milliseconds(1))
+        }
+        return events
+    }
+
+    @Test func `a command ring that is stopped again and again adds one event to a full ring`()
+        throws
+    {
+        let guest = try guest([[16]])
+        let machine = guest.machine
+        guest.driver.updatesDequeuePointer = false
+        _ = queue(30, on: guest)
+        machine.pass(.milliseconds(1))
+        for _ in 0..<500 {
+            guest.driver.ringDoorbell(slot: 0, target: 0)
+            machine.pass(.microseconds(10))
+            // CS, only while CRR is set: otherwise the write would be a new pointer.
+            guard machine.read32(guest.registers.commandRing) & 8 != 0 else { continue }
+            machine.write64(2, at: guest.registers.commandRing)
+            machine.pass(.microseconds(10))
+        }
+        let stops = drain(guest).filter { $0.code == .commandRingStopped }
+        #expect(stops.count == 1)
+        #expect(guest.answersCommands)
+    }
+
+    @Test func `wraps of MFINDEX do not accumulate while the ring is full`() throws {
+        let guest = try guest([[16]])
+        let machine = guest.machine
+        machine.write32(
+            machine.read32(guest.registers.command) | GuestDriver.Command.wrapEventEnable,
+            at: guest.registers.command)
+        guest.driver.updatesDequeuePointer = false
+        _ = queue(30, on: guest)
+        machine.pass(.microseconds(125 * 0x4000 * 50))
+        let wraps = drain(guest).filter { $0.kind == .microframeWrap }
+        #expect(wraps.count <= 1)
+        #expect(guest.answersCommands)
+    }
+
     @Test(arguments: 0...16)
     func `the controller survives segments of any size`(count: Int) throws {
         let guest = try guest([[256]])

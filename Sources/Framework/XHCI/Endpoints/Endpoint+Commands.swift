@@ -57,7 +57,8 @@ extension Endpoint {
         if let head, case .cancelled(let count) = head.outcome {
             transferred = count
             // Before `requeue` revokes the lease, whose staging memory may have the data.
-            _ = writeBack(head, transferred, bus)
+            // Data that does not reach the guest counts as not moved.
+            if !writeBack(head, transferred, bus) { transferred = 0 }
         }
         requeue(queue, after: count, owner)
         guard let head else { return nil }

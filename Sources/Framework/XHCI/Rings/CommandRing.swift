@@ -51,9 +51,10 @@ extension Engine {
         return registers.commandRing.stopRequest != nil && commands.pendingStop == nil
     }
 
-    /// Starts the ring at CRCR after doorbell 0.
+    /// Starts the ring at CRCR after doorbell 0, when the event ring has space. Each stop of the ring
+    /// posts an event, so the starts bound the events that wait.
     private mutating func startCommandRing() {
-        guard registers.hasCommands else { return }
+        guard registers.hasCommands, bus.hasRoomForCommands else { return }
         registers.hasCommands = false
         commands.mayHaveMore = true
         guard !registers.commandRing.isRunning else { return }
