@@ -52,7 +52,7 @@ enum XHCILimits {
     // MARK: - Work in one call of `service`
 
     /// Commands executed in one service pass.
-    static let commandsPerService = 64
+    static let commandsPerPass = 64
     /// Passes over completions, commands and endpoints in one call of `service`.
     static let passesPerService = 16
     /// Work of one endpoint in a pass before the next endpoint is serviced. A unit is a TRB loaded,

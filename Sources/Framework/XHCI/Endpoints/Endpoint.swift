@@ -16,7 +16,7 @@ struct SlotIdentity {
 /// TDs are read ahead within the credits and complete in order. An error or a stop requeues
 /// the TDs that have not completed: they are read from the ring again when the endpoint runs again.
 ///
-/// Beside this file: Endpoint+Submission (from a ring to the device), Endpoint+Completion (from the
+/// Beside this file: Endpoint+Submission (from a ring to the device), Endpoint+Retirement (from the
 /// device to events), Endpoint+Commands, Endpoint+Control (control requests with a split Data
 /// Stage) and Endpoint+Isochronous.
 struct Endpoint {
