@@ -78,7 +78,7 @@ extension NestedVMTests {
                     "host:vendor=46f4,product=0002", "host:vendor=0403,product=6001",
                     "host:vendor=0x0525,product=0xa4a7")
                 try host.wait(
-                    until: "grep -q 'waiting for it to be plugged in' \(GuestHost.serverFolder)/log"
+                    until: "grep -q 'waiting for one to be' \(GuestHost.serverFolder)/log"
                 )
                 let inner = try host.bootInner(.newest)
                 try inner.run("modprobe --all snd-usb-audio ftdi_sio cdc_acm cdc_ncm")
