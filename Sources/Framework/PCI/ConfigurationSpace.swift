@@ -42,9 +42,9 @@ public struct ConfigurationSpace: Sendable {
         }
     }
 
-    /// Appends a capability to the capabilities list (6.7).
+    /// Appends a capability to the capabilities list (PCI Local Bus 3.0, 6.7).
     ///
-    /// The caller defines the fields behind Capability ID and Next Pointer.
+    /// The caller defines the fields after Capability ID and Next Pointer.
     ///
     /// - Parameters:
     ///   - identifier: the Capability ID.

@@ -28,7 +28,7 @@ public struct IOVectors: @unchecked Sendable {
         if unsafe first == nil { unsafe first = segment } else { unsafe rest.append(segment) }
     }
 
-    /// A part of the list, as segments of the same memory.
+    /// A part of the list, which refers to the same memory; nothing is copied.
     ///
     /// - Parameters:
     ///   - skipped: the number of bytes to leave out at the beginning.

@@ -6,8 +6,9 @@
 /// The controller grants a lease with the submission of a transfer and ends it when the TD is
 /// retired. It revokes the lease earlier when the guest takes the memory back, for example with
 /// Stop Endpoint, or when the device is detached. A buffer whose lease has ended refers to no
-/// bytes: accesses through it copy nothing. The lease can be granted to the next transfer at once,
-/// because a buffer knows for which grant it was made.
+/// bytes: accesses through it copy nothing. When the client unmaps the memory, the lease moves to
+/// staging memory instead (`LeaseTable` of the controller). The lease can be granted to the next
+/// transfer at once, because a buffer knows for which grant it was made.
 ///
 /// Devices use ``TransferBuffer`` and never see its lease. Leases are used on the event loop only.
 @safe

@@ -3,9 +3,8 @@
 internal import Platform
 
 // Offsets count from the end of the header, as in the protocol document. The field `argsz` holds
-// the length of the reply that the client expects. Clients disagree whether that includes the
-// header, and every reply of the server is as short as its command permits, so the field is
-// ignored.
+// the length of the reply that the client expects. The field is ignored: clients
+// disagree whether it includes the header, and no reply could be shorter.
 
 /// The payload of DMA_MAP: 32 bytes.
 struct DMAMapRequest {

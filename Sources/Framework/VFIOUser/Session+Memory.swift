@@ -6,6 +6,9 @@ internal import SystemPackage
 
 /// DMA_MAP and DMA_UNMAP.
 ///
+/// Transfers in unmapped memory go on in memory of this process: see the controller's
+/// `LeaseTable`.
+///
 /// Specification: the protocol document's sections "VFIO_USER_DMA_MAP" and "VFIO_USER_DMA_UNMAP".
 extension Session {
     /// DMA_MAP.

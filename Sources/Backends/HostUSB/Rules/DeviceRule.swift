@@ -3,6 +3,9 @@
 package import BackendKit
 
 /// The rule by which a `host:` specification selects a device of the host.
+///
+/// ``HostBackend`` (HostBackend+Probing) chooses among several devices that match, at the start and
+/// after a replug.
 package enum DeviceRule: Equatable {
     /// The device that has this address now. It gets another address when it is replugged.
     case address(bus: UInt8, address: UInt8)

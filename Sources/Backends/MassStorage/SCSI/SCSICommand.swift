@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// A supported command (SPC-4, SBC-3): its operation code, service action and CDB usage data, as
-/// REPORT SUPPORTED OPERATION CODES reports them.
+/// REPORT SUPPORTED OPERATION CODES reports them. ``LogicalUnit`` executes the command.
 struct SCSICommand {
     enum Name {
         case testUnitReady, requestSense, readFormatCapacities, inquiry, modeSelect6, modeSense6

@@ -99,8 +99,8 @@ extension Engine {
 
     /// Whether Configure Endpoint may add an Endpoint Context at a DCI.
     ///
-    /// Only an isochronous endpoint may have a Max Packet Size of 0: that of alternate setting 0
-    /// has no bandwidth (USB 2.0 5.6.3).
+    /// Only an isochronous endpoint may have a Max Packet Size of 0: in alternate setting 0 such an
+    /// endpoint has no bandwidth (USB 2.0 5.6.3).
     private func isValid(_ context: EndpointContext, index: Int) -> Bool {
         context.kind.fits(index: index)
             && (context.maxPacketSize > 0 || context.kind.isIsochronous)

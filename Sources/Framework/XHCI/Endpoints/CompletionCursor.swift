@@ -108,7 +108,7 @@ struct CompletionCursor {
                 descriptor.isControl
                     ? .nothing : PartialTransfer(bytes: done, accumulated: accumulated)
             )
-            // An error has an event even if the TRB has IOC clear.
+            // An error posts an event whatever IOC is, and BEI does not block its interrupt.
             var ended = event(ending.code, at: position, trb, length: residue)
             ended.interrupts = true
             return ended

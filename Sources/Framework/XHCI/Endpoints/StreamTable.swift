@@ -4,6 +4,8 @@ internal import DMA
 internal import DequeModule
 
 /// The error of a Stream ID that names no stream (xHCI 4.12.2.1).
+///
+/// After a doorbell, ``Endpoint`` halts and posts an event; a command completes with TRB Error.
 enum StreamError: Error {
     /// The Stream ID is reserved or too large.
     case invalidID

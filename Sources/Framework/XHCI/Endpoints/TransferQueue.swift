@@ -17,8 +17,8 @@ struct TransferQueue {
 
     init(_ dequeuePointer: RingPosition) { self.dequeuePointer = dequeuePointer }
 
-    /// The position of a transfer that the device has. Devices complete in order, so it is nearly
-    /// always the first.
+    /// The position of the TD of a transfer that the device still has; `nil` if there is none.
+    /// Devices complete in order, so the first TD without an outcome is tried first.
     mutating func position(of id: Transfer.ID) -> Int? {
         while firstPending < inFlight.count, inFlight[firstPending].outcome != nil {
             firstPending += 1
@@ -45,7 +45,8 @@ struct TransferQueue {
     /// Whether the device has no TD of the queue.
     var isDrained: Bool { inFlight.allSatisfy { $0.outcome != nil } }
 
-    /// The number of TDs that have completed before the first that has not.
+    /// The number of TDs at the front that completed or failed. A cancelled or pending TD ends the
+    /// count.
     var completedCount: Int {
         inFlight.prefix { descriptor in
             switch descriptor.outcome {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// The registers of one interrupter (xHCI 5.5.2) and its interrupt moderation counter.
+///
+/// ``EventRing/raiseInterrupt(_:registers:now:)`` decides when an interrupt is raised.
 struct InterrupterRegisters {
     /// IMAN.IP.
     var isPending = false

@@ -9,8 +9,8 @@ internal import USB
 struct PortRegisters {
     /// Whether the port belongs to the USB 3 protocol.
     let isSuperSpeed: Bool
-    /// The speed of the attached device, also while the port does not show it to the guest; `nil`
-    /// if none is attached.
+    /// The speed of the attached device, set even while the port hides the device from the guest;
+    /// `nil` if none is attached.
     private(set) var attachedSpeed: USBSpeed?
 
     /// CCS.
@@ -148,7 +148,8 @@ struct PortRegisters {
         return value
     }
 
-    /// PORTSC with only the plain read/write bits; the others act when written as one.
+    /// PORTSC with only PP and the wake enable bits. A 1 written to any other writable bit has an
+    /// effect.
     var preservedStatusAndControl: UInt32 { statusAndControl & (1 << 9 | Self.wakeMask) }
 
     private static let wakeMask: UInt32 = 0x0e00_0000

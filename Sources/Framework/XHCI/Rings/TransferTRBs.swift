@@ -21,8 +21,7 @@ struct TransferTRB {
     var interruptOnCompletion: Bool { trb.control[bit: 5] }
     /// IDT, bit 6.
     var isImmediateData: Bool { trb.control[bit: 6] }
-    /// BEI, bit 9: the event that IOC requests raises no interrupt. It has no effect on other
-    /// events.
+    /// BEI, bit 9: the event that IOC requests raises no interrupt. Without IOC, BEI is ignored.
     var blockEventInterrupt: Bool { interruptOnCompletion && trb.control[bit: 9] }
     /// DIR, bit 16, of a Data Stage or Status Stage TRB.
     var direction: Bool { trb.control[bit: 16] }
