@@ -92,7 +92,8 @@ struct GuestBenchmark {
         }
         guard !rates.isEmpty else {
             throw BenchmarkError(
-                "the guest has printed no results: \(run.output.suffix(2000)) \(run.errors.suffix(1000))"
+                "the guest has printed no results: \(run.output.suffix(2000)) "
+                    + "\(run.errors.suffix(1000))"
             )
         }
         return patterns.map { pattern in
